@@ -1,0 +1,58 @@
+# `make` alone lists the targets. Everything a target needs is installed first; that is quick the second time.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+
+.PHONY: help install test demo lint fmt docs dist lock soak bench-install bench-handoff bench-relay clean distclean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install:  ## install what is missing: Debian packages (root), .venv, locked dependencies, msocks itself
+	@tools/install
+
+test: lint docs  ## lint, build the docs, run every test; a skipped test is a failed test
+	$(PYTHON) -m pytest --session-timeout=780
+
+demo: install  ## the main job: real curl and ssh move between networks, nothing is lost
+	@$(PYTHON) demo/main.py
+
+lint: install  ## ruff, mypy --strict, the layers
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+fmt: install  ## let ruff repair and format
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+docs: install  ## build docs/_build/html; a warning is an error
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+dist: install  ## build sdist and wheel into dist/
+	rm -rf dist
+	$(PYTHON) -m build --no-isolation
+
+lock:  ## rewrite requirements/*.txt from pyproject.toml
+	@tools/lock
+
+bench-install: install
+	@tools/install bench
+
+soak: install  ## the long runs
+	@$(PYTHON) benchmarks/soak.py
+
+bench-handoff: bench-install  ## stalls at a move, beside MPTCP; writes docs/benchmarks/
+	@$(PYTHON) benchmarks/handoff.py
+
+bench-relay: bench-install  ## the relay's throughput, rate and memory, beside pproxy and dante; writes docs/benchmarks/
+	@$(PYTHON) benchmarks/relay.py
+
+clean:  ## remove what was built and every cache
+	rm -rf build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean  ## and the installed environment
+	rm -rf .venv .tools

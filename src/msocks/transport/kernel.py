@@ -1,0 +1,83 @@
+"""What is asked of the kernel about one TCP socket, beyond reading and writing."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import struct
+from dataclasses import dataclass
+
+SIOCINQ = 0x541B  # FIONREAD
+SIOCOUTQ = 0x5411  # TIOCOUTQ
+TCP_NOTSENT_LOWAT = 25
+_TCP_INFO_LENGTH = 232
+
+# No more than this waits unsent in the kernel of a leg: what lies there is lost time when the leg is replaced.
+NOT_SENT_LOW_WATER_BYTES = 128 * 1024
+
+
+def bytes_unread(sock: socket.socket) -> int:
+    """Bytes the kernel has received in order, and so ACKed, that nobody has read (SIOCINQ; a FIN is not counted)."""
+    return _int_ioctl(sock, SIOCINQ)
+
+
+def bytes_unacknowledged(sock: socket.socket) -> int:
+    """Sequence space written and not yet ACKed by the peer (SIOCOUTQ; an un-ACKed FIN counts as one; 0 in SYN_SENT)."""
+    return _int_ioctl(sock, SIOCOUTQ)
+
+
+def _int_ioctl(sock: socket.socket, request: int) -> int:
+    answer = array.array("i", [0])
+    fcntl.ioctl(sock, request, answer)
+    return answer[0]
+
+
+def reset_on_close(sock: socket.socket, enabled: bool = True) -> None:
+    """Make close() send RST instead of FIN (SO_LINGER 0).
+
+    A FIN on a leg is a statement of the program that its stream ends here; only an explicit shutdown() may make it.
+    A process that dies, in contrast, closes its sockets without meaning it: the RST that this option turns that into
+    says "detached", and no truncated stream is taken for a whole one.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(enabled), 0))
+
+
+def prepare_leg(sock: socket.socket) -> None:
+    """Options of every mobile leg, at both ends."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)
+    reset_on_close(sock)
+
+
+@dataclass(frozen=True, slots=True)
+class TcpInfo:
+    """The part of struct tcp_info (linux/tcp.h) that the watch over a path needs; times in milliseconds."""
+
+    state: int
+    retransmits: int
+    backoff: int
+    rto_ms: float
+    unacked_segments: int
+    last_data_received_ms: int
+    last_ack_received_ms: int
+    rtt_ms: float
+    rtt_variance_ms: float
+
+
+def tcp_info(sock: socket.socket) -> TcpInfo:
+    """Read TCP_INFO. Raises OSError on a socket that is no TCP socket."""
+    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LENGTH)
+    state, _ca, retransmits, _probes, backoff = struct.unpack_from("5B", raw)
+    words = struct.unpack_from("24I", raw, 8)
+    return TcpInfo(
+        state=state,
+        retransmits=retransmits,
+        backoff=backoff,
+        rto_ms=words[0] / 1000,
+        unacked_segments=words[4],
+        last_data_received_ms=words[11],
+        last_ack_received_ms=words[12],
+        rtt_ms=words[15] / 1000,
+        rtt_variance_ms=words[16] / 1000,
+    )

@@ -1,0 +1,377 @@
+"""One byte stream in each direction, carried by a chain of legs: the same at both ends of a mobile leg.
+
+Outbound, bytes are retained until the peer's kernel has ACKed them, so that a new leg can begin anywhere from there.
+Inbound, the legs are drained in generation order, so that what a dead leg had received is read before its successor.
+The stream outlives its legs; when the last one is lost it simply waits for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from dataclasses import dataclass
+from typing import Protocol
+
+from msocks.session.leg_chain import LegChain
+from msocks.session.retention import Retention, acknowledged_bytes
+from msocks.transport.kernel import bytes_unacknowledged, bytes_unread
+from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
+from msocks.transport.sweep import Sweep
+
+# More than this waiting in user space, and the source of the stream is not read: back-pressure.
+UNSENT_LIMIT_BYTES = 256 * 1024
+# Asking the kernel what was ACKed costs a system call: not for every write.
+_RELEASE_STEP_BYTES = 256 * 1024
+
+
+class StreamOwner(Protocol):
+    """Who is told what becomes of a stream. The calls come from the reactor; none may block."""
+
+    def on_readable(self) -> None:
+        """read() may give something now."""
+
+    def on_writable(self) -> None:
+        """The stream takes bytes again."""
+
+    def on_leg_lost(self, generation: int, error: OSError) -> None:
+        """The newest leg is dead. Its unread bytes stay readable; attach another."""
+
+    def on_acknowledged(self) -> None:
+        """The peer's kernel has ACKed everything, the FIN included."""
+
+
+@dataclass(slots=True, eq=False)
+class _Leg:
+    sock: socket.socket
+    generation: int
+    early: bytes  # read behind the handshake, belongs to the stream
+    failed: bool = False
+    # outbound
+    begins_at: int = 0  # stream offset of the first outbound byte
+    overhead: int = 0  # bytes written before that: the leg's request or reply
+    fin_sent: bool = False
+    sent_until: int = 0  # stream offset up to which the kernel took bytes, once the leg no longer sends
+
+    def unread(self) -> int:
+        return len(self.early) + bytes_unread(self.sock)
+
+
+class LegStream:
+    """See the module. Not thread-safe; all calls from the reactor's thread."""
+
+    def __init__(self, reactor: Reactor, owner: StreamOwner, sweep: Sweep) -> None:
+        self._reactor = reactor
+        self._owner = owner
+        self._sweep = sweep
+        self._chain = LegChain()
+        self._retention = Retention()
+        self._legs: dict[int, _Leg] = {}
+        self._sending: _Leg | None = None
+        self._frozen = False
+        self._finishing = False
+        self._release_at = _RELEASE_STEP_BYTES
+        self._full = False  # the writer was told to wait
+        self._eof = False
+        self._told_acknowledged = False
+        self._sent_highest = 0
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        """Inbound bytes handed to the reader."""
+        return self._chain.position
+
+    @property
+    def written(self) -> int:
+        """Outbound bytes accepted from the writer."""
+        return self._retention.end
+
+    @property
+    def sent(self) -> int:
+        """Outbound bytes that any leg's kernel has taken; the peer cannot have received more."""
+        return max(self._sent_highest, self._retention.sent)
+
+    @property
+    def retained(self) -> int:
+        """Outbound bytes held in memory."""
+        return self._retention.retained
+
+    @property
+    def writable(self) -> bool:
+        """Whether the writer should go on."""
+        return self._retention.unsent < UNSENT_LIMIT_BYTES and not self._finishing
+
+    @property
+    def finishing(self) -> bool:
+        """Whether the writer has ended its direction."""
+        return self._finishing
+
+    @property
+    def at_eof(self) -> bool:
+        """Whether the peer has ended its direction and all of it was read."""
+        return self._eof
+
+    @property
+    def live_socket(self) -> socket.socket | None:
+        """The socket of the leg that sends now."""
+        return self._sending.sock if self._sending is not None and not self._sending.failed else None
+
+    def received(self) -> int:
+        """Inbound bytes in this side's kernel or already read: R at the mobile node, U at the proxy."""
+        newest = self._chain.newest
+        return self._chain.received(self._legs[newest].unread() if newest is not None else 0)
+
+    def acknowledged(self) -> int:
+        """Outbound bytes that the peer's kernel has ACKed; everything before is (or may be) forgotten."""
+        self._release()
+        return self._retention.base
+
+    # -- legs -------------------------------------------------------------------------------------------------------
+
+    def freeze(self) -> int:
+        """Stop forgetting what is ACKed, for as long as a reconnect is under way; returns the basepoint for it."""
+        basepoint = self.acknowledged()
+        self._frozen = True
+        return basepoint
+
+    def thaw(self) -> None:
+        """The reconnect did not happen: forget again what the present leg's peer ACKs, and go on sending on it."""
+        self._frozen = False
+        self._push()
+
+    def send_on(self, sock: socket.socket, generation: int, begins_at: int, overhead: int = 0, preface: bytes = b"") -> None:
+        """Send on a new leg, from stream offset `begins_at`.
+
+        `overhead` bytes were already written to the socket (a request), `preface` is written before the stream (a
+        reply). Nothing more is sent on the leg before. Raises ValueError when `begins_at` is not retained.
+        """
+        self._retention_check(begins_at)
+        self.stop_sending()
+        self._retention.rewind(begins_at)
+        leg = self._legs.get(generation)
+        if leg is None:
+            leg = _Leg(sock, generation, b"")
+            self._legs[generation] = leg
+        leg.begins_at = begins_at
+        leg.overhead = overhead
+        self._sending = leg
+        if preface:
+            # A fresh leg has an empty send buffer, which takes a reply whole; if not, the leg is dead already.
+            try:
+                leg.overhead += sock.send(preface)
+            except OSError as error:
+                self._fail(leg, error)
+                return
+        self._push()
+
+    def resume_sending(self, generation: int) -> bool:
+        """Go back to an earlier leg after an attempt that came to nothing; False when that leg is gone."""
+        leg = self._legs.get(generation)
+        if leg is None or leg.failed:
+            return False
+        self.stop_sending()
+        self._retention.rewind(leg.sent_until)
+        self._sending = leg
+        self._push()
+        return True
+
+    def stop_sending(self) -> None:
+        """The leg that sends now sends nothing more."""
+        leg, self._sending = self._sending, None
+        if leg is not None:
+            self._release_from(leg)
+            leg.sent_until = self._retention.sent
+            self._sent_highest = max(self._sent_highest, leg.sent_until)
+
+    def receive_on(self, sock: socket.socket, generation: int, begins_at: int, early: bytes = b"") -> None:
+        """Read from a new leg, whose first byte is at stream offset `begins_at`; `early` was already read from it.
+
+        Raises StreamGapError when the earlier legs cannot supply the bytes before; the stream is useless then.
+        """
+        newest = self._chain.newest
+        self._chain.add(generation, begins_at, self._legs[newest].unread() if newest is not None else 0)
+        leg = self._legs.get(generation)
+        if leg is None:
+            leg = self._legs[generation] = _Leg(sock, generation, early)
+        else:
+            leg.early = early
+        self._frozen = False
+        self._drop_exhausted()
+        self._reactor.watch(sock.fileno(), lambda events: self._on_events(leg, events))
+        if leg.early:
+            self._reactor.call_soon(self._notify_readable)
+
+    def forget_leg(self, generation: int) -> None:
+        """Close a leg that was only sent on (an attempt that came to nothing)."""
+        leg = self._legs.pop(generation, None)
+        if leg is not None:
+            if self._sending is leg:
+                self._sending = None
+            self._close(leg)
+
+    def close(self) -> None:
+        """Close every leg (with RST, where data or a FIN is outstanding) and forget all bytes."""
+        self._sweep.discard(self)
+        self._sending = None
+        for leg in list(self._legs.values()):
+            self._close(leg)
+        self._legs.clear()
+
+    # -- bytes ------------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Append to the outbound stream and send what the leg takes. Never blocks, never fails: see `writable`."""
+        self._retention.append(data)
+        self._push()
+        self._full = not self.writable
+
+    def finish(self) -> None:
+        """End the outbound direction: a FIN follows the last byte, on this leg and on every later one."""
+        if not self._finishing:
+            self._finishing = True
+            self._push()
+
+    def read(self, at_most: int) -> bytes | None:
+        """Up to `at_most` inbound bytes; b"" at the end of the stream, None when there is nothing now.
+
+        Raises StreamGapError when a replaced leg ended before the bytes that only it had.
+        """
+        while not self._eof:
+            reading = self._chain.next_reading()
+            if reading is None:
+                return None
+            leg = self._legs[reading.generation]
+            wanted = reading.discard or at_most
+            if not reading.discard and reading.at_most is not None:
+                wanted = min(wanted, reading.at_most)
+            try:
+                data = self._receive(leg, wanted)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                self._end_of_leg(leg, error)
+                return None
+            if data:
+                self._chain.took(len(data))
+                if not self._chain.first_is_last:
+                    self._drop_exhausted()
+                if not reading.discard:
+                    return data
+            elif leg.failed or not self._chain.first_is_last:
+                self._end_of_leg(leg, ConnectionResetError(errno.ECONNRESET, "the leg was reset"))
+                return None
+            else:
+                self._eof = True
+        return b""
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _receive(self, leg: _Leg, wanted: int) -> bytes:
+        if leg.early:
+            data, leg.early = leg.early[:wanted], leg.early[wanted:]
+            return data
+        return leg.sock.recv(wanted)
+
+    def _retention_check(self, offset: int) -> None:
+        if not self._retention.base <= offset <= self._retention.end:
+            raise ValueError(
+                f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
+            )
+
+    def _push(self) -> None:
+        leg = self._sending
+        if leg is None or leg.failed:
+            return
+        retention = self._retention
+        try:
+            while (view := retention.next_unsent()) is not None:
+                retention.mark_sent(leg.sock.send(view))
+            if self._finishing and not leg.fin_sent:
+                leg.sock.shutdown(socket.SHUT_WR)
+                leg.fin_sent = True
+        except BlockingIOError:
+            pass  # EPOLLOUT will tell
+        except OSError as error:
+            self._fail(leg, error)
+            return
+        if retention.retained >= self._release_at:
+            self._release()
+            self._release_at = 2 * retention.retained + _RELEASE_STEP_BYTES
+        if retention.retained or self._finishing:
+            self._sweep.add(self)
+        if self._full and self.writable:
+            self._full = False
+            self._owner.on_writable()
+
+    def sweep(self) -> bool:
+        """Forget what was ACKed meanwhile; False when there is nothing left to look after (for Sweep)."""
+        self._release()
+        if self._finishing and not self._told_acknowledged and self._fin_acknowledged():
+            self._told_acknowledged = True
+            self._owner.on_acknowledged()
+        return self._sending is not None and (
+            self._retention.retained > 0 or (self._finishing and not self._told_acknowledged)
+        )
+
+    def _fin_acknowledged(self) -> bool:
+        leg = self._sending
+        return (
+            leg is not None and not leg.failed and leg.fin_sent and not self._frozen
+            and self._retention.retained == 0 and bytes_unacknowledged(leg.sock) == 0
+        )  # fmt: skip
+
+    def _release(self) -> None:
+        if self._sending is not None:
+            self._release_from(self._sending)
+
+    def _release_from(self, leg: _Leg) -> None:
+        if self._frozen:
+            return
+        written = leg.overhead + self._retention.sent - leg.begins_at
+        acked = acknowledged_bytes(written, bytes_unacknowledged(leg.sock), leg.fin_sent)
+        self._retention.release(leg.begins_at + max(0, acked - leg.overhead))
+
+    def _on_events(self, leg: _Leg, events: int) -> None:
+        if events & FAILED:
+            code = leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._fail(leg, OSError(code, errno.errorcode.get(code, "error")))
+        if events & WRITABLE and leg is self._sending:
+            self._push()
+            if self._finishing:
+                self.sweep()
+        if events & READABLE:
+            self._owner.on_readable()
+
+    def _notify_readable(self) -> None:
+        if self._legs:
+            self._owner.on_readable()
+
+    def _end_of_leg(self, leg: _Leg, error: OSError) -> None:
+        if self._chain.first_is_last:
+            self._fail(leg, error)
+        else:
+            raise self._chain.gap()
+
+    def _fail(self, leg: _Leg, error: OSError) -> None:
+        if leg.failed:
+            return
+        leg.failed = True
+        if leg is self._sending:
+            self.stop_sending()
+        if leg.generation == self._chain.newest:
+            self._owner.on_leg_lost(leg.generation, error)
+
+    def _drop_exhausted(self) -> None:
+        for generation in self._chain.exhausted():
+            leg = self._legs.pop(generation)
+            if leg is self._sending:
+                self._sending = None
+            self._close(leg)
+
+    def _close(self, leg: _Leg) -> None:
+        self._reactor.unwatch(leg.sock.fileno())
+        with contextlib.suppress(OSError):
+            leg.sock.close()

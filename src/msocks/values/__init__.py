@@ -1,0 +1,1 @@
+"""Plain values that every layer uses: endpoints, identifiers, links, access links. Standard library only."""

@@ -1,0 +1,1 @@
+"""A network testbed made of Linux namespaces. It imports nothing of `msocks`: it is the judge."""

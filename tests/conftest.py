@@ -1,0 +1,36 @@
+"""What holds for every test: a test that did not run is a test that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeVar
+
+import pytest
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def _without_excuse(report: Report) -> Report:
+    """Turn a skip, an expected failure and an unexpected pass into a failure that gives its reason."""
+    excuse = getattr(report, "wasxfail", None)
+    if excuse is not None:
+        del report.wasxfail
+        reason = f"marked xfail: {excuse or 'no reason given'}"
+    elif report.skipped:
+        # pytest describes a skip as (path, line, reason).
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    else:
+        return report
+    report.outcome = "failed"
+    report.longrepr = f"{reason}\nHere no test may be skipped or expected to fail."
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _without_excuse((yield))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _without_excuse((yield))

@@ -1,0 +1,212 @@
+"""Two leg streams joined by real TCP connections that break, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+
+import pytest
+
+from msocks.session.leg_chain import StreamGapError
+from msocks.session.resume import ClientPosition, StreamState, resume
+from msocks.transport.kernel import prepare_leg
+from msocks.transport.leg_stream import LegStream
+from msocks.transport.reactor import Reactor
+from msocks.transport.sweep import Sweep
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    for sock in (near, far):
+        sock.setblocking(False)
+        prepare_leg(sock)
+    return near, far
+
+
+def kill(sock: socket.socket) -> None:
+    """Destroy a connection from outside (SOCK_DESTROY): this end fails, the other one gets an RST."""
+    port = f"sport = {sock.getsockname()[1]}"
+    subprocess.run(["ss", "-K", "-n", "-t", "src", "127.0.0.1", port], check=True, capture_output=True)
+
+
+class Program:
+    """Writes a seeded stream as fast as it may, reads what comes."""
+
+    def __init__(self, reactor: Reactor, sweep: Sweep, seed: int, length: int) -> None:
+        self.stream = LegStream(reactor, self, sweep)
+        self.random = random.Random(seed)
+        self.remaining = length
+        self.sent_digest = hashlib.sha256()
+        self.received_digest = hashlib.sha256()
+        self.lost: list[int] = []
+        self.acknowledged = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.reading = True
+
+    def write_some(self, at_most: int = 1 << 30) -> None:
+        while self.remaining and self.stream.writable and at_most > 0:
+            size = min(self.remaining, at_most, self.random.choice((1, 7, 1500, 70_000)))
+            data = self.random.randbytes(size)
+            self.sent_digest.update(data)
+            self.remaining -= size
+            at_most -= size
+            self.stream.write(data)
+        if not self.remaining:
+            self.stream.finish()
+
+    def on_readable(self) -> None:
+        while self.reading:
+            data = self.stream.read(self.random.choice((1, 1000, 65536)))
+            if data is None:
+                return
+            if not data:
+                self.ended.set()
+                return
+            self.received_digest.update(data)
+
+    def on_writable(self) -> None:
+        self.write_some()
+
+    def on_leg_lost(self, generation: int, error: OSError) -> None:
+        self.lost.append(generation)
+
+    def on_acknowledged(self) -> None:
+        self.acknowledged.set()
+
+
+@pytest.fixture
+async def reactor() -> AsyncIterator[Reactor]:
+    made = Reactor(asyncio.get_running_loop())
+    yield made
+    made.close()
+
+
+def connect(mobile: Program, proxy: Program, generation: int) -> tuple[socket.socket, socket.socket]:
+    """What a RECONNECT does, without its messages."""
+    near, far = tcp_pair()
+    basepoint = mobile.stream.freeze()
+    received = mobile.stream.received()
+    mobile.stream.send_on(near, generation, basepoint)
+    proxy.stream.stop_sending()
+    decided = resume(
+        ClientPosition(received, basepoint, None, None),
+        StreamState(proxy.stream.received(), None, proxy.stream.acknowledged(), proxy.stream.sent, None),
+    )
+    proxy.stream.receive_on(far, generation, basepoint)
+    proxy.stream.send_on(far, generation, decided.down_from)
+    mobile.stream.receive_on(near, generation, decided.down_from)
+    return near, far
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_every_byte_arrives_once_over_many_legs(reactor: Reactor, seed: int) -> None:
+    chance = random.Random(seed)
+    sweep = Sweep(reactor)
+    mobile = Program(reactor, sweep, seed, 3_000_000)
+    proxy = Program(reactor, sweep, seed + 1000, 3_000_000)
+    legs = [connect(mobile, proxy, 1)]
+    for generation in range(2, 40):
+        mobile.write_some(chance.choice((0, 100, 200_000)))
+        proxy.write_some(chance.choice((0, 100, 200_000)))
+        mobile.reading = chance.random() < 0.7
+        proxy.reading = chance.random() < 0.7
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        if chance.random() < 0.6:  # the old leg dies before the new one stands; else they overlap
+            kill(chance.choice(legs[-1]))
+            await asyncio.sleep(chance.choice((0, 0.001)))
+        legs.append(connect(mobile, proxy, generation))
+    mobile.reading = proxy.reading = True
+    for program in (mobile, proxy):
+        program.on_readable()
+        program.write_some()
+    for program in (mobile, proxy):
+        await asyncio.wait_for(program.ended.wait(), 20)
+        await asyncio.wait_for(program.acknowledged.wait(), 20)
+    assert mobile.received_digest.digest() == proxy.sent_digest.digest()
+    assert proxy.received_digest.digest() == mobile.sent_digest.digest()
+    assert mobile.stream.retained == proxy.stream.retained == 0
+    mobile.stream.close()
+    proxy.stream.close()
+
+
+async def test_unread_bytes_of_a_reset_leg_are_read_before_the_next_one(reactor: Reactor) -> None:
+    sweep = Sweep(reactor)
+    mobile = Program(reactor, sweep, 1, 0)
+    proxy = Program(reactor, sweep, 2, 50_000)
+    mobile.reading = False
+    near, far = connect(mobile, proxy, 1)
+    proxy.write_some()
+    await asyncio.sleep(0.05)
+    assert mobile.stream.received() == 50_000
+    assert mobile.stream.position == 0
+    kill(far)
+    await asyncio.sleep(0.05)
+    assert mobile.lost == [1]
+    assert mobile.stream.received() == 50_000
+    connect(mobile, proxy, 2)
+    mobile.reading = True
+    mobile.on_readable()
+    await asyncio.wait_for(mobile.ended.wait(), 5)
+    assert mobile.received_digest.digest() == proxy.sent_digest.digest()
+    assert near.fileno() == -1
+    mobile.stream.close()
+    proxy.stream.close()
+
+
+async def test_a_gap_is_never_skipped(reactor: Reactor) -> None:
+    sweep = Sweep(reactor)
+    mobile = Program(reactor, sweep, 1, 0)
+    near, far = tcp_pair()
+    mobile.stream.receive_on(near, 1, 0)
+    far.send(b"x" * 10)
+    await asyncio.sleep(0.02)
+    other, distant = tcp_pair()
+    with pytest.raises(StreamGapError) as caught:
+        mobile.stream.receive_on(other, 2, 11)
+    assert (caught.value.available, caught.value.begins_at) == (10, 11)
+    mobile.stream.close()
+    for sock in (far, other, distant):
+        sock.close()
+
+
+async def test_a_reset_is_not_taken_for_the_end_of_the_stream(reactor: Reactor) -> None:
+    sweep = Sweep(reactor)
+    mobile = Program(reactor, sweep, 1, 0)
+    near, far = tcp_pair()
+    mobile.reading = False
+    mobile.stream.receive_on(near, 1, 0)
+    far.send(b"tail")
+    far.close()  # RST, by SO_LINGER 0
+    await asyncio.sleep(0.05)
+    assert mobile.lost == [1]
+    mobile.reading = True
+    mobile.on_readable()
+    assert mobile.stream.position == 4
+    assert not mobile.stream.at_eof
+    mobile.stream.close()
+
+
+async def test_a_writer_is_told_to_wait_and_to_go_on(reactor: Reactor) -> None:
+    sweep = Sweep(reactor)
+    mobile = Program(reactor, sweep, 1, 40_000_000)
+    proxy = Program(reactor, sweep, 2, 0)
+    proxy.reading = False
+    connect(mobile, proxy, 1)
+    mobile.write_some()
+    await asyncio.sleep(0.05)
+    assert not mobile.stream.writable
+    held = mobile.stream.retained
+    assert 0 < held < 12_000_000
+    proxy.reading = True
+    proxy.on_readable()
+    await asyncio.wait_for(proxy.ended.wait(), 20)
+    assert proxy.received_digest.digest() == mobile.sent_digest.digest()
+    mobile.stream.close()
+    proxy.stream.close()
