@@ -8,11 +8,9 @@ copyright = "the MSOCKS authors, Apache-2.0"
 version = release = __version__
 
 extensions = ["myst_parser"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-# Index pages gather their neighbours by pattern, and some shelves are still empty.
-suppress_warnings = ["toc.empty_glob"]
 
 html_theme = "furo"
 html_title = "MSOCKS"

@@ -21,14 +21,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
-
-
-class DatapathKind(StrEnum):
-    """Which datapath a session has; shown to users."""
-
-    RELAY = "relay"
-    SPLICE = "splice"
 
 
 class LegEnd(StrEnum):
@@ -71,8 +65,8 @@ class Conduit(Protocol):
         """Which datapath this is."""
 
     @property
-    def reason(self) -> str:
-        """Why it is this one: a short clause for `msocks flows`."""
+    def reason(self) -> DatapathReason:
+        """Why it is not the splice."""
 
     def stop_leg(self) -> None:
         """Let the present mobile leg (if any) carry nothing more in either direction; it is not closed yet."""

@@ -86,7 +86,7 @@ def address_size(data: bytes | bytearray, offset: int) -> int | None:
     if offset + 1 >= len(data):
         return None
     if data[offset + 1] == 0:
-        raise ProtocolError(ProtocolFault.LENGTH, "a SOCKS request has a name of no bytes")
+        raise ProtocolError(ProtocolFault.LENGTH, "a SOCKS message has a name of no bytes")
     return 4 + data[offset + 1]
 
 
@@ -104,4 +104,4 @@ def decode_address(data: bytes) -> Endpoint:
     try:
         return Endpoint(parse_host(bytes(data[2:-2]).decode("ascii")), port)
     except (AddressError, UnicodeDecodeError) as error:
-        raise ProtocolError(ProtocolFault.ADDRESS, f"a SOCKS request names a malformed host: {error}") from None
+        raise ProtocolError(ProtocolFault.ADDRESS, f"a SOCKS message names a malformed host: {error}") from None

@@ -75,6 +75,7 @@ class LegStream:
         self._eof = False
         self._told_acknowledged = False
         self._sent_highest = 0
+        self._end_at: int | None = None
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -139,9 +140,11 @@ class LegStream:
     def thaw(self) -> None:
         """The reconnect did not happen: forget again what the present leg's peer ACKs, and go on sending on it."""
         self._frozen = False
-        self._push()
+        self.flush()
 
-    def send_on(self, sock: socket.socket, generation: int, begins_at: int, overhead: int = 0, preface: bytes = b"") -> None:
+    def send_on(
+        self, sock: socket.socket, generation: int, begins_at: int, overhead: int = 0, preface: bytes = b""
+    ) -> None:
         """Send on a new leg, from stream offset `begins_at`.
 
         `overhead` bytes were already written to the socket (a request), `preface` is written before the stream (a
@@ -164,7 +167,7 @@ class LegStream:
             except OSError as error:
                 self._fail(leg, error)
                 return
-        self._push()
+        self.flush()
 
     def resume_sending(self, generation: int) -> bool:
         """Go back to an earlier leg after an attempt that came to nothing; False when that leg is gone."""
@@ -174,7 +177,7 @@ class LegStream:
         self.stop_sending()
         self._retention.rewind(leg.sent_until)
         self._sending = leg
-        self._push()
+        self.flush()
         return True
 
     def stop_sending(self) -> None:
@@ -224,14 +227,14 @@ class LegStream:
     def write(self, data: bytes) -> None:
         """Append to the outbound stream and send what the leg takes. Never blocks, never fails: see `writable`."""
         self._retention.append(data)
-        self._push()
+        self.flush()
         self._full = not self.writable
 
     def finish(self) -> None:
         """End the outbound direction: a FIN follows the last byte, on this leg and on every later one."""
         if not self._finishing:
             self._finishing = True
-            self._push()
+            self.flush()
 
     def read(self, at_most: int) -> bytes | None:
         """Up to `at_most` inbound bytes; b"" at the end of the stream, None when there is nothing now.
@@ -239,6 +242,9 @@ class LegStream:
         Raises StreamGapError when a replaced leg ended before the bytes that only it had.
         """
         while not self._eof:
+            if self._chain.position == self._end_at:
+                self._eof = True
+                break
             reading = self._chain.next_reading()
             if reading is None:
                 return None
@@ -266,6 +272,11 @@ class LegStream:
                 self._eof = True
         return b""
 
+    def confirm_end(self, offset: int) -> None:
+        """The inbound stream ends at `offset`: authenticated word of the peer, for a FIN that an RST overtook."""
+        self._end_at = offset
+        self._reactor.call_soon(self._notify_readable)
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _receive(self, leg: _Leg, wanted: int) -> bytes:
@@ -280,7 +291,9 @@ class LegStream:
                 f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
             )
 
-    def _push(self) -> None:
+    def flush(self) -> None:
+        """Send what the leg takes now. Called by the stream's own events; and by whoever still watches a leg that is
+        only sent on."""
         leg = self._sending
         if leg is None or leg.failed:
             return
@@ -339,7 +352,7 @@ class LegStream:
             if code:
                 self._fail(leg, OSError(code, errno.errorcode.get(code, "error")))
         if events & WRITABLE and leg is self._sending:
-            self._push()
+            self.flush()
             if self._finishing:
                 self.sweep()
         if events & READABLE:

@@ -13,9 +13,9 @@ from msocks.datapath.interface import (
     Attachment,
     ConduitOwner,
     Counters,
-    DatapathKind,
     LegEnd,
 )
+from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import StreamState
 from msocks.transport.kernel import prepare_leg
@@ -28,7 +28,7 @@ class RelayConduit:
     """Implements `msocks.datapath.interface.Conduit`."""
 
     def __init__(
-        self, reactor: Reactor, sweep: Sweep, server: socket.socket, owner: ConduitOwner, reason: str
+        self, reactor: Reactor, sweep: Sweep, server: socket.socket, owner: ConduitOwner, reason: DatapathReason
     ) -> None:
         self._owner = owner
         self._reason = reason
@@ -41,7 +41,7 @@ class RelayConduit:
         return DatapathKind.RELAY
 
     @property
-    def reason(self) -> str:
+    def reason(self) -> DatapathReason:
         return self._reason
 
     def stop_leg(self) -> None:
@@ -104,7 +104,7 @@ class RelayConduit:
 class RelayDatapath:
     """Implements `msocks.datapath.interface.Datapath`; `reason` says why sessions are relayed."""
 
-    def __init__(self, reactor: Reactor, reason: str) -> None:
+    def __init__(self, reactor: Reactor, reason: DatapathReason) -> None:
         self._reactor = reactor
         self._sweep = Sweep(reactor)
         self._reason = reason
@@ -113,7 +113,7 @@ class RelayDatapath:
     def kind(self) -> DatapathKind:
         return DatapathKind.RELAY
 
-    def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> RelayConduit:  # noqa: ARG002
+    def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> RelayConduit:
         # A plain client's RST reaches the owner like any other leg's end, and the owner then closes.
         return RelayConduit(self._reactor, self._sweep, server, owner, self._reason)
 

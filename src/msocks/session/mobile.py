@@ -1,0 +1,399 @@
+"""The life of a session at the mobile node, sans-IO: events and time in, effects out.
+
+::
+
+    CONNECTING --reply OK--> LIVE <--reply OK-- PARKED
+        |                     |  \\--leg lost, link gone--> PARKED
+        |                     \\--better link, move(): attempt, the old leg goes on meanwhile
+        \\--verdict--> ENDED <--verdict of the proxy, program done-- any
+
+One *attempt* is under way at a time. Each has a generation of its own, so that the proxy can tell them apart and the
+last one wins. An attempt whose request has left may have been accepted although its reply was lost; it is abandoned,
+not forgotten: its socket may hold bytes that the proxy takes for received (the driver keeps it until a later leg stands).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from msocks.errors import DestinationError, EndReason, LinkUnavailable, MsocksError, SessionEnded
+from msocks.protocol.leg import LegReply, LegStatus
+from msocks.values.ids import FIRST_GENERATION
+
+# The TCP handshake and one round trip of the request, on a path whose round-trip time is not known yet.
+ATTEMPT_S = 3.0
+# How much longer than four round trips an answer may take where it is known.
+ATTEMPT_MARGIN_S = 0.4
+# A CONNECT waits for the server as well: as long as the proxy does, and a little more.
+CONNECT_REPLY_S = 35.0
+RETRY_FIRST_S = 0.1
+RETRY_MOST_S = 5.0
+# A better link must have been there this long before a flow that is well goes back to it.
+HOLD_DOWN_S = 1.0
+
+
+class SessionState(StrEnum):
+    """What a user sees of a session."""
+
+    CONNECTING = "connecting"
+    LIVE = "live"
+    PARKED = "parked"
+    ENDED = "ended"
+
+
+class MoveCause(StrEnum):
+    """Why a session got a new leg."""
+
+    FIRST = "first"
+    REQUESTED = "requested"
+    LINK_LOST = "link-lost"
+    LEG_LOST = "leg-lost"
+    PREFERRED = "preferred-link-back"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Open a leg of this generation over `link`: CONNECT as long as no leg was ever live, RECONNECT after."""
+
+    generation: int
+    link: str
+    reconnect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Wait no longer for this attempt. If the old leg still stands, it sends again."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The session runs on a new leg now; the attempt's reply says from where."""
+
+    generation: int
+    link: str
+    from_link: str | None
+    cause: MoveCause
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The live leg is gone and no other stands yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The session is over; `error` is None where both sides closed it."""
+
+    error: MsocksError | None
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFailed:
+    """What move() asked for did not come about; the session goes on as it was."""
+
+    link: str
+    error: MsocksError
+
+
+Effect = Attempt | Abandon | Carried | Parked | Ended | MoveFailed
+
+_ENDINGS: dict[LegStatus, EndReason] = {
+    LegStatus.UNKNOWN_SESSION: EndReason.UNKNOWN,
+    LegStatus.ENDED_RESET: EndReason.SERVER_RESET,
+    LegStatus.ENDED_FIN: EndReason.CLOSED,
+    LegStatus.ENDED_EXPIRED: EndReason.EXPIRED,
+    LegStatus.ENDED_CLOSED: EndReason.CLIENT_CLOSED,
+    LegStatus.ENDED_TIMED_OUT: EndReason.SERVER_TIMED_OUT,
+    LegStatus.ENDED_BYTES_LOST: EndReason.BYTES_LOST,
+    LegStatus.BAD_OFFSETS: EndReason.BYTES_LOST,
+}
+
+
+@dataclass(slots=True)
+class _Leg:
+    generation: int
+    link: str
+
+
+@dataclass(slots=True)
+class _Pending:
+    generation: int
+    link: str
+    cause: MoveCause
+    deadline: float
+
+
+class MobileSession:
+    """See the module. Times are seconds of one monotonic clock that the caller chooses.
+
+    Every method returns the effects that the caller carries out, in order. :attr:`deadline` says when :meth:`on_time`
+    is due (None: not at all); calling it earlier or more often does no harm.
+    """
+
+    def __init__(self, destination: str, *, reconnect: bool = True) -> None:
+        """`destination` appears in errors. With `reconnect` False, the session ends with its first leg."""
+        self._destination = destination
+        self._may_reconnect = reconnect
+        self._links: tuple[str, ...] = ()
+        self._rtt_s: dict[str, float] = {}
+        self._chosen: str | None = None  # by move(): preferred above all as long as it is there
+        self._leg: _Leg | None = None
+        self._pending: _Pending | None = None
+        self._generation = FIRST_GENERATION - 1
+        self._was_live = False
+        self._ended = False
+        self._failures = 0
+        self._last_link: str | None = None  # of the last attempt
+        self._last_link_of_leg: str | None = None
+        self._retry_at: float | None = None
+        self._better_since: float | None = None
+        self._requested: str | None = None  # the link of a move() that is not done
+        self._lost_by = MoveCause.FIRST
+        self.moves = 0
+
+    # -- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> SessionState:
+        """As users see it. A session that moves while its old leg stands is live."""
+        if self._ended:
+            return SessionState.ENDED
+        if self._leg is not None:
+            return SessionState.LIVE
+        return SessionState.PARKED if self._was_live else SessionState.CONNECTING
+
+    @property
+    def link(self) -> str | None:
+        """The link of the live leg; while there is none, the one that is being tried."""
+        if self._leg is not None:
+            return self._leg.link
+        return self._pending.link if self._pending is not None else None
+
+    @property
+    def generation(self) -> int:
+        """Generation of the live leg, or of the last attempt."""
+        return self._leg.generation if self._leg is not None else self._generation
+
+    @property
+    def attempting(self) -> int | None:
+        """Generation of the attempt under way."""
+        return self._pending.generation if self._pending is not None else None
+
+    @property
+    def deadline(self) -> float | None:
+        """When on_time() is due."""
+        moments = [moment for moment in (self._retry_at, self._hold_down_ends()) if moment is not None]
+        if self._pending is not None:
+            moments.append(self._pending.deadline)
+        return min(moments) if moments and not self._ended else None
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def links_changed(self, now: float, links: tuple[str, ...], rtt_s: dict[str, float]) -> list[Effect]:
+        """The links that can be used now, the preferred one first, with the round-trip times that are known."""
+        appeared = set(links) - set(self._links)
+        self._links = links
+        self._rtt_s = rtt_s
+        effects: list[Effect] = []
+        if self._ended:
+            return effects
+        if appeared:
+            self._failures = 0
+            self._retry_at = None
+        if self._pending is not None and self._pending.link not in links:
+            effects += self._give_up_attempt(LinkUnavailable(self._pending.link, "it went down"))
+        if self._leg is not None and self._leg.link not in links:
+            effects += self._lose_leg(MoveCause.LINK_LOST)
+        return effects + self._advance(now)
+
+    def move(self, now: float, link: str) -> list[Effect]:
+        """Carry the session over `link`, and prefer it from now on. Ends in Carried on it, or in MoveFailed."""
+        if self._ended:
+            return [MoveFailed(link, SessionEnded(EndReason.UNKNOWN))]
+        if link not in self._links:
+            return [MoveFailed(link, LinkUnavailable(link, "it is down, silent, or has no route to the proxy"))]
+        effects: list[Effect] = []
+        if self._requested is not None and self._requested != link:
+            effects.append(MoveFailed(self._requested, LinkUnavailable(self._requested, "another move came after")))
+        self._chosen = link
+        self._better_since = None
+        if self._leg is not None and self._leg.link == link and self._pending is None:
+            self._requested = None
+            return [*effects, Carried(self._leg.generation, link, link, MoveCause.REQUESTED)]
+        self._requested = link
+        if self._pending is not None and self._pending.link != link:
+            effects += self._abandon()
+        self._retry_at = None
+        return effects + self._advance(now)
+
+    def request_sent(self, now: float, generation: int) -> None:
+        """The attempt's connection stands and its request is on the way."""
+        if self._pending is not None and self._pending.generation == generation:
+            patience = self._patience(self._pending.link) if self._was_live else CONNECT_REPLY_S
+            self._pending.deadline = now + patience
+
+    def replied(self, now: float, generation: int, reply: LegReply) -> list[Effect]:
+        """A verified reply of the proxy to the attempt of `generation`."""
+        if self._ended or self._pending is None or self._pending.generation != generation:
+            return []
+        if reply.status is LegStatus.OK:
+            return self._carried(now)
+        if reply.status is LegStatus.REFUSED:
+            return self._end(DestinationError.from_reply(reply.socks_reply, self._destination))
+        if reply.status is LegStatus.LIMIT and not self._was_live:
+            return self._end(SessionEnded(EndReason.LIMIT))
+        if reply.status in _ENDINGS:
+            return self.ended(_ENDINGS[reply.status])
+        # The others invite another attempt: with a new number and clock, or above the generation that is told.
+        self._generation = max(self._generation, reply.generation)
+        return self.attempt_failed(now, generation, LinkUnavailable(self._pending.link, reply.status.name.lower()))
+
+    def attempt_failed(self, now: float, generation: int, error: MsocksError) -> list[Effect]:
+        """The attempt came to nothing: no connection, no answer, or one that nobody can verify."""
+        if self._ended or self._pending is None or self._pending.generation != generation:
+            return []
+        effects = self._give_up_attempt(error)
+        self._back_off(now)
+        return effects + self._advance(now)
+
+    def leg_lost(self, now: float, generation: int) -> list[Effect]:
+        """The live leg's connection is dead."""
+        if self._ended or self._leg is None or self._leg.generation != generation:
+            return []
+        return [*self._lose_leg(MoveCause.LEG_LOST), *self._advance(now)]
+
+    def foreign_leg(self, now: float, generation: int) -> list[Effect]:
+        """The proxy accepted a leg that this side did not open: take the session back."""
+        if self._ended or generation <= self._generation:
+            return []
+        self._generation = generation
+        return [*self._lose_leg(MoveCause.LEG_LOST), *self._advance(now)]
+
+    def ended(self, reason: EndReason) -> list[Effect]:
+        """The proxy says, authenticated, that the session is over; or the program and the server have both closed."""
+        if self._ended:
+            return []
+        return self._end(None if reason is EndReason.CLOSED else SessionEnded.because(reason))
+
+    def on_time(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        if self._ended:
+            return []
+        if self._pending is not None and now >= self._pending.deadline:
+            error = LinkUnavailable(self._pending.link, "the proxy did not answer over it in time")
+            return self.attempt_failed(now, self._pending.generation, error)
+        return self._advance(now)
+
+    # -- decisions --------------------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> list[Effect]:
+        """Begin an attempt where one is called for and none is under way."""
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+        if self._ended or self._pending is not None or not self._links:
+            return []
+        if self._leg is None:
+            if self._was_live and not self._may_reconnect:
+                return self._end(SessionEnded(EndReason.UNKNOWN))
+            if self._retry_at is not None:
+                return []
+            cause = MoveCause.REQUESTED if self._requested is not None else self._lost_by
+            return self._attempt(now, self._next_link(), cause)
+        best = self._best_link()
+        if best == self._leg.link or not self._may_reconnect:
+            self._better_since = None
+            return []
+        if self._requested is not None:
+            return self._attempt(now, best, MoveCause.REQUESTED)
+        if self._better_since is None:
+            self._better_since = now
+        hold_down_ends = self._hold_down_ends()
+        if self._retry_at is not None or (hold_down_ends is not None and now < hold_down_ends):
+            return []
+        return self._attempt(now, best, MoveCause.PREFERRED)
+
+    def _best_link(self) -> str:
+        return self._chosen if self._chosen in self._links and self._chosen is not None else self._links[0]
+
+    def _next_link(self) -> str:
+        """The best link; after failures, each of the others in turn."""
+        best = self._best_link()
+        order = [best, *(link for link in self._links if link != best)]
+        if self._failures and self._last_link in order:
+            return order[(order.index(self._last_link) + 1) % len(order)]
+        return best
+
+    def _hold_down_ends(self) -> float | None:
+        return None if self._better_since is None else self._better_since + HOLD_DOWN_S
+
+    def _patience(self, link: str) -> float:
+        rtt = self._rtt_s.get(link)
+        return ATTEMPT_S if rtt is None else min(ATTEMPT_S, 4 * rtt + ATTEMPT_MARGIN_S)
+
+    def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
+        self._generation += 1
+        self._last_link = link
+        self._pending = _Pending(self._generation, link, cause, now + self._patience(link))
+        return [Attempt(self._generation, link, reconnect=self._was_live)]
+
+    def _back_off(self, now: float) -> None:
+        self._failures += 1
+        if self._leg is None:
+            rounds = (self._failures - 1) // max(1, len(self._links))
+            self._retry_at = now + min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(rounds, 10))
+        else:
+            self._better_since = None
+            self._retry_at = now + min(RETRY_MOST_S, HOLD_DOWN_S * 2 ** min(self._failures, 10))
+
+    def _carried(self, now: float) -> list[Effect]:
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        before = self._last_link_of_leg
+        self._leg = _Leg(pending.generation, pending.link)
+        self._last_link_of_leg = pending.link
+        if self._was_live:
+            self.moves += 1
+        self._was_live = True
+        self._failures = 0
+        self._retry_at = self._better_since = None
+        effects: list[Effect] = [Carried(pending.generation, pending.link, before, pending.cause)]
+        if self._requested == pending.link:
+            self._requested = None
+        return effects + self._advance(now)
+
+    def _lose_leg(self, cause: MoveCause) -> list[Effect]:
+        self._leg = None
+        self._lost_by = cause
+        self._better_since = None
+        self._retry_at = None
+        return [Parked()]
+
+    def _abandon(self) -> list[Effect]:
+        assert self._pending is not None
+        generation = self._pending.generation
+        self._pending = None
+        return [Abandon(generation)]
+
+    def _give_up_attempt(self, error: MsocksError) -> list[Effect]:
+        """Abandon the attempt; a move() that it was for has failed, unless there is no leg to go on with."""
+        assert self._pending is not None
+        link = self._pending.link
+        effects = self._abandon()
+        if self._requested == link and (self._leg is not None or link not in self._links):
+            self._requested = None
+            if self._chosen == link:
+                self._chosen = None
+            effects.append(MoveFailed(link, error))
+        return effects
+
+    def _end(self, error: MsocksError | None) -> list[Effect]:
+        effects: list[Effect] = self._abandon() if self._pending is not None else []
+        if self._requested is not None:
+            effects.append(MoveFailed(self._requested, error or SessionEnded(EndReason.CLOSED)))
+            self._requested = None
+        self._ended = True
+        self._leg = None
+        return [*effects, Ended(error)]
