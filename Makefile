@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+SCRIPT := PYTHONPATH=. $(PYTHON)
 
 .PHONY: help install test demo lint fmt docs dist lock soak bench-install bench-handoff bench-relay clean distclean
 
@@ -16,12 +17,12 @@ test: lint docs  ## lint, build the docs, run every test; a skipped test is a fa
 	$(PYTHON) -m pytest --session-timeout=780
 
 demo: install  ## the main job: real curl and ssh move between networks, nothing is lost
-	@$(PYTHON) demo/main.py
+	@$(SCRIPT) demo/main.py
 
 lint: install  ## ruff, mypy --strict, the layers
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy
+	.venv/bin/mypy $(wildcard src tests demo benchmarks)
 	.venv/bin/lint-imports --no-logo
 
 fmt: install  ## let ruff repair and format
@@ -42,13 +43,13 @@ bench-install: install
 	@tools/install bench
 
 soak: install  ## the long runs
-	@$(PYTHON) benchmarks/soak.py
+	@$(SCRIPT) benchmarks/soak.py
 
 bench-handoff: bench-install  ## stalls at a move, beside MPTCP; writes docs/benchmarks/
-	@$(PYTHON) benchmarks/handoff.py
+	@$(SCRIPT) benchmarks/handoff.py
 
 bench-relay: bench-install  ## the relay's throughput, rate and memory, beside pproxy and dante; writes docs/benchmarks/
-	@$(PYTHON) benchmarks/relay.py
+	@$(SCRIPT) benchmarks/relay.py
 
 clean:  ## remove what was built and every cache
 	rm -rf build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -48,9 +48,7 @@ def test_there_are_modules():
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(SOURCE)))
 def test_module_has_a_size_and_a_name(module: Path):
     lines = module.read_text().count("\n")
-    assert lines <= LONGEST_MODULE, (
-        f"{lines} lines: find the second job in it and give that a module of its own"
-    )
+    assert lines <= LONGEST_MODULE, f"{lines} lines: find the second job in it and give that a module of its own"
     assert module.stem not in NAMES_THAT_SAY_NOTHING
     assert module.parent.name not in NAMES_THAT_SAY_NOTHING
 
@@ -77,8 +75,6 @@ def test_the_sans_io_rule_covers_every_layer_below_input_and_output():
     first_with_io = next(number for number, layer in enumerate(layers) if "transport" in layer)
     pure = {f"msocks.{name}" for layer in layers[first_with_io + 1 :] for name in layer}
     present = {
-        name
-        for name in pure
-        if any((SOURCE / name.replace(".", "/")).with_suffix(s).exists() for s in ("", ".py"))
+        name for name in pure if any((SOURCE / name.replace(".", "/")).with_suffix(s).exists() for s in ("", ".py"))
     }
     assert present == set(contracts["sans-io"]["source_modules"])

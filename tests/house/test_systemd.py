@@ -54,9 +54,7 @@ def test_system_unit_exposes_little(unit: str):
     assert float(score[1]) <= HIGHEST_EXPOSURE
 
 
-@pytest.mark.parametrize(
-    "unit", ["msocks-proxy.service", "msocks-agent.service", "user/msocks-agent.service"]
-)
+@pytest.mark.parametrize("unit", ["msocks-proxy.service", "msocks-agent.service", "user/msocks-agent.service"])
 def test_unit_runs_a_verb_with_options_that_exist(unit: str):
     command = re.search(rf"^ExecStart={INSTALLED} (\w+) (.*)$", (UNITS / unit).read_text(), re.MULTILINE)
     assert command

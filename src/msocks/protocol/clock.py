@@ -18,8 +18,8 @@ LEG_LIFETIME_MS = 30_000
 class ProxyClock:
     """A reading of the proxy's clock and the local time at which it came.
 
-    The reading is late by the time it took to travel, so `now_ms` never runs ahead of the proxy: a request expires early
-    by the length of that way at most.
+    The reading is late by the time it took to travel, so `now_ms` never runs ahead of the proxy: a request expires
+    early, by the length of that way at most.
 
     Attributes:
         proxy_ms: The proxy's clock in milliseconds, from a WELCOME or from a leg's verified reply.

@@ -268,8 +268,9 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """Proxy: the answer to one PARK. A session of the PARK that is missing here was not parked: it is unknown, or a
-    newer leg carries it.
+    """Proxy: the answer to one PARK.
+
+    A session of the PARK that is missing here was not parked: it is unknown, or a newer leg carries it.
 
     Attributes:
         sessions: 0 to 512 pairs of session and generation.
@@ -301,15 +302,5 @@ class Goodbye:
 
 
 ControlMessage: TypeAlias = (
-    Hello
-    | Welcome
-    | Refused
-    | Ping
-    | Pong
-    | LegAccepted
-    | SessionEnded
-    | Park
-    | Parked
-    | Drain
-    | Goodbye
+    Hello | Welcome | Refused | Ping | Pong | LegAccepted | SessionEnded | Park | Parked | Drain | Goodbye
 )

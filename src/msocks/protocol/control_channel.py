@@ -76,10 +76,7 @@ class ControlChannel:
     __slots__ = ("_decoder", "_here", "_there")
 
     def __init__(self, side: Side) -> None:
-        """
-        Args:
-            side: The end that this object is.
-        """
+        """Begin a channel of which this object is the end `side`."""
         self._decoder = FrameDecoder()
         self._here = _Speaker(side)
         self._there = _Speaker(Side.PROXY if side is Side.CLIENT else Side.CLIENT)

@@ -152,7 +152,7 @@ class _Body:
 
     def text(self, length_size: int = 1, maximum: int = MAX_LABEL_BYTES) -> str:
         size = self.number(length_size)
-        require(size <= maximum, f"a text of a {self._name} has {size} bytes, more than {maximum}", ProtocolFault.LENGTH)
+        require(size <= maximum, f"a text of a {self._name} has {size} bytes", ProtocolFault.LENGTH)
         try:
             text = self.take(size).decode()
         except UnicodeDecodeError:
@@ -216,7 +216,8 @@ def decode_body(kind: MessageType, data: bytes) -> ControlMessage:
 
 
 def _decode_hello(body: _Body) -> Hello:
-    version, association, secret, smallest_mtu = body.number(1), body.association(), body.take(SECRET_BYTES), body.number(2)
+    version, association = body.number(1), body.association()
+    secret, smallest_mtu = body.take(SECRET_BYTES), body.number(2)
     try:
         return Hello(
             version=version,

@@ -69,7 +69,7 @@ class HttpConnectServer:
         """Take bytes from the connection; return the request with the bytes that complete it.
 
         Raises:
-            ProtocolError: It is not a CONNECT that can be served. Send `data_to_send`, which has the refusal, and close.
+            ProtocolError: It is no CONNECT that can be served. Send `data_to_send`, which has the refusal, and close.
             InvalidState: `wants_data` is false.
         """
         if not self.wants_data:

@@ -1,4 +1,4 @@
-"""The messages of an MSOCKS leg as values. `msocks.protocol.leg_codec` turns them into bytes and back.
+"""The messages of an MSOCKS leg as values. `leg_request_codec` and `leg_reply_codec` turn them into bytes and back.
 
 Offsets count payload bytes of one direction from the beginning of the session; FIN and SYN count nothing. "Down" is
 server to mobile, "up" is mobile to server. R, A, D and U are the letters of `docs/reference/protocol.md`.

@@ -52,7 +52,8 @@ class Socks5Client:
     __slots__ = ("_buffer", "_credentials", "_destination", "_outgoing", "_state")
 
     def __init__(self, destination: Endpoint, credentials: tuple[bytes, bytes] | None = None) -> None:
-        """
+        """Begin a connection.
+
         Args:
             destination: The server.
             credentials: Username and password, 1 to 255 bytes each; the method "none" is offered besides. None: only
@@ -145,7 +146,7 @@ class Socks5Client:
             remedy = "give a username and a password" if self._credentials is None else "ask its operator"
             raise AuthenticationError("the proxy accepts none of the offered authentication methods", remedy=remedy)
         else:
-            raise ProtocolError(ProtocolFault.METHOD, f"the proxy chose the method {method:#04x}, which was not offered")
+            raise ProtocolError(ProtocolFault.METHOD, f"the proxy chose the method {method:#04x}, not offered")
 
     def _read_password(self) -> None:
         self._check_version(PASSWORD_VERSION)

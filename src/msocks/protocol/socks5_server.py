@@ -81,7 +81,8 @@ class Socks5Server:
     __slots__ = ("_buffer", "_outgoing", "_state", "allow_none", "allow_password")
 
     def __init__(self, *, allow_none: bool, allow_password: bool) -> None:
-        """
+        """Begin a connection.
+
         Args:
             allow_none: Serve clients without authentication (method 0x00).
             allow_password: Serve clients with username and password (method 0x02).
@@ -245,9 +246,7 @@ class Socks5Server:
         self._state = _State.REPLY
         return [CommandRequested(Command(message[1]), destination)]
 
-    def _refuse(
-        self, reason: ProtocolFault, what: str, code: ReplyCode = ReplyCode.GENERAL_FAILURE
-    ) -> ProtocolError:
+    def _refuse(self, reason: ProtocolFault, what: str, code: ReplyCode = ReplyCode.GENERAL_FAILURE) -> ProtocolError:
         return self._fail(reason, what, bytes((VERSION, code, 0)) + encode_address(NO_ADDRESS))
 
 

@@ -1,15 +1,16 @@
-"""The life of a session at the mobile node, sans-IO: events and time in, effects out.
+r"""The life of a session at the mobile node, sans-IO: events and time in, effects out.
 
 ::
 
     CONNECTING --reply OK--> LIVE <--reply OK-- PARKED
-        |                     |  \\--leg lost, link gone--> PARKED
-        |                     \\--better link, move(): attempt, the old leg goes on meanwhile
-        \\--verdict--> ENDED <--verdict of the proxy, program done-- any
+        |                     |  \--leg lost, link gone--> PARKED
+        |                     \--better link, move(): attempt, the old leg goes on meanwhile
+        \--verdict--> ENDED <--verdict of the proxy, program done-- any
 
 One *attempt* is under way at a time. Each has a generation of its own, so that the proxy can tell them apart and the
 last one wins. An attempt whose request has left may have been accepted although its reply was lost; it is abandoned,
-not forgotten: its socket may hold bytes that the proxy takes for received (the driver keeps it until a later leg stands).
+not forgotten: its socket may hold bytes that the proxy takes for received, so the driver keeps it until a later one
+stands.
 """
 
 from __future__ import annotations
@@ -208,6 +209,14 @@ class MobileSession:
         if self._leg is not None and self._leg.link not in links:
             effects += self._lose_leg(MoveCause.LINK_LOST)
         return effects + self._advance(now)
+
+    def prefer(self, link: str) -> None:
+        """Use `link` above all others from the beginning."""
+        self._chosen = link
+
+    def give_up(self, error: MsocksError) -> list[Effect]:
+        """End a session that was never live: there is no hope that it will be."""
+        return [] if self._ended or self._was_live else self._end(error)
 
     def move(self, now: float, link: str) -> list[Effect]:
         """Carry the session over `link`, and prefer it from now on. Ends in Carried on it, or in MoveFailed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +77,7 @@ class LegStream:
         self._told_acknowledged = False
         self._sent_highest = 0
         self._end_at: int | None = None
+        self.on_sent: Callable[[], None] | None = None  # whoever watches over the path hears of every flight
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -205,6 +207,13 @@ class LegStream:
         self._reactor.watch(sock.fileno(), lambda events: self._on_events(leg, events))
         if leg.early:
             self._reactor.call_soon(self._notify_readable)
+        if leg.failed:  # while only the request had been answered; nobody was told then
+            lost = ConnectionResetError(errno.ECONNRESET, "the leg was reset")
+            self._reactor.call_soon(lambda: self._owner.on_leg_lost(generation, lost))
+
+    def sends_on(self, generation: int) -> bool:
+        """Whether the leg of `generation` is the one that sends."""
+        return self._sending is not None and self._sending.generation == generation
 
     def forget_leg(self, generation: int) -> None:
         """Close a leg that was only sent on (an attempt that came to nothing)."""
@@ -292,12 +301,12 @@ class LegStream:
             )
 
     def flush(self) -> None:
-        """Send what the leg takes now. Called by the stream's own events; and by whoever still watches a leg that is
-        only sent on."""
+        """Send what the leg takes now. For whoever watches a leg that is sent on and not yet received on."""
         leg = self._sending
         if leg is None or leg.failed:
             return
         retention = self._retention
+        before = retention.sent
         try:
             while (view := retention.next_unsent()) is not None:
                 retention.mark_sent(leg.sock.send(view))
@@ -309,6 +318,8 @@ class LegStream:
         except OSError as error:
             self._fail(leg, error)
             return
+        if self.on_sent is not None and retention.sent != before:
+            self.on_sent()
         if retention.retained >= self._release_at:
             self._release()
             self._release_at = 2 * retention.retained + _RELEASE_STEP_BYTES

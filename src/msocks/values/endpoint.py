@@ -69,6 +69,8 @@ def parse_host(text: str) -> Host:
     if address is not None:
         return _check_scope(address)
     if not text.isascii():
+        if len(text) > MAX_NAME_BYTES:
+            raise AddressError(f"the host name has {len(text)} characters, more than {MAX_NAME_BYTES}")
         try:
             text = text.encode("idna").decode("ascii")
         except UnicodeError as error:

@@ -1,0 +1,398 @@
+"""One session at the mobile node: carries out what its state machine (`msocks.session.mobile`) decides."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+from msocks.client.leg_attempt import LegAttempt
+from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
+from msocks.protocol.leg import Connect, DatapathKind, DatapathReason, LegRequest, LegStatus, ReceivedReply, Reconnect
+from msocks.protocol.leg_request_codec import encode_request
+from msocks.session import mobile
+from msocks.session.leg_chain import StreamGapError
+from msocks.session.mobile import MobileSession, SessionState
+from msocks.transport.leg_stream import LegStream
+from msocks.transport.reactor import Reactor
+from msocks.values.endpoint import Endpoint
+from msocks.values.ids import AssociationId, SessionId
+
+
+class Authority(Protocol):
+    """Where legs get their keys: the association with the proxy."""
+
+    @property
+    def id(self) -> AssociationId:
+        """What the proxy knows the keys by."""
+
+    @property
+    def key_up(self) -> bytes:
+        """Authenticates requests."""
+
+    @property
+    def key_down(self) -> bytes:
+        """Authenticates replies."""
+
+    def next_leg_number(self) -> int:
+        """A number that no leg of this association had."""
+
+    def expiry_ms(self) -> int:
+        """The proxy's time until which a request that is written now is good."""
+
+    def proxy_time_is(self, proxy_ms: int) -> None:
+        """A verified reply told the proxy's time."""
+
+    def forgotten(self, key_up: bytes) -> None:
+        """The proxy refused a request signed with `key_up`, unverifiably: the association may be gone there."""
+
+
+class Network(Protocol):
+    """What a connection needs of the node."""
+
+    @property
+    def reactor(self) -> Reactor:
+        """Where sockets are watched."""
+
+    @property
+    def authority(self) -> Authority | None:
+        """The keys; None while there are none."""
+
+    async def dial(self, link: str) -> socket.socket:
+        """Connect to the proxy over a link. Raises OSError, MsocksError."""
+
+    def close_session(self, session: SessionId, generation: int) -> None:
+        """Tell the proxy, now or as soon as it can be told, that a session is to be reset."""
+
+    def sent(self, link: str) -> None:
+        """Bytes were written to a leg on this link."""
+
+    def forget(self, connection: Connection) -> None:
+        """The connection has ended."""
+
+
+class ConnectionListener(Protocol):
+    """Who is told what becomes of a connection; calls come from the event loop, none may block."""
+
+    def on_carried(self, carried: mobile.Carried) -> None:
+        """A leg stands: the first one, or one that the session has moved to."""
+
+    def on_parked(self) -> None:
+        """The leg is gone; the session waits for another."""
+
+    def on_ended(self, error: MsocksError | None) -> None:
+        """The session is over. What had arrived can still be read from the stream."""
+
+
+class Connection:
+    """A session with its stream; see the module. All calls on the event loop's thread."""
+
+    def __init__(
+        self, network: Network, destination: Endpoint, stream: LegStream, listener: ConnectionListener
+    ) -> None:
+        self.session = SessionId.generate()
+        self.destination = destination
+        self.stream = stream
+        self.bound: Endpoint | None = None
+        self.datapath = DatapathKind.NONE
+        self.datapath_reason = DatapathReason.UNSPECIFIED
+        self._network = network
+        self._listener = listener
+        self._machine = MobileSession(str(destination))
+        self._attempts: dict[int, LegAttempt] = {}
+        self._limbo: dict[int, LegAttempt] = {}  # abandoned, perhaps accepted by the proxy
+        self._live: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._connected: asyncio.Future[Endpoint | None] = network.reactor.loop.create_future()
+        self._moves: dict[str, list[asyncio.Future[None]]] = {}
+        stream.on_sent = self._sent
+
+    # -- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> SessionState:
+        """Connecting, live, parked or ended."""
+        return self._machine.state
+
+    @property
+    def link(self) -> str | None:
+        """The link that carries the session, or that is being tried."""
+        return self._machine.link
+
+    @property
+    def generation(self) -> int:
+        """The generation of the live leg."""
+        return self._machine.generation
+
+    @property
+    def moves(self) -> int:
+        """How many times the session got another leg."""
+        return self._machine.moves
+
+    @property
+    def leg(self) -> socket.socket | None:
+        """The live leg's socket, to ask the kernel about; never to read or write."""
+        return self._live if self._machine.state is SessionState.LIVE else None
+
+    # -- what can be asked of it ------------------------------------------------------------------------------------
+
+    async def connected(self) -> Endpoint | None:
+        """Wait for the first leg; the result is the proxy's address toward the server.
+
+        Raises DestinationError where the proxy cannot or may not connect, SessionEnded where it ended the session.
+        """
+        return await asyncio.shield(self._connected)
+
+    async def move(self, link: str) -> None:
+        """Carry the session over `link`; return when it runs there.
+
+        Raises LinkUnavailable (the session goes on where it was), SessionEnded.
+        """
+        if self.state is SessionState.ENDED:
+            raise SessionEnded(EndReason.UNKNOWN)
+        done: asyncio.Future[None] = self._network.reactor.loop.create_future()
+        self._moves.setdefault(link, []).append(done)
+        self._apply(self._machine.move(self._now(), link))
+        await done
+
+    def prefer(self, link: str) -> None:
+        """Use `link` above all others; before the first leg."""
+        self._machine.prefer(link)
+
+    def give_up(self, error: MsocksError) -> None:
+        """End the connection with `error` if it never stood."""
+        self._apply(self._machine.give_up(error))
+
+    def finished(self) -> None:
+        """Both directions have ended and all was delivered."""
+        self._apply(self._machine.ended(EndReason.CLOSED))
+
+    def abort(self) -> None:
+        """The program is gone or wants a reset: the proxy is told, so that the server gets it."""
+        if self.state is not SessionState.ENDED:
+            generation = self._machine.generation
+            self._apply(self._machine.ended(EndReason.CLIENT_CLOSED))
+            self._network.close_session(self.session, generation)
+
+    # -- what happens to it -----------------------------------------------------------------------------------------
+
+    def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float]) -> None:
+        """The links that can be used, in order of preference."""
+        self._apply(self._machine.links_changed(self._now(), links, rtt_s))
+
+    def leg_lost(self, generation: int, error: OSError) -> None:
+        """The stream says that its newest leg is dead."""
+        del error  # the machine does the same whatever the reason
+        self._apply(self._machine.leg_lost(self._now(), generation))
+
+    def lost_bytes(self, gap: StreamGapError) -> None:
+        """The stream has a gap that nothing can fill: end loudly at both ends."""
+        del gap
+        generation = self._machine.generation
+        self._apply(self._machine.ended(EndReason.BYTES_LOST))
+        self._network.close_session(self.session, generation)
+
+    def proxy_ended(self, reason: EndReason) -> None:
+        """The proxy says on a control channel that the session is over."""
+        if reason is not EndReason.CLOSED:  # of an orderly end the leg's own FIN tells, after the last byte
+            self._apply(self._machine.ended(reason))
+
+    def leg_accepted(self, generation: int) -> None:
+        """The proxy says on a control channel that it has accepted a leg; one of somebody else is displaced."""
+        self._apply(self._machine.foreign_leg(self._now(), generation))
+
+    # -- carrying out -----------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self._network.reactor.loop.time()
+
+    def _apply(self, effects: list[mobile.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case mobile.Attempt():
+                    self._begin(effect)
+                case mobile.Abandon(generation):
+                    self._abandon(generation)
+                case mobile.Carried():
+                    self._carried(effect)
+                case mobile.Parked():
+                    self._live = None
+                    if self._machine.attempting is None or not self.stream.sends_on(self._machine.attempting):
+                        self.stream.stop_sending()
+                    self._listener.on_parked()
+                case mobile.MoveFailed(link, error):
+                    for waiting in self._moves.pop(link, []):
+                        if not waiting.done():
+                            waiting.set_exception(error)
+                case mobile.Ended(error):
+                    self._end(error)
+        self._arm()
+
+    def _sent(self) -> None:
+        link = self._machine.link
+        if link is not None:
+            self._network.sent(link)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._machine.deadline
+        if deadline is not None:
+            self._timer = self._network.reactor.loop.call_at(deadline, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._apply(self._machine.on_time(self._now()))
+
+    def _begin(self, effect: mobile.Attempt) -> None:
+        attempt = LegAttempt(
+            self._network.reactor, effect.generation, effect.link, self._on_reply, self._on_failure, self.stream.flush
+        )
+        self._attempts[effect.generation] = attempt
+        attempt.dialing = self._network.reactor.loop.create_task(self._dial(attempt, effect.reconnect))
+
+    async def _dial(self, attempt: LegAttempt, reconnect: bool) -> None:
+        try:
+            sock = await self._network.dial(attempt.link)
+        except (OSError, MsocksError) as error:
+            self._on_failure(attempt, error)
+            return
+        attempt.dialing = None
+        authority = self._network.authority
+        try:
+            if authority is None:
+                raise LinkUnavailable(attempt.link, "the association with the proxy is being renewed")
+            begins_at = self.stream.freeze() if reconnect else 0
+            request = self._request(authority, attempt, begins_at, reconnect)
+            attempt.say(sock, encode_request(request, authority.key_up), authority.key_up, authority.key_down)
+        except (OSError, MsocksError) as error:
+            sock.close()
+            self._on_failure(attempt, error)
+            return
+        if reconnect:
+            # Upstream bytes follow the request at once: whatever the proxy has of them already, it skips.
+            self.stream.send_on(sock, attempt.generation, begins_at, overhead=attempt.request_bytes)
+            attempt.sends_from = begins_at
+        self._machine.request_sent(self._now(), attempt.generation)
+        self._arm()
+        attempt.listen()
+
+    def _request(self, authority: Authority, attempt: LegAttempt, begins_at: int, reconnect: bool) -> LegRequest:
+        number, expires_ms = authority.next_leg_number(), authority.expiry_ms()
+        if not reconnect:
+            return Connect(
+                association=authority.id,
+                leg_number=number,
+                expires_ms=expires_ms,
+                session=self.session,
+                generation=attempt.generation,
+                destination=self.destination,
+            )
+        stream = self.stream
+        return Reconnect(
+            association=authority.id,
+            leg_number=number,
+            expires_ms=expires_ms,
+            session=self.session,
+            generation=attempt.generation,
+            received=stream.received(),
+            upstream_from=begins_at,
+            down_fin_at=stream.position if stream.at_eof else None,
+            up_fin_at=stream.written if stream.finishing else None,
+        )
+
+    def _on_reply(self, attempt: LegAttempt, received: ReceivedReply) -> None:
+        reply = received.reply
+        authority = self._network.authority
+        if not received.verified:
+            if authority is not None and reply.status in (LegStatus.UNKNOWN_ASSOCIATION, LegStatus.BAD_MAC):
+                authority.forgotten(attempt.key_up)
+            self._on_failure(attempt, LinkUnavailable(attempt.link, f"unverified answer {reply.status.name.lower()}"))
+            return
+        if authority is not None:
+            authority.proxy_time_is(reply.proxy_ms)
+        if reply.status is LegStatus.OK:
+            self.datapath, self.datapath_reason = reply.datapath, reply.datapath_reason
+            self.bound = reply.bound or self.bound
+            if not self._adopt(attempt, received):
+                return
+        elif reply.status is LegStatus.ENDED_FIN and reply.down_fin_at is not None:
+            self.stream.confirm_end(reply.down_fin_at)
+        self._apply(self._machine.replied(self._now(), attempt.generation, reply))
+
+    def _adopt(self, attempt: LegAttempt, received: ReceivedReply) -> bool:
+        """Join the leg to the stream, behind those that the proxy had accepted before it; False at a gap."""
+        reply = received.reply
+        stream = self.stream
+        del self._attempts[attempt.generation]
+        try:
+            if attempt.sends_from is not None and reply.up_acked < attempt.sends_from:
+                raise StreamGapError(reply.up_acked, attempt.sends_from)
+            for generation in sorted(self._limbo):
+                self._resolve(self._limbo.pop(generation))
+            stream.receive_on(attempt.sock, attempt.generation, reply.down_from, attempt.early)
+        except StreamGapError as gap:
+            stream.forget_leg(attempt.generation)
+            attempt.close()
+            self.lost_bytes(gap)
+            return False
+        if attempt.sends_from is None:
+            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes)
+        return True
+
+    def _resolve(self, attempt: LegAttempt) -> None:
+        """Read from an abandoned leg what the proxy counts as received, if it had accepted it."""
+        late = attempt.late_reply()
+        if late is not None and late.verified and late.reply.status is LegStatus.OK:
+            self.stream.receive_on(attempt.sock, attempt.generation, late.reply.down_from, attempt.early)
+        else:
+            self.stream.forget_leg(attempt.generation)
+            attempt.close()
+
+    def _on_failure(self, attempt: LegAttempt, error: Exception) -> None:
+        known = error if isinstance(error, MsocksError) and not isinstance(error, ProtocolError) else None
+        reason = known or LinkUnavailable(attempt.link, str(error))
+        self._apply(self._machine.attempt_failed(self._now(), attempt.generation, reason))
+
+    def _abandon(self, generation: int) -> None:
+        attempt = self._attempts.pop(generation, None)
+        if attempt is None:
+            return
+        attempt.cease()
+        if attempt.said:
+            self._limbo[generation] = attempt
+        if self._machine.state is SessionState.LIVE:
+            self.stream.resume_sending(self._machine.generation)
+            self.stream.thaw()
+
+    def _carried(self, carried: mobile.Carried) -> None:
+        for waiting in self._moves.pop(carried.link, []):
+            if not waiting.done():
+                waiting.set_result(None)
+        self._live = self.stream.live_socket
+        if not self._connected.done():
+            self._connected.set_result(self.bound)
+        if carried.from_link != carried.link or carried.cause is not mobile.MoveCause.REQUESTED:
+            self._listener.on_carried(carried)
+
+    def _end(self, error: MsocksError | None) -> None:
+        self._live = None
+        for attempt in [*self._attempts.values(), *self._limbo.values()]:
+            self.stream.forget_leg(attempt.generation)
+            attempt.close()
+        self._attempts.clear()
+        self._limbo.clear()
+        for waitings in self._moves.values():
+            for waiting in waitings:
+                if not waiting.done():
+                    waiting.set_exception(error or SessionEnded(EndReason.CLOSED))
+        self._moves.clear()
+        if not self._connected.done():
+            if error is None:
+                self._connected.set_result(self.bound)
+            else:
+                self._connected.set_exception(error)
+                self._connected.exception()  # whoever does not wait need not be told that nobody waited
+        self._network.forget(self)
+        self._listener.on_ended(error)

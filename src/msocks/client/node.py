@@ -1,0 +1,244 @@
+"""The mobile node: the links of this host, the association with one proxy, and the sessions that move between links."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+
+from msocks.client.association import Association
+from msocks.client.connection import Connection, ConnectionListener
+from msocks.client.control_channel import ControlChannels
+from msocks.client.node_authority import NodeAuthority
+from msocks.client.path_watch import PathWatch
+from msocks.client.session_closer import SessionCloser
+from msocks.errors import LinkUnavailable, MsocksError
+from msocks.link_monitor.monitor import LinkMonitor
+from msocks.link_monitor.table import LinkChange
+from msocks.protocol.control import Drain, LegAccepted, Parked, SessionEnded, Welcome
+from msocks.transport.dial import Dialer
+from msocks.transport.leg_stream import LegStream
+from msocks.transport.reactor import Reactor
+from msocks.transport.sweep import Sweep
+from msocks.values.access_link import AccessLink
+from msocks.values.endpoint import Endpoint
+from msocks.values.ids import SessionId
+from msocks.values.link import Link, LinkState
+
+_DIAL_TIMEOUT_S = 5.0
+_CLOSING_S = 2.0
+
+
+class MobileNode:
+    """One access link, any number of connections. Make and use it on one event loop.
+
+    start() returns at once and needs no network: connections wait until there is one.
+    """
+
+    def __init__(
+        self, access: AccessLink, *, links: Sequence[str] | None = None, agent_name: str = "msocks library"
+    ) -> None:
+        """`links` are interface names in order of preference; by default all that have a route to the proxy."""
+        loop = asyncio.get_running_loop()
+        self.access = access
+        self.reactor = Reactor(loop)
+        self.sweep = Sweep(self.reactor)
+        self.connections: dict[SessionId, Connection] = {}
+        self._association = Association()
+        self._dialer = Dialer(self.reactor, access.addresses)
+        self._monitor = LinkMonitor(loop, links)
+        self._watch = PathWatch(
+            self.reactor,
+            self._monitor,
+            self._dialer,
+            self._association,
+            legs=self._legs_on,
+            wanted=lambda: bool(self.connections),
+        )
+        self._channels = ControlChannels(
+            self.reactor, self._dialer, self._watch, self._association, access, owner=self, agent_name=agent_name
+        )
+        self._authority = NodeAuthority(self._association, loop)
+        self._closer = SessionCloser(self, loop)
+        self._unsubscribe = self._watch.subscribe(self._on_links)
+        self._usable: tuple[str, ...] = ()
+        self._problem: MsocksError | None = None
+
+    async def start(self) -> None:
+        """Begin to watch the links and to look for the proxy. Raises OSError where the kernel gives no netlink."""
+        self._monitor.start()
+        self._watch.start()
+        self._channels.start()
+        self._offer_links()
+
+    async def close(self) -> None:
+        """Reset what is left, say goodbye to the proxy (two seconds at most), and let go of everything."""
+        for connection in list(self.connections.values()):
+            connection.abort()
+        await self._closer.drain(_CLOSING_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._channels.close(), _CLOSING_S)
+        self._unsubscribe()
+        self._authority.close()
+        self._watch.close()
+        self._monitor.close()
+        self._dialer.close()
+        self.reactor.close()
+
+    # -- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        """The links in order of preference, with what is known of them."""
+        return self._watch.links()
+
+    def rtt_ms(self, link: str) -> float | None:
+        """Round-trip time to the proxy over a link; None where nothing was answered yet."""
+        return self._watch.rtt_ms(link)
+
+    @property
+    def problem(self) -> MsocksError | None:
+        """Why there is no association with the proxy; None while all is well, or while no link is up."""
+        return None if self.authorised else self._problem
+
+    @property
+    def authorised(self) -> bool:
+        """Whether the proxy has accepted this node, so that legs can be authenticated."""
+        return self._association.keys is not None
+
+    @property
+    def usable_links(self) -> tuple[str, ...]:
+        """The links that a leg can be tried on now, the preferred one first."""
+        return self._usable
+
+    # -- connections ------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        destination: Endpoint,
+        stream: LegStream,
+        listener: ConnectionListener,
+        *,
+        link: str | None = None,
+    ) -> Connection:
+        """A new connection; it begins as soon as a link can be used. `link` is preferred to all others."""
+        connection = Connection(self, destination, stream, listener)
+        self.begin(connection, link=link)
+        return connection
+
+    def begin(self, connection: Connection, *, link: str | None = None) -> None:
+        """Carry a connection that was made for this node."""
+        if link is not None:
+            connection.prefer(link)
+        self.connections[connection.session] = connection
+        if self._association.refusal is not None:
+            connection.give_up(self._association.refusal)
+        elif self.authorised:
+            connection.links_changed(self._usable, self._rtt_s())
+
+    async def connect(self, connection: Connection, *, link: str | None = None) -> None:
+        """Carry a connection and wait until it stands. Raises what `Connection.connected` raises."""
+        self.begin(connection, link=link)
+        await connection.connected()
+
+    # -- Network: what connections need -----------------------------------------------------------------------------
+
+    @property
+    def authority(self) -> NodeAuthority | None:
+        """The keys for legs; None while there are none."""
+        return self._authority if self.authorised else None
+
+    async def dial(self, link: str) -> socket.socket:
+        """Connect to the proxy over a link. Raises LinkUnavailable, OSError."""
+        known = self._watch.links().get(link)
+        if known is None:
+            raise LinkUnavailable.unknown(link)
+        return await self._dialer.dial(known, timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
+
+    def close_session(self, session: SessionId, generation: int) -> None:
+        """Have the proxy reset a session, as soon as it can be told."""
+        self._closer.close(session, generation)
+
+    def sent(self, link: str) -> None:
+        """Bytes left on a leg of this link."""
+        self._watch.sent(link)
+
+    def forget(self, connection: Connection) -> None:
+        """The connection has ended."""
+        self.connections.pop(connection.session, None)
+
+    # -- ControlOwner -----------------------------------------------------------------------------------------------
+
+    def on_control_open(self, link: str, welcome: Welcome) -> None:
+        """The proxy has accepted this node on one link: legs may go over any."""
+        del link, welcome
+        self._problem = None
+        self._offer_links()
+
+    def on_control_lost(self, link: str, error: MsocksError | OSError | None) -> None:
+        """A control channel is gone; what it has established stays."""
+        if isinstance(error, MsocksError):
+            self._problem = error
+        elif error is not None:
+            self._problem = LinkUnavailable(link, str(error))
+        refusal = self._association.refusal
+        if refusal is not None:
+            for connection in list(self.connections.values()):
+                connection.give_up(refusal)
+
+    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+        """The proxy's word on a session."""
+        del link
+        match message:
+            case LegAccepted(session=session, generation=generation):
+                connection = self.connections.get(session)
+                if connection is not None:
+                    connection.leg_accepted(generation)
+            case SessionEnded(session=session, reason=reason):
+                connection = self.connections.get(session)
+                if connection is not None:
+                    connection.proxy_ended(reason)
+            case Parked() | Drain():
+                pass  # nothing depends on them yet
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _on_links(self, changes: Sequence[LinkChange]) -> None:
+        for change in changes:
+            after = change.after
+            if after is not None and change.before is not None and change.before != after:
+                self._check_addresses(after)
+        self._offer_links()
+
+    def _check_addresses(self, link: Link) -> None:
+        """A leg whose own address has left its link carries nothing more, although no error tells of it."""
+        kept = {str(address) for address in link.addresses}
+        for connection in list(self.connections.values()):
+            leg = connection.leg
+            if leg is None or connection.link != link.name:
+                continue
+            address = str(Endpoint.from_sockaddr(leg.getsockname()).host)
+            if kept and address not in kept:
+                connection.leg_lost(connection.generation, OSError(f"{address} is no longer an address of {link.name}"))
+
+    def _offer_links(self) -> None:
+        usable = tuple(name for name, link in self._watch.links().items() if self._can_carry(link))
+        self._usable = usable
+        if self.authorised:
+            rtt_s = self._rtt_s()
+            for connection in list(self.connections.values()):
+                connection.links_changed(usable, rtt_s)
+
+    def _can_carry(self, link: Link) -> bool:
+        return link.state is LinkState.UP and bool(self._dialer.candidates(link))
+
+    def _rtt_s(self) -> dict[str, float]:
+        known = {name: self._watch.rtt_ms(name) for name in self._usable}
+        return {name: rtt / 1000 for name, rtt in known.items() if rtt is not None}
+
+    def _legs_on(self, link: str) -> Iterable[socket.socket]:
+        for connection in self.connections.values():
+            leg = connection.leg
+            if leg is not None and connection.link == link:
+                yield leg

@@ -1,0 +1,96 @@
+"""Tells the proxy, by an authenticated CLOSE, that sessions are to be reset: in the background, until it has heard."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+from msocks.client.connection import Authority
+from msocks.errors import MsocksError
+from msocks.protocol.leg import Close, CloseMode
+from msocks.protocol.leg_reply_codec import LegReplyDecoder
+from msocks.protocol.leg_request_codec import encode_request
+from msocks.values.ids import MAX_GENERATION, SessionId
+
+# After this the proxy's own detach grace has to end the session.
+_GIVE_UP_S = 120.0
+_RETRY_FIRST_S = 0.2
+_RETRY_MOST_S = 10.0
+_REPLY_S = 5.0
+
+
+class Way(Protocol):
+    """How the proxy can be reached."""
+
+    @property
+    def authority(self) -> Authority | None:
+        """The keys; None while there are none."""
+
+    @property
+    def usable_links(self) -> tuple[str, ...]:
+        """The links that can be tried, the preferred one first."""
+
+    async def dial(self, link: str) -> socket.socket:
+        """Connect to the proxy. Raises OSError, MsocksError."""
+
+
+class SessionCloser:
+    """See the module."""
+
+    def __init__(self, way: Way, loop: asyncio.AbstractEventLoop) -> None:
+        self._way = way
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def close(self, session: SessionId, generation: int) -> None:
+        """Have `session` reset. `generation` is the last one that this side used."""
+        task = self._loop.create_task(self._until_told(session, generation))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait so long at most for what is under way, then give it up."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _until_told(self, session: SessionId, generation: int) -> None:
+        pause, tries = _RETRY_FIRST_S, 0
+        end = self._loop.time() + _GIVE_UP_S
+        while self._loop.time() < end:
+            authority, links = self._way.authority, self._way.usable_links
+            if authority is not None and links:
+                try:
+                    sock = await self._way.dial(links[tries % len(links)])
+                    with sock:
+                        told = await asyncio.wait_for(self._tell(sock, authority, session, generation), _REPLY_S)
+                    if told:
+                        return
+                except (OSError, MsocksError):
+                    pass  # the next link, the next time
+                tries += 1
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_MOST_S)
+
+    async def _tell(self, sock: socket.socket, authority: Authority, session: SessionId, generation: int) -> bool:
+        """Say CLOSE; whether a verified answer came (any: an unknown session needs no closing)."""
+        request = encode_request(
+            Close(
+                association=authority.id,
+                leg_number=authority.next_leg_number(),
+                expires_ms=authority.expiry_ms(),
+                session=session,
+                generation=min(max(generation, 1), MAX_GENERATION),
+                mode=CloseMode.RESET,
+            ),
+            authority.key_up,
+        )
+        decoder = LegReplyDecoder(request, authority.key_down)
+        await self._loop.sock_sendall(sock, request)
+        while data := await self._loop.sock_recv(sock, decoder.bytes_needed):
+            received = decoder.receive(data)
+            if received is not None:
+                return received.verified
+        return False

@@ -1,0 +1,332 @@
+"""One NETLINK_ROUTE conversation with the kernel: subscribe to changes, ask for all there is.
+
+pyroute2 encodes and decodes; the socket is an ordinary non-blocking one, so any loop can watch it. What comes out are
+the few facts that make a link (rtnetlink(7)).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msocks.values.endpoint import Address
+
+if TYPE_CHECKING:
+    from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+_GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+_RECEIVE_BUFFER_BYTES = 1024 * 1024
+_READ_BYTES = 256 * 1024
+_DUMP_TIMEOUT_S = 5.0
+_DUMP_ATTEMPTS = 5
+
+_NLMSG_HEADER = struct.Struct("=IHHII")
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_MULTI, _NLM_F_DUMP = 0x1, 0x2, 0x300
+_NLM_F_DUMP_INTR = 0x10
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 18, 20, 22, 24, 26
+
+_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x10000
+_IFA_F_TEMPORARY, _IFA_F_OPTIMISTIC, _IFA_F_DADFAILED = 0x01, 0x04, 0x08
+_IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x20, 0x40
+_SCOPE_UNIVERSE, _SCOPE_SITE = 0, 200
+_TABLE_LOCAL = 255
+_ROUTE_TABLE_AT, _ROUTE_TYPE_AT = 4, 7  # in struct rtmsg
+_TYPE_UNICAST = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface as it is now.
+
+    Attributes:
+        index: Its index.
+        name: Its name.
+        is_up: Whether somebody set it up.
+        is_running: Whether it is up, has carrier, and is past authentication (802.1X, WPA): RFC 2863 "up" or "unknown".
+        is_loopback: Whether it leads nowhere else.
+        mtu: In bytes; None where the event did not tell.
+    """
+
+    index: int
+    name: str
+    is_up: bool
+    is_running: bool
+    is_loopback: bool
+    mtu: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceGone:
+    """An interface does not exist any more."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address of an interface that can be the source of a connection beyond the local network.
+
+    Attributes:
+        index: Of the interface.
+        address: The address.
+        is_usable: False while duplicate address detection runs, and after it has failed (RFC 4862).
+        is_deprecated: It should begin no new connections (RFC 4862 section 5.5.4).
+        is_temporary: It is an IPv6 privacy address (RFC 8981).
+    """
+
+    index: int
+    address: Address
+    is_usable: bool
+    is_deprecated: bool
+    is_temporary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AddressGone:
+    """An interface has lost an address."""
+
+    index: int
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """Some route came or went. Which ones there are now must be asked.
+
+    The kernel removes IPv4 routes without a word when an interface is set down or loses its last address, and replaces
+    them without saying what was there before: a table kept from events alone would be wrong.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A way out over an interface.
+
+    Attributes:
+        index: Of the interface.
+        destination: Prefix length 0 is the default route.
+        metric: Lower is preferred by the kernel; 0 where none is set.
+    """
+
+    index: int
+    destination: IPv4Network | IPv6Network
+    metric: int
+
+
+Fact: TypeAlias = Interface | InterfaceGone | InterfaceAddress | AddressGone | RoutesChanged
+
+
+class Overrun(Exception):
+    """Events were lost: ask for everything anew."""
+
+
+class RouteSocket:
+    """See the module. The constructor subscribes; events queue up in the kernel from then on.
+
+    Raises:
+        OSError: There is no NETLINK_ROUTE here.
+    """
+
+    def __init__(self) -> None:
+        # A tenth of a second of imports, for the agent alone: not for everybody who imports this module.
+        from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+        self._marshal: MarshalRtnl = MarshalRtnl()
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        try:
+            self._events.setblocking(False)
+            self._events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            self._events.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
+        except OSError:
+            self._events.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when something has changed."""
+        return self._events.fileno()
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._events.close()
+
+    def read_events(self) -> Iterator[Fact]:
+        """What has changed since the last call, oldest first; never blocks.
+
+        Raises (at the step where events are missing):
+            Overrun: The kernel had to drop events.
+        """
+        while True:
+            try:
+                data = self._events.recv(_READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    raise Overrun from None
+                raise
+            for kind, _flags, message in _split(data):
+                yield from self._facts(kind, message)
+
+    def interfaces(self) -> list[Interface]:
+        """All interfaces of this network namespace."""
+        return [fact for fact in self._dump_facts(_RTM_GETLINK) if isinstance(fact, Interface)]
+
+    def addresses(self) -> list[InterfaceAddress]:
+        """All addresses of global scope."""
+        return [fact for fact in self._dump_facts(_RTM_GETADDR) if isinstance(fact, InterfaceAddress)]
+
+    def routes(self) -> list[Route]:
+        """All unicast routes, of whatever table, that lead out of an interface."""
+        return [
+            route
+            for kind, message in self._dump(_RTM_GETROUTE)
+            if kind == _RTM_NEWROUTE and _is_way_out(message)
+            for route in _routes(self._decode(message))
+        ]
+
+    def interface(self, name: str) -> Interface | None:
+        """One interface as it is at this moment; None where there is none of that name."""
+        from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+        request = ifinfmsg()
+        request["attrs"] = [("IFLA_IFNAME", name)]
+        request["header"]["type"] = _RTM_GETLINK
+        request["header"]["flags"] = _NLM_F_REQUEST
+        request.encode()
+        for kind, message in self._ask(bytes(request.data)):
+            if kind == _RTM_NEWLINK:
+                return _interface(self._decode(message))
+        return None
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _dump_facts(self, request: int) -> Iterator[Fact]:
+        for kind, message in self._dump(request):
+            yield from self._facts(kind, message)
+
+    def _dump(self, request: int) -> list[tuple[int, bytes]]:
+        any_family = bytes(4)
+        header = _NLMSG_HEADER.pack(_NLMSG_HEADER.size + 4, request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+        for _ in range(_DUMP_ATTEMPTS):
+            try:
+                return self._ask(header + any_family)
+            except InterruptedError:
+                continue  # the list changed while it was read
+        raise OSError(errno.EAGAIN, "the network configuration changes faster than it can be read")
+
+    def _ask(self, request: bytes) -> list[tuple[int, bytes]]:
+        """Send a request and collect the answer. The kernel answers within the call: this waits for nobody.
+
+        Raises:
+            InterruptedError: The list changed while the kernel wrote it.
+        """
+        answer: list[tuple[int, bytes]] = []
+        interrupted = False
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+            sock.settimeout(_DUMP_TIMEOUT_S)
+            sock.bind((0, 0))
+            sock.send(request)
+            while True:
+                for kind, flags, message in _split(sock.recv(_READ_BYTES)):
+                    interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
+                    if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                        if interrupted:
+                            raise InterruptedError
+                        return answer
+                    answer.append((kind, message))
+                    if not flags & _NLM_F_MULTI:
+                        return answer
+
+    def _decode(self, message: bytes) -> Any:
+        return next(self._marshal.parse(message))
+
+    def _facts(self, kind: int, message: bytes) -> Iterator[Fact]:
+        match kind:
+            case 16 | 17:  # RTM_NEWLINK, RTM_DELLINK
+                link = self._decode(message)
+                if link["family"] == socket.AF_UNSPEC:  # else a bridge speaks of one of its ports
+                    yield _interface(link) if kind == _RTM_NEWLINK else InterfaceGone(link["index"])
+            case 20 | 21:  # RTM_NEWADDR, RTM_DELADDR
+                found = _address(self._decode(message))
+                if found is not None:
+                    yield found if kind == _RTM_NEWADDR else AddressGone(found.index, found.address)
+            case 24 | 25:  # RTM_NEWROUTE, RTM_DELROUTE
+                yield RoutesChanged()
+
+
+def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and bytes of each message in a datagram."""
+    at = 0
+    while at + _NLMSG_HEADER.size <= len(data):
+        length, kind, flags, _sequence, _port = _NLMSG_HEADER.unpack_from(data, at)
+        if length < _NLMSG_HEADER.size:
+            return
+        yield kind, flags, data[at : at + length]
+        at += (length + 3) & ~3
+
+
+def _interface(link: Any) -> Interface:
+    flags = link["flags"]
+    running = _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP
+    return Interface(
+        index=link["index"],
+        name=link.get_attr("IFLA_IFNAME"),
+        is_up=bool(flags & _IFF_UP),
+        is_running=flags & running == running,
+        is_loopback=bool(flags & _IFF_LOOPBACK),
+        mtu=link.get_attr("IFLA_MTU"),
+    )
+
+
+def _address(message: Any) -> InterfaceAddress | None:
+    """None for what cannot be the source of a connection beyond the local network."""
+    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    if text is None or message["scope"] not in (_SCOPE_UNIVERSE, _SCOPE_SITE):
+        return None
+    address = ip_address(text)
+    if address.is_link_local or address.is_loopback or address.is_multicast:
+        return None
+    flags = message.get_attr("IFA_FLAGS")
+    flags = message["flags"] if flags is None else flags
+    # An optimistic address may be used while its uniqueness is still being checked (RFC 4429).
+    in_doubt = flags & _IFA_F_TENTATIVE and not flags & _IFA_F_OPTIMISTIC
+    return InterfaceAddress(
+        index=message["index"],
+        address=address,
+        is_usable=not in_doubt and not flags & _IFA_F_DADFAILED,
+        is_deprecated=bool(flags & _IFA_F_DEPRECATED),
+        # The flag has another meaning in IPv4: "secondary".
+        is_temporary=isinstance(address, IPv6Address) and bool(flags & _IFA_F_TEMPORARY),
+    )
+
+
+def _is_way_out(message: bytes) -> bool:
+    """A cheap look before the costly decoding: most routes of a host are its own addresses and broadcasts."""
+    body = _NLMSG_HEADER.size
+    return message[body + _ROUTE_TABLE_AT] != _TABLE_LOCAL and message[body + _ROUTE_TYPE_AT] == _TYPE_UNICAST
+
+
+def _routes(message: Any) -> Iterator[Route]:
+    """One for each interface of a multipath route."""
+    version: type[IPv4Address | IPv6Address]
+    match message["family"]:
+        case socket.AF_INET:
+            version = IPv4Address
+        case socket.AF_INET6:
+            version = IPv6Address
+        case _:
+            return
+    destination = ip_network((message.get_attr("RTA_DST") or version(0), message["dst_len"]))
+    if destination.is_link_local or destination.is_multicast:
+        return
+    metric = message.get_attr("RTA_PRIORITY") or 0
+    hops = message.get_attr("RTA_MULTIPATH")
+    for index in [hop["oif"] for hop in hops] if hops else [message.get_attr("RTA_OIF")]:
+        if index:
+            yield Route(index, destination, metric)

@@ -1,0 +1,153 @@
+"""Associations: the keys that a client and this proxy share, and the control channels over which the client listens."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Protocol
+
+from msocks.protocol.control import KEY_BYTES, ControlMessage
+from msocks.protocol.probe import probe_key
+from msocks.protocol.replay import ReplayWindow
+from msocks.proxy.deadlines import Deadlines
+from msocks.values.ids import AssociationId
+
+
+class Channel(Protocol):
+    """What an association needs of a control channel."""
+
+    def say(self, message: ControlMessage) -> None:
+        """Send a message; a channel that cannot take it is closed."""
+
+    def dismiss(self) -> None:
+        """The association is gone: close, telling the client that its user was removed."""
+
+
+class Association:
+    """Keys and channels of one client process.
+
+    Attributes:
+        id: Chosen by the client.
+        user: Whose it is.
+        key_up: Authenticates what the client sends.
+        key_down: Authenticates what the proxy sends.
+        probe_key_up: The same for probes.
+        probe_key_down: The same for probes.
+        leg_numbers: Those that were used.
+        channels: The open control channels, one per link of the client.
+    """
+
+    __slots__ = ("channels", "id", "key_down", "key_up", "leg_numbers", "probe_key_down", "probe_key_up", "user")
+
+    def __init__(self, association: AssociationId, user: str) -> None:
+        self.id = association
+        self.user = user
+        self.key_up = secrets.token_bytes(KEY_BYTES)
+        self.key_down = secrets.token_bytes(KEY_BYTES)
+        self.probe_key_up = probe_key(self.key_up)
+        self.probe_key_down = probe_key(self.key_down)
+        self.leg_numbers = ReplayWindow()
+        self.channels: set[Channel] = set()
+
+    def announce(self, message: ControlMessage) -> None:
+        """Say `message` on every channel."""
+        for channel in tuple(self.channels):
+            channel.say(message)
+
+
+class AssociationTaken(Exception):
+    """The id belongs to another user."""
+
+
+class AssociationLimit(Exception):
+    """The user has as many channels, or associations with channels, as are allowed."""
+
+
+class AssociationRegistry:
+    """All associations. One without channels is kept for the detach grace: its legs may come back before its channel."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, grace_s: float, per_user: int) -> None:
+        self._per_user = per_user
+        self._associations: dict[AssociationId, Association] = {}
+        self._of_user: dict[str, list[Association]] = {}
+        self._channels_of_user: dict[str, int] = {}
+        self._idle: Deadlines[Association] = Deadlines(loop, grace_s, self._drop)
+
+    def find(self, association: AssociationId) -> Association | None:
+        """The association of that id."""
+        return self._associations.get(association)
+
+    def users(self) -> list[str]:
+        """The users who have associations."""
+        return list(self._of_user)
+
+    def open_channel(self, association: AssociationId, user: str, channel: Channel, max_channels: int) -> Association:
+        """Let an authenticated channel into its association, which is made where it is new.
+
+        Raises:
+            AssociationTaken: The id belongs to another user.
+            AssociationLimit: The user has too many channels or associations.
+        """
+        if self._channels_of_user.get(user, 0) >= max_channels:
+            raise AssociationLimit(f"{max_channels} control channels are open")
+        found = self._associations.get(association)
+        if found is None:
+            found = self._create(association, user)
+        elif found.user != user:
+            raise AssociationTaken
+        self._idle.discard(found)
+        found.channels.add(channel)
+        self._channels_of_user[user] = self._channels_of_user.get(user, 0) + 1
+        return found
+
+    def channel_closed(self, association: Association, channel: Channel) -> None:
+        """A channel is gone."""
+        if channel not in association.channels:
+            return
+        association.channels.discard(channel)
+        left = self._channels_of_user[association.user] - 1
+        if left:
+            self._channels_of_user[association.user] = left
+        else:
+            del self._channels_of_user[association.user]
+        if not association.channels and association.id in self._associations:
+            self._idle.add(association)
+
+    def remove_user(self, user: str) -> None:
+        """Forget all keys of a user and close the channels."""
+        for association in tuple(self._of_user.get(user, ())):
+            self._drop(association)
+
+    def channels(self) -> list[Channel]:
+        """All open channels."""
+        return [channel for each in self._associations.values() for channel in each.channels]
+
+    def close(self) -> None:
+        """Forget everything; channels are closed by their owner."""
+        self._idle.close()
+        self._associations.clear()
+        self._of_user.clear()
+
+    def _create(self, association: AssociationId, user: str) -> Association:
+        others = self._of_user.setdefault(user, [])
+        if len(others) >= self._per_user:
+            idle = next((each for each in others if not each.channels), None)
+            if idle is None:
+                raise AssociationLimit(f"{self._per_user} associations are open")
+            self._drop(idle)
+            others = self._of_user.setdefault(user, [])
+        created = Association(association, user)
+        self._associations[association] = created
+        others.append(created)
+        return created
+
+    def _drop(self, association: Association) -> None:
+        self._idle.discard(association)
+        self._associations.pop(association.id, None)
+        others = self._of_user.get(association.user, [])
+        if association in others:
+            others.remove(association)
+            if not others:
+                del self._of_user[association.user]
+        for channel in tuple(association.channels):
+            channel.dismiss()

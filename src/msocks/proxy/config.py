@@ -1,0 +1,98 @@
+"""What a proxy is told before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import TypeAlias
+
+from msocks.errors import ConfigurationError
+from msocks.values.endpoint import Endpoint
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+
+class DatapathChoice(StrEnum):
+    """What the operator wants to carry the sessions."""
+
+    AUTO = "auto"
+    SPLICE = "splice"
+    RELAY = "relay"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyLimits:
+    """How much of everything at the same time; all counts are at least 1.
+
+    Attributes:
+        half_open: TCP connections that have not yet said what they want. One more, and the oldest is closed.
+        half_open_per_source: The same from one IPv4 address or IPv6 /64.
+        sessions: Sessions in all, parked ones included. A relayed session holds at most some 4.5 MiB of bytes that the
+            mobile node has not acknowledged (256 KiB and what the kernel's send buffer took), idle ones none.
+        sessions_per_user: Unless the user has a limit of his own.
+        channels_per_user: Control channels, unless the user has a limit of his own.
+        associations_per_user: Keys that are remembered. One more, and the one without channels for longest is dropped.
+        resolutions: Host names being looked up; more wait.
+        tombstones: Ended sessions whose end is remembered for late requests.
+    """
+
+    half_open: int = 2048
+    half_open_per_source: int = 512
+    sessions: int = 20_000
+    sessions_per_user: int = 2_000
+    channels_per_user: int = 64
+    associations_per_user: int = 64
+    resolutions: int = 32
+    tombstones: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"the limit {name} is {getattr(self, name)}", remedy="give at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyConfig:
+    """Settings of one proxy; durations in seconds.
+
+    Attributes:
+        listen: TCP and UDP endpoints. Port 0 takes a free one. An IPv6 wildcard takes IPv4 as well, unless an IPv4
+            wildcard with the same port stands beside it.
+        state: The state directory.
+        allow: Destinations that are allowed although they are denied by default.
+        deny: Destinations that are denied, whatever `allow` says.
+        open: Serve plain SOCKS5 clients without authentication.
+        datapath: What carries the sessions.
+        detach_grace_s: How long a session waits for its next leg, and an association for its next channel.
+        handshake_timeout_s: From a connection's beginning until it has said what it wants.
+        connect_timeout_s: For resolving and connecting to a server, together.
+        channel_idle_s: A control channel from which nothing comes for so long is closed; asked at half of that time.
+        stop_grace_s: How long sessions may go on when the proxy stops.
+        tombstone_s: How long the end of a session is remembered.
+        limits: See `ProxyLimits`.
+    """
+
+    listen: tuple[Endpoint, ...]
+    state: Path
+    allow: tuple[Network, ...] = ()
+    deny: tuple[Network, ...] = ()
+    open: bool = False
+    datapath: DatapathChoice = DatapathChoice.AUTO
+    detach_grace_s: float = 24 * 3600.0
+    handshake_timeout_s: float = 10.0
+    connect_timeout_s: float = 30.0
+    channel_idle_s: float = 180.0
+    stop_grace_s: float = 5.0
+    tombstone_s: float = 3600.0
+    limits: ProxyLimits = field(default_factory=ProxyLimits)
+
+    def __post_init__(self) -> None:
+        if not self.listen:
+            raise ConfigurationError("the proxy has nothing to listen on", remedy="give --listen HOST:PORT")
+        for name in ("detach_grace_s", "handshake_timeout_s", "connect_timeout_s", "channel_idle_s", "tombstone_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}", remedy="give a duration above 0")
+        if self.stop_grace_s < 0:
+            raise ConfigurationError(f"stop_grace_s is {self.stop_grace_s}", remedy="give 0 or more")

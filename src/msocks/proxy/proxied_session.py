@@ -1,0 +1,363 @@
+"""One session at the proxy: joins the record of its life, its server leg's conduit, and the legs that ask to carry it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from msocks.datapath.interface import Attachment, Conduit, Counters, Datapath, LegEnd
+from msocks.errors import EndReason
+from msocks.protocol.control import LegAccepted, SessionEnded
+from msocks.protocol.leg import DatapathReason, LegReply, LegStatus
+from msocks.protocol.leg import DatapathKind as WireDatapath
+from msocks.proxy.associations import Association
+from msocks.proxy.dialler import Dial, DialFailure, DialResult
+from msocks.session.record import SessionRecord, SessionState, Tombstone
+from msocks.session.resume import ClientPosition, OffsetError, Resumption, StreamState, resume
+from msocks.values.endpoint import Endpoint
+
+_log = structlog.get_logger("msocks.proxy.session")
+
+_NOTHING_YET = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_available=0, down_fin=None)
+
+_VERDICTS = {
+    EndReason.SERVER_RESET: LegStatus.ENDED_RESET,
+    EndReason.CLOSED: LegStatus.ENDED_FIN,
+    EndReason.EXPIRED: LegStatus.ENDED_EXPIRED,
+    EndReason.REFUSED: LegStatus.REFUSED,
+    EndReason.BYTES_LOST: LegStatus.ENDED_BYTES_LOST,
+    EndReason.SERVER_TIMED_OUT: LegStatus.ENDED_TIMED_OUT,
+}
+
+
+def verdict(record: SessionRecord | Tombstone) -> LegReply:
+    """What a leg is told that asks for an ended session."""
+    status = _VERDICTS.get(record.end or EndReason.UNSPECIFIED, LegStatus.ENDED_CLOSED)
+    code = record.reply_code if status is LegStatus.REFUSED else 0
+    return LegReply(status=status, socks_reply=code, generation=record.generation)
+
+
+class WaitingLeg(Protocol):
+    """A leg whose request is being considered: an MSOCKS leg, or a plain SOCKS5 connection."""
+
+    @property
+    def generation(self) -> int:
+        """The generation that it asks for; 1 for a plain client."""
+
+    @property
+    def leg_number(self) -> int:
+        """Unique in its association."""
+
+    @property
+    def association(self) -> Association | None:
+        """Whose keys it was authenticated with; None for a plain client."""
+
+    @property
+    def client(self) -> Endpoint:
+        """Where it comes from."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection was lost meanwhile."""
+
+    def grant(self, reply: LegReply, up_from: int) -> Attachment:
+        """Give the connection away, with the reply that the conduit is to write."""
+
+    def answer(self, reply: LegReply) -> None:
+        """Say `reply` and close."""
+
+
+class SessionHost(Protocol):
+    """Who keeps the sessions."""
+
+    @property
+    def datapath(self) -> Datapath:
+        """Makes conduits."""
+
+    @property
+    def datapath_reason(self) -> DatapathReason:
+        """Why it is that one, as the wire says it."""
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def on_parked(self, session: ProxiedSession) -> None:
+        """The session waits for a leg."""
+
+    def on_resumed(self, session: ProxiedSession) -> None:
+        """A leg carries the session."""
+
+    def on_ended(self, session: ProxiedSession) -> None:
+        """The session is over; forget it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """What the operator sees of a session."""
+
+    record: SessionRecord
+    client: Endpoint
+    datapath: str
+    datapath_reason: str
+    counters: Counters
+
+
+class ProxiedSession:
+    """See the module. Implements `msocks.datapath.interface.ConduitOwner`."""
+
+    __slots__ = (
+        "_association", "_bound", "_client", "_conduit", "_dial", "_host", "_settling", "_waiting", "record",
+    )  # fmt: skip
+
+    def __init__(self, record: SessionRecord, host: SessionHost, leg: WaitingLeg) -> None:
+        """
+        Args:
+            record: Of a new session.
+            host: Who keeps it.
+            leg: The one whose CONNECT opens it.
+        """
+        self.record = record
+        self._host = host
+        self._association = leg.association
+        self._client = leg.client
+        self._waiting: WaitingLeg | None = leg
+        self._dial: Dial | None = None
+        self._conduit: Conduit | None = None
+        self._bound: Endpoint | None = None
+        self._settling: asyncio.Lock | None = None
+        record.claim(leg.generation)
+
+    def view(self) -> SessionView:
+        """The state for the operator."""
+        conduit = self._conduit
+        if conduit is None:
+            return SessionView(self.record, self._client, "", "", Counters(0, 0))
+        return SessionView(self.record, self._client, conduit.kind.value, conduit.reason, conduit.counters())
+
+    # -- connecting -------------------------------------------------------------------------------------------------
+
+    def dialling(self, dial: Dial) -> None:
+        """The way to the server is being sought."""
+        self._dial = dial
+
+    def on_dialled(self, result: DialResult) -> None:
+        """The dial is over."""
+        self._dial = None
+        leg, self._waiting = self._waiting, None
+        if isinstance(result, DialFailure):
+            self._refused(result, leg)
+            return
+        self._bound = Endpoint.from_sockaddr(result.getsockname())
+        self._conduit = self._host.datapath.open(result, self, resumable=self.record.resumable)
+        if leg is not None and not leg.gone:
+            self._attach(leg, self._conduit, _NOTHING_YET, Resumption(0, 0), up_from=0)
+        elif self.record.resumable:
+            self.record.connected_without_leg(self._host.now())
+            self._host.on_parked(self)
+        else:
+            self.end(EndReason.CLIENT_CLOSED)
+
+    def _refused(self, failure: DialFailure, leg: WaitingLeg | None) -> None:
+        record = self.record
+        _log.info(
+            "destination_failed",
+            user=record.user,
+            session=record.session.short,
+            destination=str(record.destination),
+            client=str(self._client),
+            reply=failure.reply_code.name.lower(),
+            reason=failure.reason,
+        )
+        reply = LegReply(status=LegStatus.REFUSED, socks_reply=failure.reply_code, generation=record.newest_claim)
+        told = leg is not None and not leg.gone
+        if leg is not None:
+            leg.answer(reply)
+        self.end(EndReason.REFUSED, reply_code=failure.reply_code, announce=not told)
+
+    def leg_gone(self, leg: WaitingLeg) -> None:
+        """A leg that was waiting for the server was lost. A plain client's session ends with it."""
+        if self._waiting is leg:
+            self._waiting = None
+            if not self.record.resumable:
+                self.end(EndReason.CLIENT_CLOSED)
+
+    def join(self, leg: WaitingLeg) -> None:
+        """A repeated CONNECT, whose destination is the same."""
+        record = self.record
+        if self._conduit is not None:
+            self._carry_on(leg, None)
+        elif not record.claim(leg.generation):
+            leg.answer(self._stale())
+        else:
+            earlier, self._waiting = self._waiting, leg
+            self._association, self._client = leg.association, leg.client
+            if earlier is not None:
+                earlier.answer(self._stale())
+
+    # -- legs -------------------------------------------------------------------------------------------------------
+
+    def reconnect(self, leg: WaitingLeg, position: ClientPosition) -> None:
+        """An authenticated RECONNECT."""
+        if self._conduit is None:
+            # There is nothing to carry on yet; CONNECT with a new generation joins what is under way.
+            leg.answer(LegReply(status=LegStatus.BUSY, generation=self.record.newest_claim))
+        else:
+            self._carry_on(leg, position)
+
+    def _carry_on(self, leg: WaitingLeg, position: ClientPosition | None) -> None:
+        if not self.record.claim(leg.generation):
+            leg.answer(self._stale())
+            return
+        task = asyncio.get_running_loop().create_task(self._take_over(leg, position))
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+    async def _take_over(self, leg: WaitingLeg, position: ClientPosition | None) -> None:
+        if self._settling is None:
+            self._settling = asyncio.Lock()
+        record = self.record
+        async with self._settling:
+            conduit = self._conduit
+            if conduit is not None and record.holds_claim(leg.generation):
+                conduit.stop_leg()
+                await conduit.settle()
+            if record.state is SessionState.ENDED or conduit is None:
+                leg.answer(verdict(record))
+                return
+            if not record.holds_claim(leg.generation):
+                leg.answer(self._stale())
+                return
+            state = conduit.state()
+            if position is None:
+                # A CONNECT whose reply was lost: everything from the beginning.
+                position = ClientPosition(received=0, sends_from=0, up_fin=state.up_fin, down_fin=None)
+            try:
+                resumption = resume(position, state)
+            except OffsetError as error:
+                self._not_taken_over(leg, conduit)
+                _log.warning("offsets_refused", user=record.user, session=record.session.short, reason=str(error))
+                leg.answer(LegReply(status=LegStatus.BAD_OFFSETS, generation=record.generation))
+                return
+            if leg.gone:
+                self._not_taken_over(leg, conduit)
+                return
+            self._attach(leg, conduit, state, resumption, position.sends_from)
+
+    def _not_taken_over(self, leg: WaitingLeg, conduit: Conduit) -> None:
+        self.record.withdraw(leg.generation)
+        if self.record.state is SessionState.LIVE:
+            conduit.restart_leg()
+
+    def _attach(
+        self, leg: WaitingLeg, conduit: Conduit, state: StreamState, resumption: Resumption, up_from: int
+    ) -> None:
+        record = self.record
+        reply = self._reply(LegStatus.OK, leg.generation, conduit, state, resumption.down_from)
+        attachment = leg.grant(reply, up_from)
+        first = record.generation == 0
+        record.attach(leg.generation)
+        self._association, self._client = leg.association, leg.client
+        self._host.on_resumed(self)
+        if self._association is not None:
+            self._association.announce(LegAccepted(record.session, leg.generation, leg.leg_number))
+            _log.info(
+                "session_opened" if first else "session_resumed",
+                user=record.user,
+                session=record.session.short,
+                destination=str(record.destination),
+                generation=leg.generation,
+                client=str(leg.client),
+            )
+        conduit.attach(attachment)
+
+    def query(self, leg: WaitingLeg) -> None:
+        """Tell the state; nothing changes."""
+        if self._conduit is None:
+            leg.answer(LegReply(status=LegStatus.OK, generation=self.record.newest_claim))
+            return
+        state = self._conduit.state()
+        leg.answer(self._reply(LegStatus.OK, self.record.generation, self._conduit, state, state.down_acknowledged))
+
+    def park(self, generation: int) -> bool:
+        """The client says that its leg of `generation` is gone; whether the session waits for another now."""
+        record = self.record
+        if generation != record.generation:
+            return False
+        if record.detach(generation, self._host.now()):
+            if self._conduit is not None:
+                self._conduit.stop_leg()
+            self._host.on_parked(self)
+            _log.info("session_parked", user=record.user, session=record.session.short, cause="told by the client")
+        return record.state is SessionState.PARKED
+
+    def _stale(self) -> LegReply:
+        return LegReply(status=LegStatus.STALE_GENERATION, generation=self.record.newest_claim)
+
+    def _reply(
+        self, status: LegStatus, generation: int, conduit: Conduit, state: StreamState, down_from: int
+    ) -> LegReply:
+        return LegReply(
+            status=status,
+            generation=generation,
+            down_from=down_from,
+            up_acked=state.up_taken,
+            down_fin_at=state.down_fin,
+            up_fin_at=state.up_fin,
+            bound=self._bound,
+            datapath=WireDatapath[conduit.kind.name],
+            datapath_reason=self._host.datapath_reason,
+        )
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def end(self, reason: EndReason, reply_code: int = 0, *, announce: bool = True) -> None:
+        """End the session: the server and the mobile leg get RST, unless both directions had ended."""
+        if not self.record.finish(reason, reply_code):
+            return
+        dial, self._dial = self._dial, None
+        if dial is not None:
+            dial.cancel()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.answer(verdict(self.record))
+        if self._conduit is not None:
+            self._conduit.close(reset=reason is not EndReason.CLOSED)
+        self._host.on_ended(self)
+        if announce and self._association is not None:
+            self._association.announce(SessionEnded(self.record.session, reason))
+        if self.record.resumable:
+            _log.info("session_ended", user=self.record.user, session=self.record.session.short, reason=reason.name.lower())
+
+    # -- ConduitOwner -----------------------------------------------------------------------------------------------
+
+    def on_leg_ended(self, generation: int, end: LegEnd) -> None:
+        record = self.record
+        if not record.resumable:
+            self.end(EndReason.CLIENT_CLOSED)
+        elif record.detach(generation, self._host.now()):
+            self._host.on_parked(self)
+            _log.info("session_parked", user=record.user, session=record.session.short, cause=f"leg {end.value}")
+
+    def on_server_reset(self, error: OSError) -> None:
+        timed_out = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+        self.end(EndReason.SERVER_TIMED_OUT if timed_out else EndReason.SERVER_RESET)
+
+    def on_bytes_lost(self, reason: str) -> None:
+        _log.error("bytes_lost", user=self.record.user, session=self.record.session.short, reason=reason)
+        self.end(EndReason.BYTES_LOST)
+
+    def on_finished(self) -> None:
+        self.end(EndReason.CLOSED)
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def close_unused(sock: socket.socket) -> None:
+    """Close a server leg that nobody wants any more."""
+    sock.close()

@@ -1,0 +1,198 @@
+"""All sessions of the proxy: found by user and id, counted, expired."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import structlog
+
+from msocks.datapath.interface import Datapath
+from msocks.errors import EndReason
+from msocks.protocol.leg import Close, CloseMode, Connect, DatapathReason, LegReply, LegStatus, Query, Reconnect
+from msocks.protocol.socks5_wire import ReplyCode
+from msocks.proxy.config import ProxyConfig
+from msocks.proxy.deadlines import Deadlines
+from msocks.proxy.dialler import Dialler
+from msocks.proxy.proxied_session import ProxiedSession, SessionView, WaitingLeg, verdict
+from msocks.session.record import SessionRecord, SessionState, Tombstones
+from msocks.session.resume import ClientPosition
+from msocks.transport.reactor import Reactor
+from msocks.values.endpoint import Endpoint
+from msocks.values.ids import ID_BYTES, SessionId
+
+_log = structlog.get_logger("msocks.proxy.session")
+
+
+class SessionRegistry:
+    """See the module. Implements `msocks.proxy.proxied_session.SessionHost`.
+
+    A session is found under its user and id together, so another user's id is simply unknown.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        config: ProxyConfig,
+        dialler: Dialler,
+        datapath: Datapath,
+        datapath_reason: DatapathReason,
+    ) -> None:
+        self.datapath = datapath
+        self.datapath_reason = datapath_reason
+        self._loop = reactor.loop
+        self._limits = config.limits
+        self._dialler = dialler
+        self._sessions: dict[tuple[str, SessionId], ProxiedSession] = {}
+        self._count_of_user: dict[str, int] = {}
+        self._tombstones = Tombstones(config.limits.tombstones, config.tombstone_s)
+        self._parked: Deadlines[ProxiedSession] = Deadlines(self._loop, config.detach_grace_s, self._expire)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[SessionView]:
+        return (session.view() for session in tuple(self._sessions.values()))
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def open_plain(self, leg: WaitingLeg, user: str, destination: Endpoint, max_sessions: int) -> ProxiedSession | None:
+        """A plain SOCKS5 client's CONNECT; None where a limit refuses it, which the leg has been told."""
+        # Nobody can name it, so its id need not be unguessable; but two must not be the same.
+        session = SessionId(secrets.token_bytes(ID_BYTES))
+        return self._open(leg, user, session, destination, max_sessions, resumable=False)
+
+    def connect(self, leg: WaitingLeg, user: str, request: Connect, max_sessions: int) -> ProxiedSession | None:
+        """A CONNECT of an MSOCKS leg; returns the session that the leg waits for, None where it was answered."""
+        known = self._sessions.get((user, request.session))
+        if known is None:
+            stone = self._tombstones.find(user, request.session, self.now())
+            if stone is None:
+                return self._open(leg, user, request.session, request.destination, max_sessions, resumable=True)
+            same = stone.destination == request.destination
+            leg.answer(verdict(stone) if same else _other_destination(stone.generation))
+            return None
+        if known.record.destination != request.destination:
+            leg.answer(_other_destination(known.record.newest_claim))
+            return None
+        known.join(leg)
+        return known
+
+    def reconnect(self, leg: WaitingLeg, user: str, request: Reconnect) -> None:
+        """A RECONNECT."""
+        session = self._find(leg, user, request.session)
+        if session is not None:
+            position = ClientPosition(
+                received=request.received,
+                sends_from=request.upstream_from,
+                up_fin=request.up_fin_at,
+                down_fin=request.down_fin_at,
+            )
+            session.reconnect(leg, position)
+
+    def query(self, leg: WaitingLeg, user: str, request: Query) -> None:
+        """A QUERY."""
+        session = self._find(leg, user, request.session)
+        if session is not None:
+            session.query(leg)
+
+    def close_session(self, leg: WaitingLeg, user: str, request: Close) -> None:
+        """A CLOSE; repeated, it is answered alike."""
+        session = self._sessions.get((user, request.session))
+        if session is None:
+            stone = self._tombstones.find(user, request.session, self.now())
+            if stone is not None and stone.end is EndReason.CLIENT_CLOSED:
+                leg.answer(LegReply(status=LegStatus.OK, generation=stone.generation))
+            else:
+                leg.answer(verdict(stone) if stone is not None else LegReply(status=LegStatus.UNKNOWN_SESSION))
+        elif request.generation < session.record.generation:
+            leg.answer(LegReply(status=LegStatus.STALE_GENERATION, generation=session.record.generation))
+        elif request.mode is CloseMode.RESET:
+            session.end(EndReason.CLIENT_CLOSED)
+            leg.answer(LegReply(status=LegStatus.OK, generation=session.record.generation))
+        else:
+            session.hang_up(leg, request.up_fin_at or 0)
+
+    def park(self, user: str, session: SessionId, generation: int) -> bool:
+        """A leg is gone, says its client; whether the session waits for another now."""
+        known = self._sessions.get((user, session))
+        return known is not None and known.park(generation)
+
+    def _find(self, leg: WaitingLeg, user: str, session: SessionId) -> ProxiedSession | None:
+        known = self._sessions.get((user, session))
+        if known is None:
+            stone = self._tombstones.find(user, session, self.now())
+            leg.answer(verdict(stone) if stone is not None else LegReply(status=LegStatus.UNKNOWN_SESSION))
+        return known
+
+    def _open(
+        self,
+        leg: WaitingLeg,
+        user: str,
+        session: SessionId,
+        destination: Endpoint,
+        max_sessions: int,
+        *,
+        resumable: bool,
+    ) -> ProxiedSession | None:
+        count = self._count_of_user.get(user, 0)
+        if count >= max_sessions or len(self._sessions) >= self._limits.sessions:
+            whose = "user" if count >= max_sessions else "proxy"
+            _log.warning("session_limit", user=user, whose=whose, client=str(leg.client), destination=str(destination))
+            leg.answer(LegReply(status=LegStatus.LIMIT))
+            return None
+        record = SessionRecord(session, user, destination, self.now(), resumable)
+        opened = ProxiedSession(record, self, leg)
+        self._sessions[user, session] = opened
+        self._count_of_user[user] = count + 1
+        opened.dialling(self._dialler.dial(destination, opened.on_dialled))
+        return opened
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def end_user(self, user: str) -> None:
+        """The operator removed the user: all his sessions end."""
+        for session in tuple(self._sessions.values()):
+            if session.record.user == user:
+                session.end(EndReason.USER_REMOVED)
+
+    def end_all(self, reason: EndReason) -> None:
+        """The proxy goes: nothing carries the sessions any more."""
+        for session in tuple(self._sessions.values()):
+            session.end(reason)
+        self._parked.close()
+
+    def users(self) -> list[str]:
+        """The users who have sessions."""
+        return list(self._count_of_user)
+
+    def _expire(self, session: ProxiedSession) -> None:
+        session.end(EndReason.EXPIRED)
+
+    # -- SessionHost ------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def on_parked(self, session: ProxiedSession) -> None:
+        self._parked.add(session)
+
+    def on_resumed(self, session: ProxiedSession) -> None:
+        self._parked.discard(session)
+
+    def on_ended(self, session: ProxiedSession) -> None:
+        record = session.record
+        assert record.state is SessionState.ENDED
+        self._parked.discard(session)
+        del self._sessions[record.user, record.session]
+        left = self._count_of_user[record.user] - 1
+        if left:
+            self._count_of_user[record.user] = left
+        else:
+            del self._count_of_user[record.user]
+        if record.resumable:
+            self._tombstones.bury(record, self.now())
+
+
+def _other_destination(generation: int) -> LegReply:
+    return LegReply(status=LegStatus.REFUSED, socks_reply=ReplyCode.NOT_ALLOWED, generation=generation)

@@ -1,0 +1,190 @@
+"""One uplink as the supervisor drives it: shape, cuts, addresses. Every change is timed with CLOCK_MONOTONIC."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from msocks_lab import firewall
+from msocks_lab.addressing import AccessPlan
+from msocks_lab.config import CutMode, Direction, Shape
+from msocks_lab.errors import CommandError, SetupError
+from msocks_lab.topology import Network
+
+_PATIENCE = 10.0
+
+
+class AccessLink:
+    """See the module. Its methods raise CommandError where the link's state does not allow them."""
+
+    def __init__(self, plan: AccessPlan, network: Network, seed: int) -> None:
+        self.plan = plan
+        self.name = plan.link.name
+        self._network = network
+        self._shapes = {side: plan.link.shape(Direction(side)) for side in ("up", "down")}
+        self._mtu = plan.link.mtu
+        self._attached = plan.link.attached
+        self._cut_mode: CutMode | None = None
+        self._cut_sides = {"up": False, "down": False}
+        self._emulator: socket.socket | None = None
+        if plan.link.fat:
+            self._apply_drops()
+        else:
+            self._emulator = self._start_emulator(f"{seed}-{self.name}")
+
+    def _start_emulator(self, seed: str) -> socket.socket:
+        mobile_side, core_side = self._network.tuns[self.name]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fds = [mobile_side, core_side, theirs.fileno()]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "msocks_lab.emulator", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        ours.settimeout(_PATIENCE)
+        start = {"seed": seed, "shapes": self._shapes_as_dicts(), "cut": self._drops()}
+        ours.send(json.dumps(start).encode())
+        return ours
+
+    def wait_ready(self) -> None:
+        """Return when the emulator carries packets. Raises SetupError."""
+        if self._emulator is not None:
+            self._receive()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._emulator is not None
+        try:
+            answer = self._emulator.recv(65536)
+        except OSError:
+            answer = b""
+        if not answer:
+            raise SetupError(f"The emulator of {self.name} does not answer", "See the lab's supervisor.log")
+        decoded: dict[str, Any] = json.loads(answer)
+        return decoded
+
+    def _ask_emulator(self, **command: Any) -> dict[str, Any]:
+        assert self._emulator is not None
+        self._emulator.send(json.dumps(command).encode())
+        return self._receive()
+
+    def _shapes_as_dicts(self) -> dict[str, Any]:
+        return {side: asdict(shape) for side, shape in self._shapes.items()}
+
+    def _drops(self) -> dict[str, bool]:
+        # A link that is gone in whatever way also swallows what is under way, and lets no ICMP error tell of it.
+        gone = not self._attached or self._cut_mode in (CutMode.CARRIER, CutMode.ADMIN)
+        return {side: gone or cut for side, cut in self._cut_sides.items()}
+
+    def _apply_drops(self) -> None:
+        if self._emulator is not None:
+            self._ask_emulator(cut=self._drops())
+        else:
+            firewall.drop(self._network.nodes[self.plan.radio], self._drops())
+
+    def describe(self) -> dict[str, Any]:
+        """The link's present state."""
+        if not self._attached:
+            state = "detached"
+        elif self._cut_mode is not None:
+            state = f"cut ({self._cut_mode.value})"
+            sides = [side for side, cut in self._cut_sides.items() if cut]
+            if self._cut_mode is CutMode.SILENT and len(sides) == 1:
+                state = f"cut (silent, {sides[0]})"
+        else:
+            state = "up"
+        return {
+            "name": self.name,
+            "state": state,
+            "addresses": list(self.plan.addresses) if self._attached else [],
+            "public_address": self.plan.public_ipv4 if self.plan.link.nat else None,
+            "mtu": self._mtu,
+            "fat": self.plan.link.fat,
+            "nat": self.plan.link.nat,
+            **self._shapes_as_dicts(),
+        }
+
+    def cut(self, mode: str, direction: str) -> None:
+        """Let the link go away; a second cut replaces the first."""
+        chosen, sides = CutMode(mode), Direction(direction)
+        if chosen is not CutMode.SILENT and sides is not Direction.BOTH:
+            raise CommandError(f"A {chosen.value} cut has no direction", "Only a silent cut can be one-way")
+        if self._cut_mode not in (None, CutMode.SILENT):
+            self.restore()
+        self._cut_mode = chosen
+        self._cut_sides = {side: Direction(side) in sides.parts for side in ("up", "down")}
+        match chosen:
+            case CutMode.SILENT:
+                self._apply_drops()
+            case CutMode.CARRIER:
+                self._network.nodes[self.plan.radio].down("mobile")
+                self._apply_drops()
+            case CutMode.ADMIN:
+                self._network.nodes["mobile"].down(self.name)
+                self._apply_drops()
+
+    def restore(self) -> None:
+        """Undo any cut; addresses and routes of the mobile are there again."""
+        self._cut_mode, self._cut_sides = None, {"up": False, "down": False}
+        self._network.connect_radio(self.plan)
+        if self._attached:
+            self._network.configure_mobile(self.plan)
+        self._apply_drops()
+
+    def detach(self) -> None:
+        """Take the mobile's addresses and routes away."""
+        if not self._attached:
+            raise CommandError(f"{self.name} is detached already", "Use `attach` to give it addresses")
+        self._attached = False
+        self._network.nodes["mobile"].flush_addresses(self.name)
+        self._apply_drops()
+
+    def attach(self) -> None:
+        """Give the mobile its addresses and routes."""
+        if self._attached:
+            raise CommandError(f"{self.name} is attached already", "Use `restore` to undo a cut")
+        if self._cut_mode is not None:
+            raise CommandError(f"{self.name} is {self.describe()['state']}", "Use `restore` first")
+        self._attached = True
+        self._apply_drops()
+        self._network.configure_mobile(self.plan)
+
+    def readdress(self) -> None:
+        """Replace the mobile's addresses by new ones of the same subnets."""
+        if not self._attached or self._cut_mode in (CutMode.CARRIER, CutMode.ADMIN):
+            raise CommandError(f"{self.name} is {self.describe()['state']}", "Use `attach` or `restore` first")
+        self.plan = replace(self.plan, lease=self.plan.lease + 1)
+        self._network.nodes["mobile"].flush_addresses(self.name)
+        self._network.configure_mobile(self.plan)
+
+    def rebind_nat(self) -> None:
+        """Let the NAT forget all mappings."""
+        if not self.plan.link.nat:
+            raise CommandError(f"{self.name} has no NAT", "Build the lab with `nat` on this link")
+        self._network.nodes[self.plan.radio].flush_conntrack()
+
+    def change(self, changes: Mapping[str, Mapping[str, Any]], mtu: int | None) -> None:
+        """Change shapes ({"up" | "down" | "both": {field: value}}) and the path's MTU. Raises ConfigError, too."""
+        if changes:
+            if self._emulator is None:
+                raise CommandError(f"{self.name} is fat: nothing emulates it", "Build the lab without `fat`")
+            shapes = dict(self._shapes)
+            for direction, values in changes.items():
+                for side in Direction(direction).parts:
+                    shapes[side] = replace(shapes[side], **values)
+            self._shapes = shapes
+            self._ask_emulator(shapes=self._shapes_as_dicts())
+        if mtu is not None:
+            replace(self.plan.link, mtu=mtu)  # checks it
+            self._mtu = mtu
+            self._network.nodes[self.plan.radio].set_mtu("air", mtu)
+            self._network.nodes["core"].set_mtu(self.name, mtu)
+
+    def counters(self) -> dict[str, Any]:
+        """Of the mobile's interface, and of the emulator where there is one."""
+        interface = self._network.nodes["mobile"].counters(self.name)
+        emulator = self._ask_emulator()["counters"] if self._emulator is not None else None
+        return {"interface": interface, "emulator": emulator}

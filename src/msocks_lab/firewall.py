@@ -1,0 +1,68 @@
+"""nftables in an access router: address translation, and the silent cut of a link that has no emulator.
+
+A NAT mapping is bound to a random port. A packet of a TCP connection without a mapping is dropped, as by a carrier's
+NAT: the connection is not picked up again under a new port.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+from msocks_lab.config import LinkConfig
+from msocks_lab.errors import SetupError
+from msocks_lab.node import Node
+
+_NAT = """
+table ip nat {
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        ct state invalid drop
+        iifname "air" ct state new drop
+    }
+    chain postrouting {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "air" iifname "mobile" masquerade fully-random
+    }
+}
+"""
+_CUT = """
+table inet cut
+delete table inet cut
+table inet cut {{
+    chain forward {{
+        type filter hook forward priority raw; policy accept;
+        {rules}
+    }}
+}}
+"""
+
+
+def _nft(router: Node, rules: str) -> None:
+    if shutil.which("nft") is None:
+        raise SetupError("The program `nft` is missing, which NAT and cuts of fat links need", "apt-get install nftables")
+    with router.namespaces.network():
+        done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SetupError(f"nft refused the rules of {router.name}: {done.stderr.strip()}")
+
+
+def install_nat(router: Node, link: LinkConfig) -> None:
+    """Masquerade what the mobile sends over IPv4. Raises SetupError."""
+    _nft(router, _NAT)
+    router.sysctl({
+        "netfilter/nf_conntrack_tcp_loose": "0",
+        "netfilter/nf_conntrack_tcp_timeout_established": str(link.nat_tcp_idle_s),
+        # Data in flight when a path fails must not shorten the mapping's life below the idle time-out.
+        "netfilter/nf_conntrack_tcp_timeout_max_retrans": str(link.nat_tcp_idle_s),
+        "netfilter/nf_conntrack_tcp_timeout_unacknowledged": str(link.nat_tcp_idle_s),
+        "netfilter/nf_conntrack_udp_timeout": str(link.nat_udp_idle_s),
+        "netfilter/nf_conntrack_udp_timeout_stream": str(link.nat_udp_idle_s),
+    })
+
+
+def drop(router: Node, cut: Mapping[str, bool]) -> None:
+    """Forward nothing in the directions ("up", "down") that are cut. Raises SetupError."""
+    inputs = {"up": "mobile", "down": "air"}
+    _nft(router, _CUT.format(rules="\n".join(f'iifname "{inputs[side]}" drop' for side in cut if cut[side])))

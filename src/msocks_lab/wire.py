@@ -1,0 +1,68 @@
+"""How the lab's processes speak with the supervisor: one JSON object per packet of a SOCK_SEQPACKET Unix socket.
+
+Call: {"call": NAME, "arguments": {...}}. Answer: {"result": ...} or {"error": {"message": ..., "remedy": ...}}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from msocks_lab.errors import CommandError, SetupError
+
+LARGEST_MESSAGE = 200_000
+_SEND_BUFFER = 1 << 20
+
+
+def runtime_root() -> Path:
+    """The directory with one directory per running lab: $MSOCKS_LAB_RUN, or /run/msocks-lab."""
+    return Path(os.environ.get("MSOCKS_LAB_RUN", "/run/msocks-lab"))
+
+
+def socket_path(name: str) -> Path:
+    """Where the supervisor of a lab listens."""
+    return runtime_root() / name / "control"
+
+
+def scratch_directory() -> Path:
+    """Where files go that belong to no single lab."""
+    return Path("/run/lock") if os.access("/run/lock", os.W_OK) else Path(tempfile.gettempdir())
+
+
+class Channel:
+    """A caller's connection to a supervisor. Usable by one thread at a time."""
+
+    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise SetupError(
+                f"No lab answers at {path}: {error.strerror}", "See `msocks-lab list`; start one with `msocks-lab up`"
+            ) from error
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Ask and wait for the answer. Raises CommandError where the lab refuses, SetupError where it is gone."""
+        try:
+            self._socket.send(json.dumps({"call": name, "arguments": arguments}).encode())
+            answer = self._socket.recv(LARGEST_MESSAGE)
+        except OSError as error:
+            raise SetupError(f"The lab does not answer `{name}`: {error}") from error
+        if not answer:
+            raise SetupError(f"The lab ended during `{name}`", "Its last words are in supervisor.log")
+        decoded: dict[str, Any] = json.loads(answer)
+        if "error" in decoded:
+            raise CommandError(decoded["error"]["message"], decoded["error"]["remedy"])
+        return decoded["result"]
+
+    def close(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
