@@ -1,3 +1,103 @@
-"""MSOCKS: TCP connections that outlive the network they were opened on."""
+"""MSOCKS: TCP connections that outlive the network they were opened on.
+
+For asyncio programs, streams as `asyncio.open_connection` gives them::
+
+    reader, writer = await msocks.open_connection("example.net", 443, ssl=True)
+    await writer.move("wlan0")
+
+For others, a socket as `socket.create_connection` gives it::
+
+    with msocks.create_connection(("example.net", 22)) as connection:
+        connection.move("wwan0")
+
+The access link comes from `access=` or from the file that $MSOCKS_ACCESS_FILE names. The names below are the public
+interface; they are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from msocks.client.blocking import MobileSocket, create_connection
+    from msocks.client.events import Ended, Event, Moved, Parked, Resumed
+    from msocks.client.node import MobileNode
+    from msocks.client.shared_node import close_nodes
+    from msocks.client.streams import MobileStreamWriter, open_connection
+    from msocks.errors import (
+        AuthenticationError,
+        ConfigurationError,
+        DestinationError,
+        LinkUnavailable,
+        MsocksError,
+        PinMismatch,
+        SessionEnded,
+        SessionReset,
+    )
+    from msocks.session.mobile import MoveCause
+    from msocks.values.access_link import AccessLink
 
 __version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "AccessLink": "msocks.values.access_link",
+    "AuthenticationError": "msocks.errors",
+    "ConfigurationError": "msocks.errors",
+    "DestinationError": "msocks.errors",
+    "Ended": "msocks.client.events",
+    "Event": "msocks.client.events",
+    "LinkUnavailable": "msocks.errors",
+    "MobileNode": "msocks.client.node",
+    "MobileSocket": "msocks.client.blocking",
+    "MobileStreamWriter": "msocks.client.streams",
+    "MoveCause": "msocks.session.mobile",
+    "Moved": "msocks.client.events",
+    "MsocksError": "msocks.errors",
+    "Parked": "msocks.client.events",
+    "PinMismatch": "msocks.errors",
+    "Resumed": "msocks.client.events",
+    "SessionEnded": "msocks.errors",
+    "SessionReset": "msocks.errors",
+    "close_nodes": "msocks.client.shared_node",
+    "create_connection": "msocks.client.blocking",
+    "open_connection": "msocks.client.streams",
+}
+
+__all__ = [
+    "AccessLink",
+    "AuthenticationError",
+    "ConfigurationError",
+    "DestinationError",
+    "Ended",
+    "Event",
+    "LinkUnavailable",
+    "MobileNode",
+    "MobileSocket",
+    "MobileStreamWriter",
+    "MoveCause",
+    "Moved",
+    "MsocksError",
+    "Parked",
+    "PinMismatch",
+    "Resumed",
+    "SessionEnded",
+    "SessionReset",
+    "close_nodes",
+    "create_connection",
+    "open_connection",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

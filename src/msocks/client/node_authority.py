@@ -47,7 +47,7 @@ class NodeAuthority:
         self._association.clock_told(proxy_ms)
 
     def forgotten(self, key_up: bytes) -> None:
-        """A request signed with `key_up` was refused, unverifiably: ask on a control channel, where it can be believed."""
+        """A request signed with `key_up` was refused, unverifiably: ask where the answer can be believed."""
         keys = self._association.keys
         if keys is None or keys.up != key_up or (self._renewal is not None and not self._renewal.done()):
             return

@@ -189,9 +189,9 @@ class MobileTransport(asyncio.Transport):
         protocol: asyncio.BaseProtocol = self._protocol
         if isinstance(protocol, asyncio.BufferedProtocol):
             while data:
-                buffer = protocol.get_buffer(len(data))
+                buffer = memoryview(protocol.get_buffer(len(data)))
                 size = min(len(buffer), len(data))
-                buffer[:size] = data[:size]  # type: ignore[index]
+                buffer[:size] = data[:size]
                 protocol.buffer_updated(size)
                 data = data[size:]
         else:

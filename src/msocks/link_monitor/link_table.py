@@ -96,8 +96,9 @@ class LinkTable:
         for entry in self._entries.values():
             entry.routes.clear()
         for route in routes:
-            if (entry := self._entries.get(route.index)) is not None:
-                entry.routes.append(route)
+            holder = self._entries.get(route.index)
+            if holder is not None:
+                holder.routes.append(route)
         self._note_ways_out()
 
     def apply(self, fact: Fact) -> bool:
@@ -114,12 +115,13 @@ class LinkTable:
             case InterfaceGone(index=index):
                 return self._entries.pop(index, None) is not None
             case InterfaceAddress(index=index, address=address):
-                if (entry := self._entries.get(index)) is not None:
-                    entry.addresses[address] = fact
+                holder = self._entries.get(index)
+                if holder is not None:
+                    holder.addresses[address] = fact
                 return False
             case AddressGone(index=index, address=address):
-                entry = self._entries.get(index)
-                return entry is not None and entry.addresses.pop(address, None) is not None
+                holder = self._entries.get(index)
+                return holder is not None and holder.addresses.pop(address, None) is not None
             case RoutesChanged():
                 return True
 

@@ -6,6 +6,7 @@ the few facts that make a link (rtnetlink(7)).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -159,17 +160,10 @@ class RouteSocket:
         """What has changed since the last call, oldest first; never blocks.
 
         Raises (at the step where events are missing):
-            Overrun: The kernel had to drop events.
+            Overrun: The kernel had to drop events. What was queued before is discarded: without what followed it, it
+                would overwrite with the past what is read anew.
         """
-        while True:
-            try:
-                data = self._events.recv(_READ_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    raise Overrun from None
-                raise
+        while (data := self._receive()) is not None:
             for kind, _flags, message in _split(data):
                 yield from self._facts(kind, message)
 
@@ -205,6 +199,19 @@ class RouteSocket:
         return None
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> bytes | None:
+        try:
+            return self._events.recv(_READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        with contextlib.suppress(BlockingIOError):
+            while self._events.recv(_READ_BYTES):
+                pass
+        raise Overrun
 
     def _dump_facts(self, request: int) -> Iterator[Fact]:
         for kind, message in self._dump(request):

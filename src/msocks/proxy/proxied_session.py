@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +86,9 @@ class SessionHost(Protocol):
     def now(self) -> float:
         """Monotonic seconds."""
 
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` as a task."""
+
     def on_parked(self, session: ProxiedSession) -> None:
         """The session waits for a leg."""
 
@@ -94,6 +97,12 @@ class SessionHost(Protocol):
 
     def on_ended(self, session: ProxiedSession) -> None:
         """The session is over; forget it."""
+
+    def on_hanging_up(self, session: ProxiedSession) -> None:
+        """The session is over, but its server has not got everything yet: call `cut` after a while."""
+
+    def on_hung_up(self, session: ProxiedSession) -> None:
+        """No `cut` is needed any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +222,15 @@ class ProxiedSession:
         if not self.record.claim(leg.generation):
             leg.answer(self._stale())
             return
-        task = asyncio.get_running_loop().create_task(self._take_over(leg, position))
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
+        self._host.spawn(self._take_over_or_fail(leg, position))
+
+    async def _take_over_or_fail(self, leg: WaitingLeg, position: ClientPosition | None) -> None:
+        try:
+            await self._take_over(leg, position)
+        except Exception:
+            _log.exception("reconnect_failed", user=self.record.user, session=self.record.session.short)
+            self.end(EndReason.PROXY_FAILED)
+            leg.answer(verdict(self.record))
 
     async def _take_over(self, leg: WaitingLeg, position: ClientPosition | None) -> None:
         if self._settling is None:
@@ -317,26 +332,66 @@ class ProxiedSession:
 
     def end(self, reason: EndReason, reply_code: int = 0, *, announce: bool = True) -> None:
         """End the session: the server and the mobile leg get RST, unless both directions had ended."""
-        if not self.record.finish(reason, reply_code):
+        if self._bury(reason, reply_code, announce=announce) and self._conduit is not None:
+            self._conduit.close(reset=reason is not EndReason.CLOSED)
+
+    def hang_up(self, leg: WaitingLeg, up_end: int) -> None:
+        """A graceful CLOSE: the server gets the upstream up to `up_end` and a FIN, and nobody hears it any more."""
+        conduit, record = self._conduit, self.record
+        taken = conduit.state().up_taken if conduit is not None else 0
+        if up_end != taken:
+            _log.warning(
+                "offsets_refused",
+                user=record.user,
+                session=record.session.short,
+                reason=f"a CLOSE says that the upstream ends at {up_end}, and {taken} bytes of it have arrived",
+            )
+            leg.answer(LegReply(status=LegStatus.BAD_OFFSETS, generation=record.generation))
             return
+        self._bury(EndReason.CLIENT_CLOSED, 0, announce=True)
+        if conduit is not None:
+            conduit.stop_leg()
+            self._host.on_hanging_up(self)
+            conduit.hang_up(up_end)
+        leg.answer(LegReply(status=LegStatus.OK, generation=record.generation))
+
+    def cut(self) -> None:
+        """The server does not end its direction: enough of waiting."""
+        if self._conduit is not None:
+            self._conduit.close(reset=True)
+
+    def _bury(self, reason: EndReason, reply_code: int, *, announce: bool) -> bool:
+        record = self.record
+        if not record.finish(reason, reply_code):
+            return False
         dial, self._dial = self._dial, None
         if dial is not None:
             dial.cancel()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            waiting.answer(verdict(self.record))
-        if self._conduit is not None:
-            self._conduit.close(reset=reason is not EndReason.CLOSED)
+            waiting.answer(verdict(record))
         self._host.on_ended(self)
         if announce and self._association is not None:
-            self._association.announce(SessionEnded(self.record.session, reason))
-        if self.record.resumable:
-            _log.info("session_ended", user=self.record.user, session=self.record.session.short, reason=reason.name.lower())
+            self._association.announce(SessionEnded(record.session, reason))
+        if record.resumable:
+            _log.info("session_ended", user=record.user, session=record.session.short, reason=reason.name.lower())
+        return True
+
+    def _over(self, reason: EndReason) -> None:
+        """The conduit has come to its end, before or after the session's."""
+        if self.record.state is SessionState.ENDED:
+            self._host.on_hung_up(self)
+            if self._conduit is not None:
+                self._conduit.close(reset=reason is not EndReason.CLOSED)
+        else:
+            self.end(reason)
 
     # -- ConduitOwner -----------------------------------------------------------------------------------------------
 
     def on_leg_ended(self, generation: int, end: LegEnd) -> None:
         record = self.record
+        if record.state is SessionState.ENDED:
+            return
         if not record.resumable:
             self.end(EndReason.CLIENT_CLOSED)
         elif record.detach(generation, self._host.now()):
@@ -345,19 +400,11 @@ class ProxiedSession:
 
     def on_server_reset(self, error: OSError) -> None:
         timed_out = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-        self.end(EndReason.SERVER_TIMED_OUT if timed_out else EndReason.SERVER_RESET)
+        self._over(EndReason.SERVER_TIMED_OUT if timed_out else EndReason.SERVER_RESET)
 
     def on_bytes_lost(self, reason: str) -> None:
         _log.error("bytes_lost", user=self.record.user, session=self.record.session.short, reason=reason)
-        self.end(EndReason.BYTES_LOST)
+        self._over(EndReason.BYTES_LOST)
 
     def on_finished(self) -> None:
-        self.end(EndReason.CLOSED)
-
-
-_tasks: set[asyncio.Task[None]] = set()
-
-
-def close_unused(sock: socket.socket) -> None:
-    """Close a server leg that nobody wants any more."""
-    sock.close()
+        self._over(EndReason.CLOSED)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 
 import structlog
 
@@ -22,6 +23,9 @@ from msocks.values.endpoint import Endpoint
 from msocks.values.ids import ID_BYTES, SessionId
 
 _log = structlog.get_logger("msocks.proxy.session")
+
+# So long a server may go on sending after its client has hung up; all of it is discarded.
+_HANG_UP_S = 60.0
 
 
 class SessionRegistry:
@@ -46,6 +50,8 @@ class SessionRegistry:
         self._sessions: dict[tuple[str, SessionId], ProxiedSession] = {}
         self._count_of_user: dict[str, int] = {}
         self._tombstones = Tombstones(config.limits.tombstones, config.tombstone_s)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hanging_up: Deadlines[ProxiedSession] = Deadlines(self._loop, _HANG_UP_S, ProxiedSession.cut)
         self._parked: Deadlines[ProxiedSession] = Deadlines(self._loop, config.detach_grace_s, self._expire)
 
     def __len__(self) -> int:
@@ -161,6 +167,9 @@ class SessionRegistry:
         for session in tuple(self._sessions.values()):
             session.end(reason)
         self._parked.close()
+        for session in self._hanging_up.take_all():
+            session.cut()
+        self._hanging_up.close()
 
     def users(self) -> list[str]:
         """The users who have sessions."""
@@ -173,6 +182,11 @@ class SessionRegistry:
 
     def now(self) -> float:
         return self._loop.time()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def on_parked(self, session: ProxiedSession) -> None:
         self._parked.add(session)
@@ -192,6 +206,12 @@ class SessionRegistry:
             del self._count_of_user[record.user]
         if record.resumable:
             self._tombstones.bury(record, self.now())
+
+    def on_hanging_up(self, session: ProxiedSession) -> None:
+        self._hanging_up.add(session)
+
+    def on_hung_up(self, session: ProxiedSession) -> None:
+        self._hanging_up.discard(session)
 
 
 def _other_destination(generation: int) -> LegReply:

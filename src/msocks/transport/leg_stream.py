@@ -152,7 +152,7 @@ class LegStream:
         `overhead` bytes were already written to the socket (a request), `preface` is written before the stream (a
         reply). Nothing more is sent on the leg before. Raises ValueError when `begins_at` is not retained.
         """
-        self._retention_check(begins_at)
+        self.check_basepoint(begins_at)
         self.stop_sending()
         self._retention.rewind(begins_at)
         leg = self._legs.get(generation)
@@ -170,6 +170,13 @@ class LegStream:
                 self._fail(leg, error)
                 return
         self.flush()
+
+    def check_basepoint(self, offset: int) -> None:
+        """Raise ValueError unless a leg can begin to send at `offset`."""
+        if not self._retention.base <= offset <= self._retention.end:
+            raise ValueError(
+                f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
+            )
 
     def resume_sending(self, generation: int) -> bool:
         """Go back to an earlier leg after an attempt that came to nothing; False when that leg is gone."""
@@ -294,12 +301,6 @@ class LegStream:
             return data
         return leg.sock.recv(wanted)
 
-    def _retention_check(self, offset: int) -> None:
-        if not self._retention.base <= offset <= self._retention.end:
-            raise ValueError(
-                f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
-            )
-
     def flush(self) -> None:
         """Send what the leg takes now. For whoever watches a leg that is sent on and not yet received on."""
         leg = self._sending
@@ -367,7 +368,16 @@ class LegStream:
             if self._finishing:
                 self.sweep()
         if events & READABLE:
-            self._owner.on_readable()
+            if self._eof:
+                self._discard(leg)
+            else:
+                self._owner.on_readable()
+
+    def _discard(self, leg: _Leg) -> None:
+        """Read away what a later leg repeats behind the end: closing it unread would reset the leg."""
+        with contextlib.suppress(OSError):
+            while leg.sock.recv(UNSENT_LIMIT_BYTES):
+                pass
 
     def _notify_readable(self) -> None:
         if self._legs:

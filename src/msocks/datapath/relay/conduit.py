@@ -64,8 +64,13 @@ class RelayConduit:
         self._pump.stream.resume_sending(self._generation)
 
     def attach(self, leg: Attachment) -> None:
-        prepare_leg(leg.sock)
         stream = self._pump.stream
+        stream.check_basepoint(leg.down_from)
+        if leg.up_from > stream.received():
+            raise ValueError(
+                f"the leg begins at upstream byte {leg.up_from}, but only {stream.received()} have arrived"
+            )
+        prepare_leg(leg.sock)
         # Receiving first: the old leg's last word is taken before sending on the new one can displace it.
         stream.receive_on(leg.sock, leg.generation, leg.up_from, leg.early)
         self._generation = leg.generation

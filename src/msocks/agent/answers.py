@@ -1,0 +1,78 @@
+"""What a program is told when there is no connection for it: SOCKS reply codes and HTTP statuses.
+
+`docs/reference/cli.md` has the table.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from msocks.errors import (
+    AuthenticationError,
+    ControlUnavailable,
+    DestinationError,
+    EndReason,
+    LinkUnavailable,
+    MsocksError,
+    SessionEnded,
+)
+from msocks.protocol.http_connect import status_of
+from msocks.protocol.socks5_wire import ReplyCode
+
+_REPLY_OF_END = {
+    EndReason.SERVER_RESET: ReplyCode.CONNECTION_REFUSED,
+    EndReason.SERVER_TIMED_OUT: ReplyCode.TTL_EXPIRED,
+    EndReason.USER_REMOVED: ReplyCode.NOT_ALLOWED,
+}
+
+
+class ConnectTimeout(MsocksError, TimeoutError):
+    """A program's connection did not come about in time."""
+
+    def __init__(self, destination: str, after_s: float, *, no_network: bool) -> None:
+        """
+        Args:
+            destination: As printed.
+            after_s: How long was waited, in seconds.
+            no_network: Whether the reason is that the proxy could not be reached over any link.
+        """
+        super().__init__(
+            f"{destination}: no connection within {after_s:g} s"
+            + (", since the proxy cannot be reached over any link" if no_network else ""),
+            remedy="`msocks links` shows the links" if no_network else "`msocks status` shows what is the matter",
+        )
+        self.no_network = no_network
+
+
+class Overload(MsocksError):
+    """The agent has as many flows as it may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the agent has {limit} flows, as many as it may have",
+            remedy="end some, or raise limits.flows in the agent's configuration",
+        )
+
+
+def reply_code_of(error: MsocksError) -> ReplyCode:
+    """The SOCKS reply code (RFC 1928 section 6) that says most of `error`."""
+    match error:
+        case DestinationError(reply_code=code) if ReplyCode.SUCCEEDED < code <= ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED:
+            return ReplyCode(code)
+        case SessionEnded(reason=reason):
+            return _REPLY_OF_END.get(reason, ReplyCode.GENERAL_FAILURE)
+        case AuthenticationError():
+            return ReplyCode.NOT_ALLOWED
+        case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True):
+            return ReplyCode.NETWORK_UNREACHABLE
+        case ConnectTimeout():
+            return ReplyCode.TTL_EXPIRED
+    return ReplyCode.GENERAL_FAILURE
+
+
+def http_status_of(error: MsocksError) -> HTTPStatus:
+    """The HTTP status (RFC 9110 section 15) that says most of `error`."""
+    match error:
+        case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True) | Overload():
+            return HTTPStatus.SERVICE_UNAVAILABLE
+    return status_of(reply_code_of(error))

@@ -1,0 +1,248 @@
+"""One flow: a program's connection, and the session that carries it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from msocks.agent.farewell import Farewells
+from msocks.agent.local_port import ProgramRequest
+from msocks.client.connection import Connection
+from msocks.client.node import MobileNode
+from msocks.errors import MsocksError
+from msocks.session.leg_chain import StreamGapError
+from msocks.session.mobile import Carried, MoveCause, SessionState
+from msocks.transport.reactor import FAILED, Reactor
+from msocks.transport.socket_pump import SocketPump
+from msocks.values.endpoint import Endpoint
+from msocks.values.ids import SessionId
+
+# A program that ends its direction before it has an answer may mean a half-close, or be gone.
+_EOF_PATIENCE_S = 10.0
+_RDHUP = 0x2000  # EPOLLRDHUP
+# How often to look whether a flow that has ended in good order is delivered: nothing tells.
+_DELIVERY_LOOK_S = 0.05
+
+
+class ProgramGone(MsocksError, ConnectionError):
+    """The program closed or reset its connection."""
+
+    def __init__(self) -> None:
+        super().__init__("the program closed its connection")
+
+
+@dataclass(frozen=True, slots=True)
+class LastMove:
+    """The latest change of leg. `at` is seconds since the epoch."""
+
+    cause: MoveCause
+    from_link: str
+    to_link: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FlowView:
+    """What there is to know of a flow at one moment.
+
+    Attributes:
+        session: Names it.
+        state: As users see it.
+        link: The link that carries it or is being tried; None while there is none.
+        destination: Where to.
+        datapath: What carries its bytes at the proxy: ``none`` (no leg yet), ``relay``, ``splice``.
+        datapath_reason: Why it is not the splice, such as ``chosen-by-operator``.
+        generation: Of the live leg.
+        moves: Legs after the first.
+        bytes_up: From the program, since the beginning.
+        bytes_down: To the program.
+        since: When the program asked for it, seconds since the epoch.
+        last_move: None as long as the first leg carries it.
+        error: Why it ended; None while it lives and after an orderly end.
+    """
+
+    session: SessionId
+    state: SessionState
+    link: str | None
+    destination: Endpoint
+    datapath: str
+    datapath_reason: str
+    generation: int
+    moves: int
+    bytes_up: int
+    bytes_down: int
+    since: float
+    last_move: LastMove | None
+    error: MsocksError | None
+
+
+class FlowOwner(Protocol):
+    """Who is told what becomes of flows; none of the calls may block."""
+
+    def on_connected(self, flow: Flow, carried: Carried) -> None:
+        """The first leg stands, and the program has been told so."""
+
+    def on_moved(self, flow: Flow, carried: Carried) -> None:
+        """Another leg carries it."""
+
+    def on_parked(self, flow: Flow) -> None:
+        """It waits for another leg."""
+
+    def on_ended(self, flow: Flow) -> None:
+        """It is over; its view does not change any more."""
+
+
+class Flow:
+    """See the module. Made for a request; answers it, pumps, and ends by itself. `begin` comes once the owner has it."""
+
+    def __init__(self, node: MobileNode, request: ProgramRequest, owner: FlowOwner, farewells: Farewells) -> None:
+        self.destination = request.destination
+        self._reactor: Reactor = node.reactor
+        self._request = request
+        self._owner = owner
+        self._farewells = farewells
+        self._since = time.time()
+        self._last_move: LastMove | None = None
+        self._answered = False
+        self._refusal: MsocksError | None = None  # in place of what the connection says of its own end
+        self._ended_as: FlowView | None = None
+        self._program_eof = False
+        self._pump = SocketPump(node.reactor, request.sock, self, node.sweep)
+        self.connection: Connection = node.open(request.destination, self._pump.stream, self)
+        self._reactor.watch(request.sock.fileno(), self._on_program_waiting)
+
+    @property
+    def session(self) -> SessionId:
+        """Names the flow."""
+        return self.connection.session
+
+    @property
+    def state(self) -> SessionState:
+        """As users see it."""
+        return self._ended_as.state if self._ended_as is not None else self.connection.state
+
+    @property
+    def link(self) -> str | None:
+        """The link that carries it or is being tried."""
+        return None if self._ended_as is not None else self.connection.link
+
+    def view(self) -> FlowView:
+        """What there is to know of it now."""
+        return self._ended_as or self._view(self.connection.state, self.connection.link, None)
+
+    def refuse(self, error: MsocksError) -> None:
+        """Give up a connection that has not come about: the program is told `error`."""
+        self._refusal = error
+        self.connection.abort()
+
+    def reset(self) -> None:
+        """End it now: the program and the server see a reset."""
+        self.connection.abort()
+
+    # -- ConnectionListener -----------------------------------------------------------------------------------------
+
+    def on_carried(self, carried: Carried) -> None:
+        if not self._answered:
+            self._grant(carried)
+            return
+        if carried.from_link is not None:
+            self._last_move = LastMove(carried.cause, carried.from_link, carried.link, time.time())
+        self._owner.on_moved(self, carried)
+
+    def on_parked(self) -> None:
+        self._owner.on_parked(self)
+
+    def on_ended(self, error: MsocksError | None) -> None:
+        error = self._refusal or error
+        if self._answered:
+            self._pump.on_readable()  # what had arrived before the end is the program's
+        self._ended_as = self._view(SessionState.ENDED, None, error)
+        if not self._answered and error is not None:
+            self._refuse_program(error)
+        elif error is not None:
+            self._pump.close(reset=True)
+        else:
+            self._close_when_delivered()
+        self._owner.on_ended(self)
+
+    # -- PumpOwner --------------------------------------------------------------------------------------------------
+
+    def on_leg_lost(self, generation: int, error: OSError) -> None:
+        self.connection.leg_lost(generation, error)
+
+    def on_socket_failed(self, error: OSError) -> None:
+        del error  # a reset, or a time-out on loopback: the program is gone
+        if self._ended_as is not None:
+            self._pump.close(reset=True)
+        else:
+            self._refusal = ProgramGone()
+            self.connection.abort()
+
+    def on_gap(self, error: StreamGapError) -> None:
+        self.connection.lost_bytes(error)
+
+    def on_finished(self) -> None:
+        self.connection.finished()
+
+    # -- the program ------------------------------------------------------------------------------------------------
+
+    def _on_program_waiting(self, events: int) -> None:
+        """The program's socket has news before there is an answer; what it sends early stays in the kernel."""
+        if events & FAILED:
+            self.on_socket_failed(OSError())
+        elif events & _RDHUP and not self._program_eof:
+            self._program_eof = True
+            self._reactor.loop.call_later(_EOF_PATIENCE_S, self._give_up_on_program)
+
+    def _give_up_on_program(self) -> None:
+        if not self._answered and self._ended_as is None:
+            self.refuse(ProgramGone())
+
+    def _grant(self, carried: Carried) -> None:
+        self._answered = True
+        request = self._request
+        try:
+            # After two bytes of SOCKS at most, so the empty send buffer takes it whole. It must be first: the pump
+            # writes the server's bytes behind it.
+            request.sock.send(request.dialogue.grant(self.connection.bound))
+        except OSError as error:
+            self.on_socket_failed(error)
+            return
+        self._pump.start(request.dialogue.take_trailing())
+        self._owner.on_connected(self, carried)
+
+    def _refuse_program(self, error: MsocksError) -> None:
+        self._answered = True
+        # The pump closes its own descriptor; the connection lives on for the answer.
+        sock: socket.socket = self._request.sock.dup()
+        sock.setblocking(False)
+        self._pump.close()
+        self._farewells.say(sock, self._request.dialogue.refuse(error))
+
+    def _close_when_delivered(self) -> None:
+        """The end of the stream is read only after all of it was given to the program."""
+        if self._pump.stream.at_eof:
+            self._pump.close(reset=False)
+        else:
+            self._pump.on_readable()
+            self._reactor.loop.call_later(_DELIVERY_LOOK_S, self._close_when_delivered)
+
+    def _view(self, state: SessionState, link: str | None, error: MsocksError | None) -> FlowView:
+        connection, stream = self.connection, self._pump.stream
+        return FlowView(
+            session=connection.session,
+            state=state,
+            link=link,
+            destination=self.destination,
+            datapath=connection.datapath.name.lower(),
+            datapath_reason=connection.datapath_reason.name.lower().replace("_", "-"),
+            generation=connection.generation,
+            moves=connection.moves,
+            bytes_up=stream.written,
+            bytes_down=stream.position,
+            since=self._since,
+            last_move=self._last_move,
+            error=error,
+        )

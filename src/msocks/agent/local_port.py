@@ -1,0 +1,227 @@
+"""The agent's local port: listens, and leads programs through their dialogue until they have said where to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import structlog
+
+from msocks.agent.deadline_queue import DeadlineQueue
+from msocks.agent.dialogue import Dialogue, dialogue_for
+from msocks.agent.farewell import Farewells
+from msocks.agent.settings import AgentLimits
+from msocks.errors import ConfigurationError, ProtocolError
+from msocks.transport.reactor import Reactor
+from msocks.values.endpoint import Address, Endpoint
+
+_log = structlog.get_logger("msocks.agent.local_port")
+
+_BACKLOG = 1024
+_ACCEPTED_AT_ONCE = 64
+# A request fits in one read; what a program sends behind it waits in the kernel.
+_CHUNK_BYTES = 4096
+# Without descriptors or memory, accept() fails at once and again: then it is left alone for so long.
+_EXHAUSTED_PAUSE_S = 0.1
+# "localhost" has an IPv6 address also on hosts without IPv6.
+_NOT_THIS_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProgramRequest:
+    """A program wants a connection.
+
+    Attributes:
+        sock: Its connection, non-blocking; whoever takes the request owns it.
+        dialogue: Takes the answer, and has the bytes that came early.
+        destination: Where to; names are not resolved.
+    """
+
+    sock: socket.socket
+    dialogue: Dialogue
+    destination: Endpoint
+
+
+@dataclass(slots=True, eq=False)
+class _Handshake:
+    """One program until it has said where to."""
+
+    sock: socket.socket
+    dialogue: Dialogue | None = None
+
+
+class LocalPort:
+    """See the module. Memory and descriptors are bounded by `AgentLimits.handshakes`."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        limits: AgentLimits,
+        farewells: Farewells,
+        on_request: Callable[[ProgramRequest], None],
+    ) -> None:
+        self._reactor = reactor
+        self._farewells = farewells
+        self._on_request = on_request
+        self._listeners: list[socket.socket] = []
+        self._handshakes = DeadlineQueue[_Handshake](
+            reactor.loop, patience_s=limits.handshake_timeout_s, limit=limits.handshakes, expire=self._drop
+        )
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where it listens, port 0 replaced by what the kernel gave."""
+        return tuple(Endpoint.from_sockaddr(listener.getsockname()) for listener in self._listeners)
+
+    @property
+    def handshakes(self) -> int:
+        """Programs that have not yet said where to."""
+        return len(self._handshakes)
+
+    def open(self, endpoints: Iterable[Endpoint], *, allow_remote: bool) -> None:
+        """Listen.
+
+        Raises:
+            ConfigurationError: An address cannot be listened on, or is no loopback address although `allow_remote` is
+                false. Nothing listens then.
+        """
+        try:
+            for endpoint in endpoints:
+                self._listeners += _listeners(endpoint, allow_remote=allow_remote)
+        except BaseException:
+            self.close()
+            raise
+        for listener in self._listeners:
+            self._watch(listener)
+
+    def close(self) -> None:
+        """Stop listening, and close what has not said where to."""
+        for listener in self._listeners:
+            self._reactor.unwatch(listener.fileno())
+            listener.close()
+        self._listeners.clear()
+        for handshake in self._handshakes.clear():
+            self._drop(handshake)
+
+    # -- accepting --------------------------------------------------------------------------------------------------
+
+    def _watch(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self._reactor.watch(listener.fileno(), lambda _events: self._accept(listener))
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if listener not in self._listeners:
+                return
+            try:
+                sock, _peer = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    _log.warning("cannot accept a program", reason=error.strerror, remedy="raise LimitNOFILE")
+                    self._reactor.loop.call_later(_EXHAUSTED_PAUSE_S, self._watch, listener)
+                    return
+                continue  # the program has gone already (ECONNABORTED)
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._begin(_Handshake(sock))
+        self._reactor.call_soon(lambda: self._accept(listener))
+
+    # -- the dialogue -----------------------------------------------------------------------------------------------
+
+    def _begin(self, handshake: _Handshake) -> None:
+        self._handshakes.add(handshake)
+        self._reactor.watch(handshake.sock.fileno(), lambda _events: self._hear(handshake))
+
+    def _hear(self, handshake: _Handshake) -> None:
+        sock = handshake.sock
+        while True:
+            try:
+                data = sock.recv(_CHUNK_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._handshakes.discard(handshake)
+                self._drop(handshake)
+                return
+            try:
+                if handshake.dialogue is None:
+                    handshake.dialogue = dialogue_for(data[0])
+                destination = handshake.dialogue.receive(data)
+            except ProtocolError as error:
+                _log.info("refused a program", reason=str(error))
+                self._handshakes.discard(handshake)
+                self._farewells.say(sock, handshake.dialogue.data_to_send() if handshake.dialogue else b"")
+                return
+            if answer := handshake.dialogue.data_to_send():
+                # Two bytes into an empty buffer; that a program is gone shows at the next read.
+                with contextlib.suppress(OSError):
+                    sock.send(answer)
+            if destination is not None:
+                self._handshakes.discard(handshake)
+                self._on_request(ProgramRequest(sock, handshake.dialogue, destination))
+                return
+
+    def _drop(self, handshake: _Handshake) -> None:
+        self._reactor.unwatch(handshake.sock.fileno())
+        handshake.sock.close()
+
+
+def _listeners(endpoint: Endpoint, *, allow_remote: bool) -> list[socket.socket]:
+    """Listening sockets on all addresses that `endpoint` stands for and this host has, at least one."""
+    host = str(endpoint.host)
+    try:
+        found = socket.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the agent cannot listen on {endpoint}: {error.strerror}", remedy="give an address of this host"
+        ) from None
+    addresses = list(dict.fromkeys(ip_address(str(sockaddr[0])) for *_, sockaddr in found))
+    if not allow_remote and not all(address.is_loopback for address in addresses):
+        raise ConfigurationError(
+            f"the agent does not listen on {endpoint}, since other hosts could use your access there",
+            remedy="listen on 127.0.0.1 or [::1], or give --allow-remote if that is what you want",
+        )
+    listeners: list[socket.socket] = []
+    failure: OSError | None = None
+    for address in addresses:
+        try:
+            listeners.append(_listener(address, endpoint.port))
+        except OSError as error:
+            failure = error
+            if error.errno not in _NOT_THIS_FAMILY:
+                break
+    if failure is not None and (not listeners or failure.errno not in _NOT_THIS_FAMILY):
+        for listener in listeners:
+            listener.close()
+        raise ConfigurationError(
+            f"the agent cannot listen on {endpoint}: {failure.strerror}",
+            remedy="another agent or program has that port; give another with --listen, or stop the other"
+            if failure.errno == errno.EADDRINUSE
+            else "give an address of this host and a port that you may use",
+        )
+    return listeners
+
+
+def _listener(address: Address, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.version == 6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not address.is_unspecified)
+        listener.bind((str(address), port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,151 @@
+"""A plain SOCKS5 client (RFC 1928): served completely, but its session ends with its connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from msocks.datapath.interface import Attachment
+from msocks.errors import ProtocolError
+from msocks.protocol.leg import LegReply, LegStatus
+from msocks.protocol.socks5_server import CommandRequested, PasswordOffered, Socks5Server, Socks5ServerEvent
+from msocks.protocol.socks5_wire import NO_ADDRESS, Command, ReplyCode
+from msocks.proxy.admission import Source
+from msocks.proxy.associations import Association
+from msocks.proxy.incoming import Incoming
+from msocks.proxy.proxied_session import ProxiedSession, WaitingLeg
+from msocks.values.endpoint import Endpoint
+
+_log = structlog.get_logger("msocks.proxy.socks")
+
+ANYBODY = ""
+"""The user of those who needed no authentication."""
+
+
+class SocksHost(Protocol):
+    """What a plain SOCKS5 connection needs of the proxy."""
+
+    def socks_machine(self) -> Socks5Server:
+        """A machine that offers the methods which are allowed now."""
+
+    async def password_matches(self, source: Source, user: bytes, password: bytes) -> str | None:
+        """The user's name, where the password is right."""
+
+    def open_plain(self, leg: WaitingLeg, user: str, destination: Endpoint) -> ProxiedSession | None:
+        """Begin a session; None where the leg was answered."""
+
+
+class SocksConnection:
+    """Implements `msocks.proxy.incoming.Speaker` and `msocks.proxy.proxied_session.WaitingLeg`."""
+
+    __slots__ = ("_checking", "_host", "_incoming", "_machine", "_session", "_user", "client", "gone")
+
+    generation = 1
+    leg_number = 0
+    association: Association | None = None
+
+    def __init__(self, host: SocksHost, incoming: Incoming) -> None:
+        self.gone = False
+        self.client = incoming.peer
+        self._host = host
+        self._incoming = incoming
+        self._machine = host.socks_machine()
+        self._user = ANYBODY
+        self._session: ProxiedSession | None = None
+        self._checking: asyncio.Task[None] | None = None
+
+    # -- Speaker ----------------------------------------------------------------------------------------------------
+
+    @property
+    def wants_data(self) -> bool:
+        return self._machine.wants_data
+
+    def receive(self, data: bytes) -> None:
+        try:
+            events = self._machine.receive(data)
+        except ProtocolError as error:
+            self._refuse(error)
+            return
+        self._act(events)
+
+    def lost(self) -> None:
+        self.gone = True
+        if self._checking is not None:
+            self._checking.cancel()
+        if self._session is not None:
+            self._session.leg_gone(self)
+
+    # -- the negotiation --------------------------------------------------------------------------------------------
+
+    def _act(self, events: list[Socks5ServerEvent]) -> None:
+        outgoing = self._machine.data_to_send()
+        if outgoing:
+            self._incoming.send(outgoing)
+        for event in events:
+            if self.gone:
+                return
+            match event:
+                case CommandRequested(command=Command.CONNECT, destination=destination):
+                    self._incoming.established()
+                    self._session = self._host.open_plain(self, self._user, destination)
+                case CommandRequested(command=command, destination=destination):
+                    _log.info(
+                        "command_not_supported",
+                        user=self._user,
+                        client=str(self.client),
+                        command=command.name.lower(),
+                        destination=str(destination),
+                    )
+                    self._answer(ReplyCode.COMMAND_NOT_SUPPORTED)
+                case PasswordOffered():
+                    self._checking = asyncio.get_running_loop().create_task(self._check(event))
+
+    async def _check(self, offered: PasswordOffered) -> None:
+        user = await self._host.password_matches(self._incoming.source, offered.username, offered.password)
+        self._checking = None
+        if user is None:
+            _log.warning("password_wrong", client=str(self.client), user=offered.username.decode(errors="replace"))
+            self._machine.reject_password()
+            self._incoming.answer_and_close(self._machine.data_to_send())
+            return
+        self._user = user
+        try:
+            events = self._machine.accept_password()
+        except ProtocolError as error:
+            self._refuse(error)
+            return
+        self._act(events)
+        if not self.gone and self.wants_data:
+            self._incoming.resume()
+
+    def _refuse(self, error: ProtocolError) -> None:
+        _log.info("socks_refused", client=str(self.client), reason=error.what)
+        self._incoming.answer_and_close(self._machine.data_to_send())
+
+    def _answer(self, code: ReplyCode) -> None:
+        self._machine.reply(code)
+        self._incoming.answer_and_close(self._machine.data_to_send())
+
+    # -- WaitingLeg -------------------------------------------------------------------------------------------------
+
+    def grant(self, reply: LegReply, up_from: int) -> Attachment:
+        machine = self._machine
+        machine.reply(ReplyCode.SUCCEEDED, reply.bound or NO_ADDRESS)
+        return Attachment(
+            sock=self._incoming.give_away(),
+            generation=self.generation,
+            reply=machine.data_to_send(),
+            down_from=reply.down_from,
+            up_from=up_from,
+            early=machine.take_trailing(),
+        )
+
+    def answer(self, reply: LegReply) -> None:
+        # A limit is the operator's rule.
+        code = reply.socks_reply or (
+            ReplyCode.NOT_ALLOWED if reply.status is LegStatus.LIMIT else ReplyCode.GENERAL_FAILURE
+        )
+        if not self.gone:
+            self._answer(ReplyCode(code))

@@ -1,0 +1,87 @@
+"""Byte streams that can be generated and checked at any offset, so that no loss, repetition or swap goes unseen.
+
+A stream is a sequence of 64 KiB chunks: each begins with its number as 8 bytes in network order, and goes on with
+bytes drawn from the seed, which every chunk enters at another place.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+
+from msocks_lab.errors import TransferError
+
+CHUNK = 65536
+_NUMBER = 8
+_BODY = CHUNK - _NUMBER
+_STRIDE = 40_503  # coprime to the pool's length: the same rotation comes back after `CHUNK` chunks at the earliest
+
+
+@functools.lru_cache(maxsize=64)
+def _pool(seed: int) -> bytes:
+    once = random.Random(seed).randbytes(CHUNK)
+    return once + once
+
+
+class Pattern:
+    """The stream of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._pool = memoryview(_pool(seed))
+        self._current = (-1, b"")
+
+    def _chunk(self, number: int) -> bytes:
+        if self._current[0] != number:
+            start = number * _STRIDE % CHUNK
+            chunk = number.to_bytes(_NUMBER, "big") + self._pool[start : start + _BODY]
+            self._current = (number, chunk)
+        return self._current[1]
+
+    def at(self, offset: int, length: int) -> bytes:
+        """`length` bytes of the stream from `offset`."""
+        if length <= 0:
+            return b""
+        number, begin = divmod(offset, CHUNK)
+        if begin + length <= CHUNK:
+            return self._chunk(number)[begin : begin + length]
+        parts = []
+        while length > 0:
+            part = self._chunk(number)[begin : begin + length]
+            parts.append(part)
+            length -= len(part)
+            number, begin = number + 1, 0
+        return b"".join(parts)
+
+
+class PatternVerifier:
+    """Checks a stream as it arrives, in pieces of any size."""
+
+    def __init__(self, seed: int) -> None:
+        self._pattern = Pattern(seed)
+        self.received = 0
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """The next bytes. Raises TransferError at the first wrong one, with its offset."""
+        view = memoryview(data)
+        while view:
+            length = min(len(view), CHUNK - self.received % CHUNK)
+            expected = self._pattern.at(self.received, length)
+            if view[:length] != expected:
+                self._explain(bytes(view), expected)
+            self.received += length
+            view = view[length:]
+
+    def _explain(self, got: bytes, expected: bytes) -> None:
+        wrong = next(index for index, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b)
+        offset = self.received + wrong
+        hint = ""
+        sample = got[wrong : wrong + 32]
+        if len(sample) == 32:
+            near = max(0, offset - 64 * CHUNK)
+            found = self._pattern.at(near, 128 * CHUNK).find(sample)
+            if found >= 0:
+                distance = near + found - offset
+                what = "are missing" if distance > 0 else "came again"
+                hint = f": {abs(distance)} bytes {what}"
+        raise TransferError(f"Byte {offset} of pattern {self._pattern.seed} is wrong{hint}")

@@ -1,0 +1,177 @@
+"""The other end of `pattern_server`: an ordinary TCP client, also through SOCKS5.
+
+    python -m msocks_lab.pattern_client HOST PORT --download 10000000 [--upload N] [--socks HOST:PORT] [--record FILE]
+    python -m msocks_lab.pattern_client HOST PORT --echo 50 --interval 0.2 [--udp]
+
+It prints its result as one line of JSON, and ends with 0 if every byte was right. The record in FILE has the result and
+when the bytes arrived; it is written even where the transfer fails or the program is told to stop (SIGTERM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from msocks_lab.arrival import ArrivalMeter
+from msocks_lab.errors import TransferError
+from msocks_lab.pattern import PatternVerifier
+from msocks_lab.pattern_server import BANNER_SEED
+from msocks_lab.socks import connect_through
+from msocks_lab.transfer import TransferRequest, run_client
+
+_PROGRESS_INTERVAL = 0.1
+
+
+def _split(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def connect(options: argparse.Namespace) -> socket.socket:
+    """A connection to the server, straight or through SOCKS. Raises OSError, TransferError."""
+    host, port = options.socks or (options.host, options.port)
+    problem: OSError = OSError(f"{host} has no address")
+    kind = socket.SOCK_DGRAM if options.udp else socket.SOCK_STREAM
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=kind):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            if options.device and not options.socks:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, options.device.encode())
+            connection.settimeout(options.timeout)
+            connection.connect(address)
+            break
+        except OSError as error:
+            problem = error
+            connection.close()
+    else:
+        raise problem
+    if not options.udp:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if options.socks:
+        connect_through(connection, options.host, options.port, options.credentials)
+    return connection
+
+
+def _show_progress(meter: ArrivalMeter) -> None:
+    while True:
+        time.sleep(_PROGRESS_INTERVAL)
+        sys.stdout.write(json.dumps({"at": time.monotonic(), "received": meter.total}) + "\n")
+        sys.stdout.flush()
+
+
+def transfer(connection: socket.socket, options: argparse.Namespace, meter: ArrivalMeter) -> dict[str, Any]:
+    """One transfer; its result. Raises OSError, TransferError."""
+    if options.banner:
+        verifier = PatternVerifier(BANNER_SEED)
+        while verifier.received < options.banner:
+            verifier.feed(connection.recv(options.banner - verifier.received) or b"\xff" * 64)
+    request = TransferRequest(
+        download=options.download,
+        upload=options.upload,
+        seed=options.seed,
+        id=options.id,
+        rate=options.rate,
+        half_close=options.half_close,
+        verify=not options.no_verify,
+    )
+    began = time.monotonic()
+    down, up = run_client(connection, request, meter)
+    return {"seconds": time.monotonic() - began, "download": asdict(down), "upload": asdict(up)}
+
+
+def echo(connection: socket.socket, options: argparse.Namespace, meter: ArrivalMeter) -> dict[str, Any]:
+    """Send a number every `interval`, and take the time until it comes back. UDP may lose some."""
+    if not options.udp:
+        connection.sendall(TransferRequest(echo=True).encode())
+    size = max(8, options.size)
+    sent: dict[int, float] = {}
+    round_trips: dict[int, float] = {}
+
+    def receive() -> None:
+        while len(round_trips) < options.echo:
+            data = connection.recv(size, 0 if options.udp else socket.MSG_WAITALL)
+            if len(data) < size:
+                return
+            now = time.monotonic()
+            meter.add(len(data), now)
+            number = int.from_bytes(data[:8], "big")
+            round_trips[number] = now - sent[number]
+
+    receiver = threading.Thread(target=receive, daemon=True)
+    receiver.start()
+    began = time.monotonic()
+    for number in range(options.echo):
+        sent[number] = time.monotonic()
+        connection.send(number.to_bytes(8, "big") + bytes(size - 8))
+        time.sleep(max(0.0, began + (number + 1) * options.interval - time.monotonic()))
+    receiver.join(1.0 if options.udp else options.timeout)
+    if not options.udp and len(round_trips) < options.echo:
+        raise TransferError(f"Only {len(round_trips)} of {options.echo} came back")
+    ordered = [round_trips.get(number) for number in range(options.echo)]
+    return {"seconds": time.monotonic() - began, "round_trips": ordered, "lost": ordered.count(None)}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="pattern_client", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--socks", type=_split, metavar="HOST:PORT", help="go through this SOCKS5 server")
+    parser.add_argument("--credentials", metavar="USER:PASSWORD", help="for the SOCKS server (RFC 1929)")
+    parser.add_argument("--device", help="bind to this interface")
+    parser.add_argument("--download", type=int, default=0, metavar="BYTES")
+    parser.add_argument("--upload", type=int, default=0, metavar="BYTES")
+    parser.add_argument("--seed", type=int, default=1, help="of the pattern")
+    parser.add_argument("--rate", type=int, default=0, metavar="BYTES", help="per second, at most, in each direction")
+    parser.add_argument("--half-close", action="store_true", help="let the server send its FIN after the download")
+    parser.add_argument("--banner", type=int, default=0, metavar="BYTES", help="that the server sends first")
+    parser.add_argument("--no-verify", action="store_true", help="do not look at the bytes")
+    parser.add_argument("--id", default="", help="names the server's record")
+    parser.add_argument("--echo", type=int, default=0, metavar="COUNT", help="round trips instead of a transfer")
+    parser.add_argument("--interval", type=float, default=0.2, metavar="SECONDS", help="between two of them")
+    parser.add_argument("--size", type=int, default=64, metavar="BYTES", help="of each")
+    parser.add_argument("--udp", action="store_true", help="round trips over UDP")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="without any progress")
+    parser.add_argument("--record", type=Path, metavar="FILE")
+    parser.add_argument("--progress", action="store_true", help="print bytes received every 0.1 s")
+    options = parser.parse_args()
+    if options.credentials:
+        user, _, password = options.credentials.partition(":")
+        options.credentials = (user, password)
+    return options
+
+
+def main() -> None:
+    """See the module."""
+    options = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    meter = ArrivalMeter()
+    result: dict[str, Any] = {"schema": 1, "started": meter.times[0], "error": "stopped"}
+    if options.progress:
+        threading.Thread(target=_show_progress, args=(meter,), daemon=True).start()
+    try:
+        with connect(options) as connection:
+            result["connected"] = time.monotonic()
+            work = echo if options.echo else transfer
+            result |= work(connection, options, meter)
+            result["error"] = ""
+    except (OSError, TransferError) as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+    finally:
+        result["received"] = meter.total
+        if options.record:
+            options.record.write_text(json.dumps({**result, "times": meter.times, "totals": meter.totals}))
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+    sys.exit(1 if result["error"] else 0)
+
+
+if __name__ == "__main__":
+    main()
