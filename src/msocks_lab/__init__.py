@@ -7,20 +7,24 @@ knows nothing of the programs that run in it.
 
 from __future__ import annotations
 
+from msocks_lab.arrival import ArrivalMeter, Gap
 from msocks_lab.config import LTE, STANDARD_LAB, WIFI, CutMode, Direction, LabConfig, LinkConfig, Shape
 from msocks_lab.errors import CommandError, ConfigError, LabError, ProcessFailed, SetupError, TransferError
 from msocks_lab.lab import Event, Host, Lab, Link, LinkCounters
+from msocks_lab.measurement import LinkMeasurement, measure, measurement_lock
 from msocks_lab.process import LabProcess
 
 __all__ = [
     "LTE",
     "STANDARD_LAB",
     "WIFI",
+    "ArrivalMeter",
     "CommandError",
     "ConfigError",
     "CutMode",
     "Direction",
     "Event",
+    "Gap",
     "Host",
     "Lab",
     "LabConfig",
@@ -29,8 +33,11 @@ __all__ = [
     "Link",
     "LinkConfig",
     "LinkCounters",
+    "LinkMeasurement",
     "ProcessFailed",
     "SetupError",
     "Shape",
     "TransferError",
+    "measure",
+    "measurement_lock",
 ]

@@ -9,13 +9,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +23,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from msocks_lab.config import CutMode, Direction, LabConfig
-from msocks_lab.errors import LabError, ProcessFailed, SetupError
-from msocks_lab.namespaces import children_in_pid_namespace
+from msocks_lab.errors import ProcessFailed, SetupError
 from msocks_lab.launch import start_supervisor
 from msocks_lab.process import LabProcess, Output, checked, demoting_argv, entering_argv, environment
 from msocks_lab.wire import Channel, runtime_root, socket_path
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}\Z")
 _POLL = 0.01
 _counter = itertools.count(1)
 
@@ -106,11 +100,11 @@ class Link:
         """Change fields of `Shape` in one or both directions (`rtt_ms` for half of it each way), or the path's MTU."""
         if "rtt_ms" in shape:
             shape["delay_ms"] = (shape.pop("rtt_ms") or 0.0) / 2
-        return self._act("change", changes={direction.value: shape} if shape else {}, mtu=mtu)
+        return self.change({direction.value: shape} if shape else {}, mtu)
 
-    def change(self, changes: Mapping[str, Mapping[str, float | None]]) -> Event:
-        """Change several directions at once, as `config.parse_changes` gives them."""
-        return self._act("change", changes=changes, mtu=None)
+    def change(self, changes: Mapping[str, Mapping[str, float | None]], mtu: int | None = None) -> Event:
+        """The same with changes of several directions at once, as `config.parse_changes` gives them."""
+        return self._act("change", changes=changes, mtu=mtu)
 
     def counters(self) -> LinkCounters:
         """What has crossed the mobile's interface so far."""
@@ -359,6 +353,11 @@ class Lab:
         """A host: mobile, proxy, server, core, or radio-LINK. Raises SetupError."""
         self.namespaces(name)
         return Host(self, name, tuple(self._described["wired"].get(name, ())))
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names of all hosts."""
+        return list(self._described["hosts"])
 
     @property
     def mobile(self) -> Host:

@@ -24,8 +24,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}\Z")
 _LONGEST_START = 30.0
 
 
-def start_supervisor(name: str, config: LabConfig, *, log: Path, tied: bool) -> subprocess.Popen[bytes]:
-    """Build a lab; it runs when this returns. `tied` lets it end with this process. Raises SetupError."""
+def start_supervisor(
+    name: str, config: LabConfig, *, tied: bool, log: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Build a lab; it runs when this returns. `tied` lets it end with this process. Raises SetupError.
+
+    What the supervisor has to say goes to `log`, by default in the lab's directory below `wire.runtime_root()`.
+    """
     if not _NAME.match(name):
         raise SetupError(f"{name!r} cannot name a lab", "Use up to 41 letters, digits, -, _ and .")
     if os.geteuid() != 0:
@@ -41,6 +46,7 @@ def start_supervisor(name: str, config: LabConfig, *, log: Path, tied: bool) -> 
             raise SetupError(f"A lab {name!r} runs already", f"Choose another name, or `msocks-lab down {name}`") from None
         shutil.rmtree(directory)
         directory.mkdir(parents=True)
+    log = log or directory / "supervisor.log"
     read, write = os.pipe2(os.O_CLOEXEC)
     owner = os.pidfd_open(os.getpid()) if tied else -1
     try:

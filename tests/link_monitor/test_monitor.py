@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 import uvloop
-
-from msocks.link_monitor.link_table import LinkChange
-from msocks.link_monitor.monitor import LinkMonitor
-from msocks.values.link import Family, Link, LinkState
 from tests.own_network import OwnNetwork, own_network
+
+from msocks.link_monitor.monitor import LinkMonitor
+from msocks.link_monitor.table import LinkChange
+from msocks.values.link import Family, Link, LinkState
 
 WIFI_ADDRESS = "address add 192.0.2.7/24 dev wifi"
 WIFI_ROUTE = "route add default via 192.0.2.1 dev wifi metric 600"
@@ -58,6 +59,10 @@ def is_up(name: str) -> Callable[[dict[str, Link]], bool]:
 
 def is_down(name: str) -> Callable[[dict[str, Link]], bool]:
     return lambda links: name in links and links[name].state is LinkState.DOWN
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def wifi_is_up(network: OwnNetwork) -> None:
@@ -255,14 +260,14 @@ async def test_whoever_has_unsubscribed_is_told_nothing(network: OwnNetwork):
 
 
 async def test_nothing_is_told_after_close_and_the_descriptor_is_given_back(network: OwnNetwork):
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_descriptors()
     with started(["wifi"]) as seen:
         seen.monitor.close()
         seen.monitor.recheck("wifi")
         wifi_is_up(network)
         await asyncio.sleep(0.05)
         assert not seen.calls
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_descriptors() == descriptors
 
 
 async def test_recheck_tells_of_a_carrier_whose_loss_the_kernel_still_holds_back(network: OwnNetwork):
@@ -271,9 +276,9 @@ async def test_recheck_tells_of_a_carrier_whose_loss_the_kernel_still_holds_back
     fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH14x", b"tun0", 0x1001))  # TUNSETIFF: IFF_TUN, IFF_NO_PI
     network.ip("link set tun0 up\naddress add 192.0.2.7/24 dev tun0\nroute add default dev tun0")
     with started() as seen:
-        for state in (0, 1):
-            fcntl.ioctl(tun, carrier, struct.pack("i", state))
-        await asyncio.sleep(0.1)
+        fcntl.ioctl(tun, carrier, struct.pack("i", 0))
+        await seen.until(is_down("tun0"))
+        fcntl.ioctl(tun, carrier, struct.pack("i", 1))
         await seen.until(is_up("tun0"))
         fcntl.ioctl(tun, carrier, struct.pack("i", 0))
         await asyncio.sleep(0.1)

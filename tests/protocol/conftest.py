@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
@@ -138,7 +139,7 @@ st.register_type_strategy(control.Drain, FROM_PROXY)
 def cut(data: bytes, points: list[int]) -> list[bytes]:
     """`data` in pieces, cut at the points (modulo its length); no piece is empty, none is left out."""
     edges = sorted({0, len(data)} | {point % (len(data) + 1) for point in points})
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from msocks.protocol.leg import (
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId, SessionId
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "association": AssociationId(b"a" * 16),
     "leg_number": 1,
     "expires_ms": 30_000,

@@ -61,3 +61,9 @@ def test_numbers_have_64_bits(number):
 def test_a_window_has_a_size():
     with pytest.raises(ValueError, match="at least one"):
         ReplayWindow(0)
+
+
+def test_vectors(vectors):
+    window = ReplayWindow()
+    for case in vectors("replay.json"):
+        assert window.commit(case["number"]).name == case["verdict"], case

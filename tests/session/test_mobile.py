@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from msocks.errors import (
@@ -43,7 +45,7 @@ def live(session: MobileSession) -> MobileSession:
     return session
 
 
-def verdict(status: LegStatus, **fields: int) -> LegReply:
+def verdict(status: LegStatus, **fields: Any) -> LegReply:
     return LegReply(status=status, **fields)
 
 

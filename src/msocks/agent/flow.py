@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from msocks.agent.farewell import Farewells
 from msocks.agent.local_port import ProgramRequest
 from msocks.client.connection import Connection
 from msocks.client.node import MobileNode
-from msocks.errors import MsocksError
+from msocks.errors import EndReason, MsocksError, SessionEnded
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile import Carried, MoveCause, SessionState
 from msocks.transport.reactor import FAILED, Reactor
@@ -21,9 +22,10 @@ from msocks.values.ids import SessionId
 
 # A program that ends its direction before it has an answer may mean a half-close, or be gone.
 _EOF_PATIENCE_S = 10.0
-_RDHUP = 0x2000  # EPOLLRDHUP
-# How often to look whether a flow that has ended in good order is delivered: nothing tells.
+# How often to look whether a flow that has ended in good order is delivered (nothing tells), and how long the program
+# may read nothing of it.
 _DELIVERY_LOOK_S = 0.05
+_DELIVERY_PATIENCE_S = 60.0
 
 
 class ProgramGone(MsocksError, ConnectionError):
@@ -91,7 +93,10 @@ class FlowOwner(Protocol):
         """It waits for another leg."""
 
     def on_ended(self, flow: Flow) -> None:
-        """It is over; its view does not change any more."""
+        """It is over; its view does not change any more, but the program may still be reading what had arrived."""
+
+    def on_closed(self, flow: Flow) -> None:
+        """After on_ended: nothing is left of it but its view."""
 
 
 class Flow:
@@ -109,6 +114,7 @@ class Flow:
         self._refusal: MsocksError | None = None  # in place of what the connection says of its own end
         self._ended_as: FlowView | None = None
         self._program_eof = False
+        self._closed = False
         self._pump = SocketPump(node.reactor, request.sock, self, node.sweep)
         self.connection: Connection = node.open(request.destination, self._pump.stream, self)
         self._reactor.watch(request.sock.fileno(), self._on_program_waiting)
@@ -140,6 +146,7 @@ class Flow:
     def reset(self) -> None:
         """End it now: the program and the server see a reset."""
         self.connection.abort()
+        self._close(reset=True)
 
     # -- ConnectionListener -----------------------------------------------------------------------------------------
 
@@ -156,16 +163,18 @@ class Flow:
 
     def on_ended(self, error: MsocksError | None) -> None:
         error = self._refusal or error
+        if not self._answered and error is None:
+            error = SessionEnded(EndReason.CLOSED)
         if self._answered:
             self._pump.on_readable()  # what had arrived before the end is the program's
         self._ended_as = self._view(SessionState.ENDED, None, error)
-        if not self._answered and error is not None:
-            self._refuse_program(error)
-        elif error is not None:
-            self._pump.close(reset=True)
-        else:
-            self._close_when_delivered()
         self._owner.on_ended(self)
+        if error is None:
+            self._close_when_delivered(self._pump.stream.position, 0.0)
+        elif self._answered:
+            self._close(reset=True)
+        else:
+            self._refuse_program(error)
 
     # -- PumpOwner --------------------------------------------------------------------------------------------------
 
@@ -175,13 +184,16 @@ class Flow:
     def on_socket_failed(self, error: OSError) -> None:
         del error  # a reset, or a time-out on loopback: the program is gone
         if self._ended_as is not None:
-            self._pump.close(reset=True)
+            self._close(reset=True)
         else:
             self._refusal = ProgramGone()
             self.connection.abort()
 
     def on_gap(self, error: StreamGapError) -> None:
-        self.connection.lost_bytes(error)
+        if self._ended_as is not None:
+            self._close(reset=True)
+        else:
+            self.connection.lost_bytes(error)
 
     def on_finished(self) -> None:
         self.connection.finished()
@@ -192,7 +204,7 @@ class Flow:
         """The program's socket has news before there is an answer; what it sends early stays in the kernel."""
         if events & FAILED:
             self.on_socket_failed(OSError())
-        elif events & _RDHUP and not self._program_eof:
+        elif events & select.EPOLLRDHUP and not self._program_eof:
             self._program_eof = True
             self._reactor.loop.call_later(_EOF_PATIENCE_S, self._give_up_on_program)
 
@@ -214,20 +226,33 @@ class Flow:
         self._owner.on_connected(self, carried)
 
     def _refuse_program(self, error: MsocksError) -> None:
-        self._answered = True
         # The pump closes its own descriptor; the connection lives on for the answer.
         sock: socket.socket = self._request.sock.dup()
         sock.setblocking(False)
-        self._pump.close()
+        self._close(reset=True)
         self._farewells.say(sock, self._request.dialogue.refuse(error))
 
-    def _close_when_delivered(self) -> None:
-        """The end of the stream is read only after all of it was given to the program."""
-        if self._pump.stream.at_eof:
-            self._pump.close(reset=False)
-        else:
-            self._pump.on_readable()
-            self._reactor.loop.call_later(_DELIVERY_LOOK_S, self._close_when_delivered)
+    def _close_when_delivered(self, position: int, idle_s: float) -> None:
+        """The stream says that it has ended only after all of it was given to the program."""
+        stream = self._pump.stream
+        if self._closed:
+            return
+        if stream.at_eof:
+            self._close(reset=False)
+            return
+        idle_s = idle_s + _DELIVERY_LOOK_S if stream.position == position else 0.0
+        if idle_s > _DELIVERY_PATIENCE_S:
+            self._close(reset=True)
+            return
+        position = stream.position
+        self._pump.on_readable()
+        self._reactor.loop.call_later(_DELIVERY_LOOK_S, self._close_when_delivered, position, idle_s)
+
+    def _close(self, *, reset: bool) -> None:
+        if not self._closed:
+            self._closed = True
+            self._pump.close(reset)
+            self._owner.on_closed(self)
 
     def _view(self, state: SessionState, link: str | None, error: MsocksError | None) -> FlowView:
         connection, stream = self.connection, self._pump.stream

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from msocks.link_monitor.link_table import LinkChange, LinkTable, changes
 from msocks.link_monitor.route_socket import Overrun, RouteSocket
+from msocks.link_monitor.table import LinkChange, LinkTable, changes
 from msocks.values.endpoint import Address
 from msocks.values.link import Link
 

@@ -6,7 +6,6 @@ the few facts that make a link (rtnetlink(7)).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 import struct
@@ -201,17 +200,22 @@ class RouteSocket:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _receive(self) -> bytes | None:
-        try:
-            return self._events.recv(_READ_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-        with contextlib.suppress(BlockingIOError):
-            while self._events.recv(_READ_BYTES):
-                pass
-        raise Overrun
+        overrun = False
+        while True:
+            try:
+                data = self._events.recv(_READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                overrun = True
+                continue
+            if not overrun:
+                return data
+        if overrun:
+            raise Overrun
+        return None
 
     def _dump_facts(self, request: int) -> Iterator[Fact]:
         for kind, message in self._dump(request):

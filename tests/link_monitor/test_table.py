@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-from msocks.link_monitor.link_table import LinkChange, LinkTable, changes
 from msocks.link_monitor.route_socket import (
     AddressGone,
     Interface,
@@ -13,6 +12,7 @@ from msocks.link_monitor.route_socket import (
     Route,
     RoutesChanged,
 )
+from msocks.link_monitor.table import LinkChange, LinkTable, changes
 from msocks.values.link import Family, LinkState
 
 LO = Interface(1, "lo", is_up=True, is_running=True, is_loopback=True, mtu=65536)
