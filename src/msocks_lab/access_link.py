@@ -12,7 +12,7 @@ from typing import Any
 
 from msocks_lab import firewall
 from msocks_lab.addressing import AccessPlan
-from msocks_lab.config import CutMode, Direction, Shape
+from msocks_lab.config import CutMode, Direction
 from msocks_lab.errors import CommandError, SetupError
 from msocks_lab.topology import Network
 
@@ -31,9 +31,10 @@ class AccessLink:
         self._attached = plan.link.attached
         self._cut_mode: CutMode | None = None
         self._cut_sides = {"up": False, "down": False}
+        self._resetting = False
         self._emulator: socket.socket | None = None
         if plan.link.fat:
-            self._apply_drops()
+            self._interfere()
         else:
             self._emulator = self._start_emulator(f"{seed}-{self.name}")
 
@@ -76,14 +77,20 @@ class AccessLink:
 
     def _drops(self) -> dict[str, bool]:
         # A link that is gone in whatever way also swallows what is under way, and lets no ICMP error tell of it.
-        gone = not self._attached or self._cut_mode in (CutMode.CARRIER, CutMode.ADMIN)
+        gone = not self._attached or (self._cut_mode is not None and self._cut_mode.takes_interface)
         return {side: gone or cut for side, cut in self._cut_sides.items()}
 
-    def _apply_drops(self) -> None:
-        if self._emulator is not None:
-            self._ask_emulator(cut=self._drops())
-        else:
-            firewall.drop(self._network.nodes[self.plan.radio], self._drops())
+    def _interfere(self) -> None:
+        """Let the emulator and the access router treat packets as the link's state says."""
+        drops, reset = self._drops(), self._cut_mode is CutMode.RESET
+        router = self._network.nodes[self.plan.radio]
+        if self._emulator is None:
+            firewall.interfere(router, drops, reset)
+            return
+        if reset != self._resetting:  # nftables takes milliseconds, so only where it is needed
+            firewall.interfere(router, {}, reset)
+            self._resetting = reset
+        self._ask_emulator(cut=drops)
 
     def describe(self) -> dict[str, Any]:
         """The link's present state."""
@@ -112,27 +119,32 @@ class AccessLink:
         chosen, sides = CutMode(mode), Direction(direction)
         if chosen is not CutMode.SILENT and sides is not Direction.BOTH:
             raise CommandError(f"A {chosen.value} cut has no direction", "Only a silent cut can be one-way")
-        if self._cut_mode not in (None, CutMode.SILENT):
-            self.restore()
-        self._cut_mode = chosen
-        self._cut_sides = {side: Direction(side) in sides.parts for side in ("up", "down")}
+        before, self._cut_mode = self._cut_mode, chosen
+        silent = chosen is CutMode.SILENT
+        self._cut_sides = {side: silent and Direction(side) in sides.parts for side in ("up", "down")}
         match chosen:
-            case CutMode.SILENT:
-                self._apply_drops()
             case CutMode.CARRIER:
                 self._network.nodes[self.plan.radio].down("mobile")
-                self._apply_drops()
             case CutMode.ADMIN:
                 self._network.nodes["mobile"].down(self.name)
-                self._apply_drops()
+        self._interfere()
+        if before is not chosen and before is not None and before.takes_interface:
+            self._give_interface_back(before)
+
+    def _give_interface_back(self, mode: CutMode | None) -> None:
+        if mode is CutMode.CARRIER:
+            self._network.connect_radio(self.plan)
+        elif mode is CutMode.ADMIN:
+            self._network.nodes["mobile"].up(self.name)
+        if self._attached and not (self._cut_mode and self._cut_mode.takes_interface):
+            self._network.configure_mobile(self.plan)
 
     def restore(self) -> None:
         """Undo any cut; addresses and routes of the mobile are there again."""
-        self._cut_mode, self._cut_sides = None, {"up": False, "down": False}
-        self._network.connect_radio(self.plan)
-        if self._attached:
-            self._network.configure_mobile(self.plan)
-        self._apply_drops()
+        mode, self._cut_mode, self._cut_sides = self._cut_mode, None, {"up": False, "down": False}
+        if mode is not None and mode.takes_interface:
+            self._give_interface_back(mode)
+        self._interfere()
 
     def detach(self) -> None:
         """Take the mobile's addresses and routes away."""
@@ -140,7 +152,7 @@ class AccessLink:
             raise CommandError(f"{self.name} is detached already", "Use `attach` to give it addresses")
         self._attached = False
         self._network.nodes["mobile"].flush_addresses(self.name)
-        self._apply_drops()
+        self._interfere()
 
     def attach(self) -> None:
         """Give the mobile its addresses and routes."""
@@ -149,12 +161,12 @@ class AccessLink:
         if self._cut_mode is not None:
             raise CommandError(f"{self.name} is {self.describe()['state']}", "Use `restore` first")
         self._attached = True
-        self._apply_drops()
+        self._interfere()
         self._network.configure_mobile(self.plan)
 
     def readdress(self) -> None:
         """Replace the mobile's addresses by new ones of the same subnets."""
-        if not self._attached or self._cut_mode in (CutMode.CARRIER, CutMode.ADMIN):
+        if not self._attached or (self._cut_mode and self._cut_mode.takes_interface):
             raise CommandError(f"{self.name} is {self.describe()['state']}", "Use `attach` or `restore` first")
         self.plan = replace(self.plan, lease=self.plan.lease + 1)
         self._network.nodes["mobile"].flush_addresses(self.name)

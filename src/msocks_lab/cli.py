@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,14 +14,15 @@ import click
 from msocks_lab import launch
 from msocks_lab.config import STANDARD_LAB, CutMode, Direction, LabConfig, parse_changes, parse_link
 from msocks_lab.errors import LabError, SetupError
-from msocks_lab.lab import Event, Lab, Link
+from msocks_lab.lab import Lab
+from msocks_lab.link import Event, Link
 from msocks_lab.measurement import LinkMeasurement, measure, measurement_lock
 
 _SCHEMA = 1
-_LINK_HELP = """A link is NAME or NAME:KEY=VALUE,... with the keys rtt (ms, both ways together), rate (Mbit/s), queue (ms),
-queue_bytes, jitter (ms), loss, duplicate, reorder (percent), reorder_ms, mtu, interface_mtu, nat_tcp_idle_s,
-nat_udp_idle_s; up.KEY and down.KEY set one direction (delay instead of rtt there). Words without a value: v4only,
-v6only, nat, fat (no emulator, full speed), detached (has no address until `attach`)."""
+_LINK_HELP = """A link is NAME or NAME:KEY=VALUE,... with the keys rtt (ms, both ways together), rate (Mbit/s),
+queue (ms), queue_bytes, jitter (ms), loss, duplicate, reorder (percent), reorder_ms, mtu, interface_mtu,
+nat_tcp_idle_s, nat_udp_idle_s; up.KEY and down.KEY set one direction (delay instead of rtt there). Words without a
+value: v4only, v6only, nat, fat (no emulator, full speed), detached (has no address until `attach`)."""
 
 
 @contextmanager
@@ -66,10 +66,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
-    """Build networks with a mobile host on this machine, and disturb them.
+    r"""Build networks with a mobile host on this machine, and disturb them.
 
-    A lab has the hosts mobile, proxy, server, core, and one access router radio-LINK per link of the mobile. All of them
-    are anonymous network namespaces: nothing outside the lab is touched, and `down` leaves nothing behind. Needs root.
+    A lab has the hosts mobile, proxy, server, core, and one access router radio-LINK per link of the mobile. All of
+    them are anonymous network namespaces: nothing outside the lab is touched, and `down` leaves nothing behind.
+    It needs root.
 
     \b
     msocks-lab up --link wifi:rtt=5,rate=50 --link lte:rtt=50,rate=20
@@ -139,6 +140,9 @@ def status(lab_name: str | None, as_json: bool) -> None:
             click.echo(f"        {'':14} {shown['bytes_up']} bytes up, {shown['bytes_down']} down")
 
 
+_FAULTS = ("loss", "duplicate", "reorder")
+
+
 def _speed(link: dict[str, Any]) -> str:
     if link["fat"]:
         return "fat: no emulator"
@@ -146,13 +150,13 @@ def _speed(link: dict[str, Any]) -> str:
     for side in ("up", "down"):
         shape = link[side]
         rate = "unlimited" if shape["rate_mbit"] is None else f"{shape['rate_mbit']:g} Mbit/s"
-        faults = [f"{shape[key]:g}% {key.removesuffix('_percent')}" for key in shape if key.endswith("percent") and shape[key]]
+        faults = [f"{shape[key]:g}% {word}" for word in _FAULTS if shape[key := f"{word}_percent"]]
         jitter = [f"{shape['jitter_ms']:g} ms jitter"] if shape["jitter_ms"] else []
         sides.append(f"{side} " + ", ".join([f"{shape['delay_ms']:g} ms", rate, *jitter, *faults]))
     return "; ".join([*sides, f"MTU {link['mtu']}", *(["NAT"] if link["nat"] else [])])
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@main.command(context_settings={"allow_interspersed_args": False})
 @click.argument("host")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_lab
@@ -160,7 +164,7 @@ def _speed(link: dict[str, Any]) -> str:
 @click.option("--unprivileged", is_flag=True, help="Run without any capability.")
 def shell(host: str, command: tuple[str, ...], lab_name: str | None, user: str | None, unprivileged: bool) -> None:
     """Run COMMAND on HOST, or a shell. Options come before HOST. What runs there ends with the lab at the latest."""
-    argv = list(command) or [os.environ.get("SHELL", "/bin/sh")]
+    argv = list(command[1:] if command[:1] == ("--",) else command) or [os.environ.get("SHELL", "/bin/sh")]
     with _attached(lab_name) as lab:
         # A terminal's Ctrl-C is for the command, which shares the terminal.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -190,6 +194,7 @@ def _link(lab_name: str | None, name: str) -> Iterator[Link]:
 @click.option("--silent", "mode", flag_value="silent", default="silent", help="Packets vanish, nothing else (default).")
 @click.option("--carrier", "mode", flag_value="carrier", help="The mobile's interface loses its carrier.")
 @click.option("--admin", "mode", flag_value="admin", help="The mobile's interface is set down.")
+@click.option("--reset", "mode", flag_value="reset", help="TCP packets are answered with RST, others pass.")
 @click.option("--direction", type=click.Choice(["up", "down", "both"]), default="both", help="Of a silent cut.")
 @_lab
 @_json
@@ -262,8 +267,8 @@ def _validate(name: str, links: list[str], as_json: bool) -> None:
 def _print_measurement(lab: Lab, found: LinkMeasurement) -> None:
     wanted = _speed(lab.link(found.link).describe())
     click.echo(
-        f"{found.link}: RTT {found.rtt_median_ms} ms ({found.rtt_min_ms}-{found.rtt_max_ms}), lost {found.loss_percent}%, "
-        f"{found.down_mbit} Mbit/s down, {found.up_mbit} up  [set: {wanted}]"
+        f"{found.link}: RTT {found.rtt_median_ms} ms ({found.rtt_min_ms}-{found.rtt_max_ms}), "
+        f"lost {found.loss_percent}%, {found.down_mbit} Mbit/s down, {found.up_mbit} up  [set: {wanted}]"
     )
 
 

@@ -32,12 +32,19 @@ class CutMode(StrEnum):
     """How a link goes away.
 
     SILENT: carrier, addresses and routes stay, packets vanish. CARRIER: the mobile's interface loses its
-    carrier. ADMIN: the mobile's interface is set down, as by `ip link set NAME down`.
+    carrier. ADMIN: the mobile's interface is set down, as by `ip link set NAME down`. RESET: the access router
+    answers every TCP packet with RST, as a firewall that has lost its state; other packets pass.
     """
 
     SILENT = "silent"
     CARRIER = "carrier"
     ADMIN = "admin"
+    RESET = "reset"
+
+    @property
+    def takes_interface(self) -> bool:
+        """Whether the mobile's interface is without carrier or down."""
+        return self in (CutMode.CARRIER, CutMode.ADMIN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""nftables in an access router: address translation, and the silent cut of a link that has no emulator.
+"""nftables in an access router: address translation, resets, and the silent cut of a link without emulator.
 
 A NAT mapping is bound to a random port. A packet of a TCP connection without a mapping is dropped, as by a carrier's
 NAT: the connection is not picked up again under a new port.
@@ -27,10 +27,10 @@ table ip nat {
     }
 }
 """
-_CUT = """
-table inet cut
-delete table inet cut
-table inet cut {{
+_INTERFERENCE = """
+table inet interference
+delete table inet interference
+table inet interference {{
     chain forward {{
         type filter hook forward priority raw; policy accept;
         {rules}
@@ -41,7 +41,7 @@ table inet cut {{
 
 def _nft(router: Node, rules: str) -> None:
     if shutil.which("nft") is None:
-        raise SetupError("The program `nft` is missing, which NAT and cuts of fat links need", "apt-get install nftables")
+        raise SetupError("NAT and cuts of fat links need the program `nft`", "apt-get install nftables")
     with router.namespaces.network():
         done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -51,18 +51,23 @@ def _nft(router: Node, rules: str) -> None:
 def install_nat(router: Node, link: LinkConfig) -> None:
     """Masquerade what the mobile sends over IPv4. Raises SetupError."""
     _nft(router, _NAT)
-    router.sysctl({
-        "netfilter/nf_conntrack_tcp_loose": "0",
-        "netfilter/nf_conntrack_tcp_timeout_established": str(link.nat_tcp_idle_s),
-        # Data in flight when a path fails must not shorten the mapping's life below the idle time-out.
-        "netfilter/nf_conntrack_tcp_timeout_max_retrans": str(link.nat_tcp_idle_s),
-        "netfilter/nf_conntrack_tcp_timeout_unacknowledged": str(link.nat_tcp_idle_s),
-        "netfilter/nf_conntrack_udp_timeout": str(link.nat_udp_idle_s),
-        "netfilter/nf_conntrack_udp_timeout_stream": str(link.nat_udp_idle_s),
-    })
+    router.sysctl(
+        {
+            "netfilter/nf_conntrack_tcp_loose": "0",
+            "netfilter/nf_conntrack_tcp_timeout_established": str(link.nat_tcp_idle_s),
+            # Data in flight when a path fails must not shorten the mapping's life below the idle time-out.
+            "netfilter/nf_conntrack_tcp_timeout_max_retrans": str(link.nat_tcp_idle_s),
+            "netfilter/nf_conntrack_tcp_timeout_unacknowledged": str(link.nat_tcp_idle_s),
+            "netfilter/nf_conntrack_udp_timeout": str(link.nat_udp_idle_s),
+            "netfilter/nf_conntrack_udp_timeout_stream": str(link.nat_udp_idle_s),
+        }
+    )
 
 
-def drop(router: Node, cut: Mapping[str, bool]) -> None:
-    """Forward nothing in the directions ("up", "down") that are cut. Raises SetupError."""
+def interfere(router: Node, drop: Mapping[str, bool], reset: bool) -> None:
+    """Forward nothing in the directions ("up", "down") to `drop`; with `reset` answer TCP with RST. Raises SetupError."""
     inputs = {"up": "mobile", "down": "air"}
-    _nft(router, _CUT.format(rules="\n".join(f'iifname "{inputs[side]}" drop' for side in cut if cut[side])))
+    rules = [f'iifname "{inputs[side]}" drop' for side in drop if drop[side]]
+    if reset:
+        rules.append("meta l4proto tcp reject with tcp reset")
+    _nft(router, _INTERFERENCE.format(rules="\n".join(rules)))

@@ -6,31 +6,60 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from msocks_lab.config import LabConfig
-from msocks_lab.errors import LabError, SetupError
+from msocks_lab.errors import SetupError
 from msocks_lab.namespaces import children_in_pid_namespace
-from msocks_lab.process import environment
-from msocks_lab.wire import Channel, runtime_root, socket_path
+from msocks_lab.process import environment, python_argv
+from msocks_lab.wire import runtime_root
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}\Z")
-_LONGEST_START = 30.0
+_LONGEST_CLAIM = 2.0  # seconds between the making of the directory and the writing of the number
+_LONGEST_END = 10.0
 
 
-def start_supervisor(
-    name: str, config: LabConfig, *, tied: bool, log: Path | None = None
-) -> subprocess.Popen[bytes]:
+def start_supervisor(name: str, config: LabConfig, *, tied: bool, log: Path | None = None) -> subprocess.Popen[bytes]:
     """Build a lab; it runs when this returns. `tied` lets it end with this process. Raises SetupError.
 
     What the supervisor has to say goes to `log`, by default in the lab's directory below `wire.runtime_root()`.
     """
+    _check_prerequisites(name)
+    directory = _claim(name)
+    log = log or directory / "supervisor.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process: subprocess.Popen[bytes] | None = None
+    read, write = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(read, "rb") as report:
+        try:
+            try:
+                process = _spawn(name, write, log, tied)
+            finally:
+                os.close(write)
+            _pid_file(name).write_text(str(process.pid))
+            assert process.stdin is not None
+            with process.stdin as configuration:
+                configuration.write(json.dumps(config.to_dict()).encode())
+            answer: dict[str, Any] = json.loads(report.readline() or b"{}")
+            if "ready" in answer:
+                return process
+            failure = answer.get("error", {"message": "The lab's supervisor ended", "remedy": log.read_text()[-2000:]})
+            raise SetupError(failure["message"], failure["remedy"])
+        except BaseException:
+            if process is not None:
+                process.kill()
+                process.wait()
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+
+
+def _check_prerequisites(name: str) -> None:
     if not _NAME.match(name):
         raise SetupError(f"{name!r} cannot name a lab", "Use up to 41 letters, digits, -, _ and .")
     if os.geteuid() != 0:
@@ -38,53 +67,67 @@ def start_supervisor(
     for program in ("nsenter", "setpriv"):
         if shutil.which(program) is None:
             raise SetupError(f"The program `{program}` is missing", "apt-get install util-linux")
+
+
+def _claim(name: str) -> Path:
+    """The new lab's directory, made by this call alone."""
     directory = runtime_root() / name
+    if directory.exists() and not alive(name):
+        shutil.rmtree(directory)
     try:
         directory.mkdir(parents=True)
     except FileExistsError:
-        if alive(name):
-            raise SetupError(f"A lab {name!r} runs already", f"Choose another name, or `msocks-lab down {name}`") from None
-        shutil.rmtree(directory)
-        directory.mkdir(parents=True)
-    log = log or directory / "supervisor.log"
-    read, write = os.pipe2(os.O_CLOEXEC)
-    owner = os.pidfd_open(os.getpid()) if tied else -1
-    try:
-        with log.open("ab") as output, children_in_pid_namespace(None):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "msocks_lab.supervisor", name, str(owner), str(write)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=environment(None),
-                pass_fds=[write, *([owner] if tied else [])],
-                start_new_session=True,
-            )
-        os.close(write)
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(config.to_dict()).encode())
-        process.stdin.close()
-        (directory / "pid").write_text(str(process.pid))
-        with os.fdopen(read, "rb") as report:
-            line = report.readline()
-    finally:
+        remedy = f"Choose another name, or `msocks-lab down {name}`"
+        raise SetupError(f"A lab {name!r} runs already", remedy) from None
+    return directory
+
+
+def _spawn(name: str, report: int, log: Path, tied: bool) -> subprocess.Popen[bytes]:
+    with contextlib.ExitStack() as stack:
+        owner = os.pidfd_open(os.getpid()) if tied else -1
         if tied:
-            os.close(owner)
-    answer: dict[str, Any] = json.loads(line or b"{}")
-    if "ready" not in answer:
-        process.kill()
-        process.wait()
-        shutil.rmtree(directory, ignore_errors=True)
-        failure = answer.get("error", {"message": "The lab's supervisor ended", "remedy": log.read_text()[-2000:]})
-        raise SetupError(failure["message"], failure["remedy"])
-    return process
+            stack.callback(os.close, owner)
+        output = stack.enter_context(log.open("ab"))
+        stack.enter_context(children_in_pid_namespace(None))
+        return subprocess.Popen(
+            [*_command_line(name), str(owner), str(report)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment(None),
+            pass_fds=[report, *([owner] if tied else [])],
+            start_new_session=True,
+        )
+
+
+def _command_line(name: str) -> list[str]:
+    return python_argv("msocks_lab.supervisor", name)
+
+
+def _pid_file(name: str) -> Path:
+    return runtime_root() / name / "pid"
+
+
+def supervisor_pid(name: str) -> int:
+    """The process number of a lab's supervisor, as this process sees it. Raises SetupError where there is none."""
+    try:
+        pid = int(_pid_file(name).read_text())
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        words = []
+    # The number of one that was killed may belong to somebody else by now.
+    if words[1:4] != [word.encode() for word in _command_line(name)[1:]]:
+        raise SetupError(f"There is no lab {name!r}", "See `msocks-lab list`; start one with `msocks-lab up`")
+    return pid
 
 
 def alive(name: str) -> bool:
-    """Whether a lab of this name runs."""
+    """Whether a lab of this name runs or starts."""
     try:
-        Channel(socket_path(name)).close()
-    except LabError:
+        supervisor_pid(name)
+    except SetupError:
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - (runtime_root() / name).stat().st_mtime < _LONGEST_CLAIM
         return False
     return True
 
@@ -96,28 +139,19 @@ def running() -> list[str]:
     for directory in sorted(root.iterdir()) if root.is_dir() else []:
         if alive(directory.name):
             names.append(directory.name)
-        elif time.time() - directory.stat().st_mtime > _LONGEST_START:
+        else:
             shutil.rmtree(directory, ignore_errors=True)
     return names
 
 
 def end(name: str) -> None:
-    """End a lab that `msocks-lab up` has started, and return when nothing of it is left. Raises SetupError."""
-    if not alive(name):
-        raise SetupError(f"There is no lab {name!r}", "See `msocks-lab list`")
-    pid = int((runtime_root() / name / "pid").read_text())
-    handle = os.pidfd_open(pid)
+    """End a lab, and return when nothing of it is left. Raises SetupError where there is none."""
+    handle = os.pidfd_open(supervisor_pid(name))
     try:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-        _wait_readable(handle)
+        if not select.select([handle], [], [], _LONGEST_END)[0]:
+            raise SetupError("The lab does not end", "Another process has yet to wait for its children in the lab")
     finally:
         os.close(handle)
     shutil.rmtree(runtime_root() / name, ignore_errors=True)
-
-
-def _wait_readable(fd: int) -> None:
-    import select
-
-    if not select.select([fd], [], [], 10.0)[0]:
-        raise SetupError("The lab does not end within 10 s")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from msocks_lab.arrival import ArrivalMeter
-from msocks_lab.config import Direction
+from msocks_lab.config import Direction, Shape
 from msocks_lab.errors import ProcessFailed
-from msocks_lab.lab import Host, Lab
+from msocks_lab.host import Host
+from msocks_lab.lab import Lab
 from msocks_lab.process import python_argv
 from msocks_lab.wire import scratch_directory
 
@@ -61,6 +62,7 @@ class LinkMeasurement:
 def measure(lab: Lab, link: str) -> LinkMeasurement:
     """Measure one link; takes about four seconds, and loads it. Raises ProcessFailed where nothing gets through."""
     config = next(item for item in lab.config.links if item.name == link)
+    present = lab.link(link).describe()
     target = lab.server.ipv4 if config.ipv4 else lab.server.ipv6
     records = Path(lab.directory)
     server = lab.server.popen(python_argv("msocks_lab.pattern_server", "--port", str(_PORT), "--records", str(records)))
@@ -74,14 +76,14 @@ def measure(lab: Lab, link: str) -> LinkMeasurement:
             raise ProcessFailed(f"No datagram came back over {link}: is it cut or detached?")
         rates = {}
         for direction in (Direction.DOWN, Direction.UP):
-            shape = config.shape(direction)
-            amount = int((shape.bytes_per_second or 0) * _BULK_SECONDS) or _FAT_BYTES
+            rate = Shape(**present[direction.value]).bytes_per_second
+            amount = _FAT_BYTES if rate is None else int(rate * _BULK_SECONDS) + 1
             option = "--download" if direction is Direction.DOWN else "--upload"
             record = records / f"measure-{link}-{direction.value}.json"
             place = ["--record", str(record)] if direction is Direction.DOWN else ["--id", record.stem]
             _run(lab.mobile, [*client, option, str(amount), "--no-verify", *place])
-            segment = config.mtu - (_HEADERS if config.ipv4 else _IPV6_HEADERS)
-            rates[direction] = _steady_rate(ArrivalMeter.load(record)) * config.mtu / segment
+            segment = present["mtu"] - (_HEADERS if config.ipv4 else _IPV6_HEADERS)
+            rates[direction] = _steady_rate(ArrivalMeter.load(record)) * present["mtu"] / segment
     finally:
         server.stop()
     return LinkMeasurement(

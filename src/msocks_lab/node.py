@@ -85,7 +85,11 @@ class Node:
                 if gateway:
                     with _ignoring(errno.ESRCH):
                         self.netlink.route(
-                            "del", family=family, dst=_default(family), oif=index, gateway=gateway,
+                            "del",
+                            family=family,
+                            dst=_default(family),
+                            oif=index,
+                            gateway=gateway,
                             priority=route.get_attr("RTA_PRIORITY"),
                         )
 
@@ -136,7 +140,10 @@ class Node:
     def veth(self, name: str, peer: Node, peer_name: str, mtu: int, peer_mtu: int | None = None) -> None:
         """Join this node's new interface `name` to the new interface `peer_name` of another node; both come up."""
         self.netlink.link(
-            "add", ifname=name, kind="veth", mtu=mtu,
+            "add",
+            ifname=name,
+            kind="veth",
+            mtu=mtu,
             peer={"ifname": peer_name, "net_ns_fd": peer.namespaces.net, "mtu": peer_mtu or mtu},
         )
         self.up(name)

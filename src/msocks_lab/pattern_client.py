@@ -40,7 +40,7 @@ def connect(options: argparse.Namespace) -> socket.socket:
     host, port = options.socks or (options.host, options.port)
     problem: OSError = OSError(f"{host} has no address")
     kind = socket.SOCK_DGRAM if options.udp else socket.SOCK_STREAM
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=kind):
+    for family, _, protocol, _, address in socket.getaddrinfo(host, port, type=kind):
         connection = socket.socket(family, kind, protocol)
         try:
             if options.device and not options.socks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -44,7 +45,12 @@ class LabProcess(subprocess.Popen[bytes]):
                 stdout = file if stdout is None else stdout
                 stderr = file if stderr is None else stderr
             stack.enter_context(children_in_pid_namespace(pid_namespace))
-            super().__init__(argv, stdout=stdout, stderr=stderr, **options)
+            try:
+                super().__init__(argv, stdout=stdout, stderr=stderr, **options)
+            except OSError as error:
+                if error.errno != errno.ENOMEM:  # what the kernel says of a PID namespace without process 1
+                    raise
+                raise SetupError("The lab has ended", "Build a new one; supervisor.log tells why") from error
 
     def output(self) -> str:
         """What the log holds so far."""

@@ -87,9 +87,7 @@ class Pipe:
         delivery = finished + self._delay + chance() * shape.jitter_ms / 1000.0
         if shape.reorder_percent and chance() * 100.0 < shape.reorder_percent:
             self.counters.reordered += 1
-            heapq.heappush(
-                self._held_back, (delivery + shape.reorder_ms / 1000.0, self.counters.offered, packet)
-            )
+            heapq.heappush(self._held_back, (delivery + shape.reorder_ms / 1000.0, self.counters.offered, packet))
             return
         self._last_delivery = delivery = max(delivery, self._last_delivery)
         self._in_order.append((delivery, finished, packet))
@@ -124,7 +122,8 @@ class Pipe:
         """
         old_seconds_per_byte = self._seconds_per_byte
         self._adopt(shape)
-        travelling, waiting = [], []
+        travelling: list[tuple[float, float, bytes]] = []
+        waiting: list[tuple[float, float, bytes]] = []
         for entry in self._in_order:
             (waiting if entry[1] > now else travelling).append(entry)
         self._in_order = deque(travelling)

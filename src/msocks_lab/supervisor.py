@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -28,16 +28,12 @@ from msocks_lab.access_link import AccessLink
 from msocks_lab.addressing import WIRED_HOSTS, access_plans, hosts_file
 from msocks_lab.config import LabConfig
 from msocks_lab.errors import CommandError, LabError
-from msocks_lab.proc_net import SocketEntry, sockets, tcp_passive_opens
 from msocks_lab.node import Node
+from msocks_lab.proc_net import SocketEntry, sockets, tcp_passive_opens
 from msocks_lab.topology import Network
 from msocks_lab.wire import LARGEST_MESSAGE, runtime_root, socket_path
 
 _RESOLV_CONF = "# Nothing answers here: names that are not in /etc/hosts fail at once.\nnameserver 127.0.0.1\n"
-
-
-class _Action(Protocol):
-    def __call__(self, link: AccessLink, **arguments: Any) -> None: ...
 
 
 class Supervisor:
@@ -67,7 +63,7 @@ class Supervisor:
             "listening": self._listening,
             "events": lambda: self._events,
         }
-        self._actions: dict[str, _Action] = {
+        self._actions: dict[str, Callable[..., None]] = {
             "cut": AccessLink.cut,
             "restore": AccessLink.restore,
             "detach": AccessLink.detach,
@@ -108,7 +104,8 @@ class Supervisor:
         try:
             return self._network.nodes[name]
         except KeyError:
-            raise CommandError(f"The lab has no host {name!r}", f"Its hosts: {', '.join(self._network.nodes)}") from None
+            known = ", ".join(self._network.nodes)
+            raise CommandError(f"The lab has no host {name!r}", f"Its hosts: {known}") from None
 
     def _sockets(self, host: str, protocol: str) -> list[SocketEntry]:
         node = self._node(host)
@@ -203,11 +200,10 @@ def main() -> None:
         config = LabConfig.from_dict(json.load(sys.stdin))
         server = Server(Supervisor(name, config), socket_path(name), None if owner < 0 else owner)
     except BaseException as error:
-        known = isinstance(error, LabError)
-        report = {
-            "message": error.message if known else f"{type(error).__name__}: {error}",
-            "remedy": error.remedy if known else traceback.format_exc(),
-        }
+        if isinstance(error, LabError):
+            report = {"message": error.message, "remedy": error.remedy}
+        else:
+            report = {"message": f"{type(error).__name__}: {error}", "remedy": traceback.format_exc()}
         os.write(ready, json.dumps({"error": report}).encode() + b"\n")
         sys.exit(1)
     os.write(ready, b'{"ready": true}\n')

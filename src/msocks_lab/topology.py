@@ -72,7 +72,7 @@ class Network:
     def __init__(self, plans: list[AccessPlan], overlays: dict[Path, Path]) -> None:
         self.nodes: dict[str, Node] = {}
         self.tuns: dict[str, tuple[int, int]] = {}
-        special = {"mobile": _MOBILE, **{name: _ROUTER for name in ("core", *(plan.radio for plan in plans))}}
+        special = {"mobile": _MOBILE, **dict.fromkeys(("core", *(plan.radio for plan in plans)), _ROUTER)}
         with _choosable(_EVERYWHERE["ipv4/tcp_congestion_control"]):
             for name in ("mobile", "core", *(host.name for host in WIRED_HOSTS), *(plan.radio for plan in plans)):
                 self.nodes[name] = Node(name, overlays, {**_EVERYWHERE, **special.get(name, {})})

@@ -8,7 +8,7 @@ from msocks.values.ids import AssociationId, SessionId, matching, printed_forms
 
 VALUES = st.binary(min_size=16, max_size=16).filter(any)
 # Few different bytes, so that long common prefixes occur.
-SIMILAR = st.lists(st.sampled_from([0, 1]), min_size=16, max_size=16).filter(any).map(bytes)
+SIMILAR = st.lists(st.sampled_from([0, 1, 16]), min_size=16, max_size=16).filter(any).map(bytes)
 
 
 @given(VALUES)

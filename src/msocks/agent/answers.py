@@ -27,20 +27,27 @@ _REPLY_OF_END = {
 
 
 class ConnectTimeout(MsocksError, TimeoutError):
-    """A program's connection did not come about in time."""
+    """A program's connection did not come about in time.
 
-    def __init__(self, destination: str, after_s: float, *, no_network: bool) -> None:
+    Attributes:
+        no_network: Whether the reason is that the proxy could not be reached over any link.
+    """
+
+    def __init__(self, destination: str, after_s: float, *, problem: MsocksError | None, no_network: bool) -> None:
         """
         Args:
             destination: As printed.
             after_s: How long was waited, in seconds.
-            no_network: Whether the reason is that the proxy could not be reached over any link.
+            problem: Why there is no association with the proxy, if that is known.
+            no_network: See the attribute.
         """
-        super().__init__(
-            f"{destination}: no connection within {after_s:g} s"
-            + (", since the proxy cannot be reached over any link" if no_network else ""),
-            remedy="`msocks links` shows the links" if no_network else "`msocks status` shows what is the matter",
-        )
+        what = f"{destination}: no connection within {after_s:g} s"
+        if problem is not None:
+            super().__init__(f"{what}: {problem.what}", remedy=problem.remedy)
+        elif no_network:
+            super().__init__(f"{what}: there is no usable link", remedy="`msocks links` shows the links")
+        else:
+            super().__init__(what, remedy="`msocks status` shows how the agent is doing")
         self.no_network = no_network
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -76,7 +76,7 @@ class EventFeed:
         for listener in self._listeners:
             listener.queue.put_nowait(None)
 
-    async def listen(self) -> AsyncIterator[FlowEvent]:
+    async def listen(self) -> AsyncGenerator[FlowEvent, None]:
         """Every event from now on, until `close`. Listening begins when the iteration does."""
         listener = _Listener()
         self._listeners.add(listener)

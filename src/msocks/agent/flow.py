@@ -15,7 +15,7 @@ from msocks.client.node import MobileNode
 from msocks.errors import EndReason, MsocksError, SessionEnded
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile import Carried, MoveCause, SessionState
-from msocks.transport.reactor import FAILED, Reactor
+from msocks.transport.reactor import FAILED
 from msocks.transport.socket_pump import SocketPump
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
@@ -100,11 +100,11 @@ class FlowOwner(Protocol):
 
 
 class Flow:
-    """See the module. Made for a request; answers it, pumps, and ends by itself. `begin` comes once the owner has it."""
+    """See the module. Made for a request, which it answers; ends by itself."""
 
     def __init__(self, node: MobileNode, request: ProgramRequest, owner: FlowOwner, farewells: Farewells) -> None:
         self.destination = request.destination
-        self._reactor: Reactor = node.reactor
+        self._node = node
         self._request = request
         self._owner = owner
         self._farewells = farewells
@@ -116,8 +116,12 @@ class Flow:
         self._program_eof = False
         self._closed = False
         self._pump = SocketPump(node.reactor, request.sock, self, node.sweep)
-        self.connection: Connection = node.open(request.destination, self._pump.stream, self)
-        self._reactor.watch(request.sock.fileno(), self._on_program_waiting)
+        self.connection = Connection(node, request.destination, self._pump.stream, self)
+
+    def begin(self) -> None:
+        """Look for a leg. The owner may be told of the end before this returns."""
+        self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
+        self._node.begin(self.connection)
 
     @property
     def session(self) -> SessionId:
@@ -206,7 +210,7 @@ class Flow:
             self.on_socket_failed(OSError())
         elif events & select.EPOLLRDHUP and not self._program_eof:
             self._program_eof = True
-            self._reactor.loop.call_later(_EOF_PATIENCE_S, self._give_up_on_program)
+            self._node.reactor.loop.call_later(_EOF_PATIENCE_S, self._give_up_on_program)
 
     def _give_up_on_program(self) -> None:
         if not self._answered and self._ended_as is None:
@@ -246,7 +250,7 @@ class Flow:
             return
         position = stream.position
         self._pump.on_readable()
-        self._reactor.loop.call_later(_DELIVERY_LOOK_S, self._close_when_delivered, position, idle_s)
+        self._node.reactor.loop.call_later(_DELIVERY_LOOK_S, self._close_when_delivered, position, idle_s)
 
     def _close(self, *, reset: bool) -> None:
         if not self._closed:

@@ -13,8 +13,8 @@ then says HELLO with the same identifier, and gets new keys:
   count are those of the HELLO that was sent last: a proxy that answers a HELLO was alive when it was sent, so an
   earlier incarnation cannot have answered the later one.
 
-A new identifier would have to be agreed among the channels and would win nothing; it is chosen only where the proxy says
-that the old one belongs to somebody else.
+A new identifier would have to be agreed among the channels and would win nothing; it is chosen only where the proxy
+says that the old one belongs to somebody else.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class Association:
             ControlUnavailable: The proxy was not reached in time.
         """
         if self.keys is None:
+            if self.refusal is not None:
+                raise self.refusal
             await self._wait_for_news(timeout_s)
         assert self.keys is not None
         return self.keys

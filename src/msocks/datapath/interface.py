@@ -86,6 +86,13 @@ class Conduit(Protocol):
         Raises ValueError where an offset is outside what state() gave.
         """
 
+    def hang_up(self, up_end: int) -> None:
+        """The mobile node is done with the session: the server gets the upstream up to `up_end`, then a FIN.
+
+        No leg carries any more, and what the server still sends is discarded. on_finished() comes when the server has
+        ended its direction too; on_server_reset() as ever. `up_end` is what state() gave as `up_taken`.
+        """
+
     def counters(self) -> Counters:
         """Bytes so far."""
 

@@ -19,6 +19,9 @@ class Channel(Protocol):
     def say(self, message: ControlMessage) -> None:
         """Send a message; a channel that cannot take it is closed."""
 
+    def part(self, last_word: ControlMessage) -> None:
+        """Send a last message and close."""
+
     def dismiss(self) -> None:
         """The association is gone: close, telling the client that its user was removed."""
 
@@ -64,7 +67,7 @@ class AssociationLimit(Exception):
 
 
 class AssociationRegistry:
-    """All associations. One without channels is kept for the detach grace: its legs may come back before its channel."""
+    """All associations. One without channels is kept for the detach grace: legs may come back before channels."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, grace_s: float, per_user: int) -> None:
         self._per_user = per_user

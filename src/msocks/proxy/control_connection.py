@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from msocks.proxy.admission import Source
 from msocks.proxy.associations import Association, AssociationLimit, AssociationRegistry, AssociationTaken
 from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.incoming import Incoming
-from msocks.transport.kernel import reset_on_close
+from msocks.store.state_directory import StoreError
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.tls import TlsMachine
 from msocks.values.ids import SessionId
@@ -84,7 +83,7 @@ class ControlHost(Protocol):
         """The proxy's clock, as it is told on the wire."""
 
     def authenticate(self, source: Source, user: str, secret: bytes) -> UserLimits | None:
-        """The user's limits, where the secret is right."""
+        """The user's limits, where the secret is right. Raises StoreError where nobody can tell."""
 
     def park(self, user: str, session: SessionId, generation: int) -> bool:
         """A leg is gone; whether the session waits for another now."""
@@ -110,6 +109,11 @@ class ControlConnection:
     @property
     def wants_data(self) -> bool:
         return not self._refusing
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be said any more."""
+        return self._closed
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
@@ -190,7 +194,12 @@ class ControlConnection:
         if host.stopping:
             self._refuse(RefusalCode.SHUTTING_DOWN, "the proxy is going down")
             return
-        limits = host.authenticate(self._incoming.source, hello.user, hello.secret)
+        try:
+            limits = host.authenticate(self._incoming.source, hello.user, hello.secret)
+        except StoreError as error:
+            _log.error("users_unreadable", reason=str(error))
+            self._refuse(RefusalCode.UNSPECIFIED, "the proxy cannot read its users")
+            return
         if limits is None:
             _log.warning("hello_refused", client=str(self._incoming.peer), user=hello.user)
             self._refuse(RefusalCode.AUTHENTICATION, "no such user, or a wrong secret")
@@ -229,7 +238,6 @@ class ControlConnection:
     def _take_over(self) -> None:
         """From now on the channel may live for long, and write more than a socket takes at once."""
         sock = self._incoming.give_away()
-        reset_on_close(sock, False)
         self._host.reactor.watch(sock.fileno(), self._on_events)
         self._host.keep_alive.heard(self)
 
@@ -275,23 +283,11 @@ class ControlConnection:
     def _close(self) -> None:
         if self._closed:
             return
-        self._flush_last()
         self._forget()
-        if self._association is None:
-            self._incoming.close()
-        else:
-            sock = self._incoming.sock
-            self._host.reactor.unwatch(sock.fileno())
-            sock.close()
-
-    def _flush_last(self) -> None:
         self._tls.close()
-        self._unsent += self._tls.outgoing()
-        try:
-            self._incoming.sock.send(self._unsent)
-            self._incoming.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it is gone already, or does not read
+        if self._association is not None:
+            self._incoming.take_back()
+        self._incoming.answer_and_close(bytes(self._unsent) + self._tls.outgoing())
 
     def _forget(self) -> None:
         self._closed = True

@@ -1,4 +1,4 @@
-"""Opens server legs: resolves the destination, applies the rules, connects, and says with a SOCKS reply code what failed."""
+"""Opens server legs: resolves the destination, applies the rules, connects, and puts what fails into reply codes."""
 
 from __future__ import annotations
 
@@ -188,7 +188,6 @@ class Dialler:
         for dial in self._waiting.take_all():
             dial.cancel()
         self._waiting.close()
-        self.resolver.close()
 
 
 def _is_wildcard(endpoint: Endpoint) -> bool:

@@ -71,12 +71,10 @@ class ConnectRace:
         self._timer: asyncio.TimerHandle | None = None
         self._try_next()
 
-    def cancel(self, error: OSError | None = None) -> None:
-        """Give up; with an `error`, `on_done` is told that."""
-        on_done, self._on_done = self._on_done, None
+    def cancel(self) -> None:
+        """Give up: close what was begun, and tell nobody."""
+        self._on_done = None
         self._stop()
-        if error is not None and on_done is not None:
-            on_done(error)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -128,6 +126,8 @@ class ConnectRace:
         return True
 
     def _on_events(self, sock: socket.socket, events: int) -> None:
+        if sock.fileno() not in self._attempts:
+            return  # connected, and its new owner has not begun to watch it
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & FAILED else 0
         del self._attempts[sock.fileno()]
         if not code:

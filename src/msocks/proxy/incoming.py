@@ -1,4 +1,4 @@
-"""One accepted TCP connection until somebody takes it over: reads its first bytes and finds out who shall speak with it."""
+"""One accepted TCP connection until somebody takes it over: its first bytes tell who shall speak with it."""
 
 from __future__ import annotations
 
@@ -107,6 +107,11 @@ class Incoming:
         self._closed = True
         self._speaker = None
         return self.sock
+
+    def take_back(self) -> None:
+        """The owner of the socket wants nothing more of it but to say a last word: `answer_and_close` comes next."""
+        self._closed = False
+        self._reception.reactor.watch(self.sock.fileno(), self._on_events)
 
     def answer_and_close(self, data: bytes) -> None:
         """Send the last word, so that it arrives although the client may still be sending: then close."""

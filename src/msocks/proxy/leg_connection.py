@@ -19,7 +19,9 @@ from msocks.protocol.leg import (
     Query,
     Reconnect,
 )
-from msocks.protocol.leg_codec import MAC_BYTES, LegRequestDecoder, SignedRequest, encode_reply
+from msocks.protocol.leg_reply_codec import encode_reply
+from msocks.protocol.leg_request_codec import LegRequestDecoder, SignedRequest
+from msocks.protocol.leg_wire import MAC_BYTES
 from msocks.protocol.replay import Freshness
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.associations import Association

@@ -1,4 +1,4 @@
-"""One session at the proxy: joins the record of its life, its server leg's conduit, and the legs that ask to carry it."""
+"""One session at the proxy: joins the record of its life, the conduit of its bytes, and the legs that ask for it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import structlog
 from msocks.datapath.interface import Attachment, Conduit, Counters, Datapath, LegEnd
 from msocks.errors import EndReason
 from msocks.protocol.control import LegAccepted, SessionEnded
-from msocks.protocol.leg import DatapathReason, LegReply, LegStatus
-from msocks.protocol.leg import DatapathKind as WireDatapath
+from msocks.protocol.leg import LegReply, LegStatus
 from msocks.proxy.associations import Association
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
 from msocks.session.record import SessionRecord, SessionState, Tombstone
@@ -79,10 +78,6 @@ class SessionHost(Protocol):
     def datapath(self) -> Datapath:
         """Makes conduits."""
 
-    @property
-    def datapath_reason(self) -> DatapathReason:
-        """Why it is that one, as the wire says it."""
-
     def now(self) -> float:
         """Monotonic seconds."""
 
@@ -146,7 +141,8 @@ class ProxiedSession:
         conduit = self._conduit
         if conduit is None:
             return SessionView(self.record, self._client, "", "", Counters(0, 0))
-        return SessionView(self.record, self._client, conduit.kind.value, conduit.reason, conduit.counters())
+        kind, reason = conduit.kind.name.lower(), conduit.reason.name.lower().replace("_", " ")
+        return SessionView(self.record, self._client, kind, reason, conduit.counters())
 
     # -- connecting -------------------------------------------------------------------------------------------------
 
@@ -324,8 +320,8 @@ class ProxiedSession:
             down_fin_at=state.down_fin,
             up_fin_at=state.up_fin,
             bound=self._bound,
-            datapath=WireDatapath[conduit.kind.name],
-            datapath_reason=self._host.datapath_reason,
+            datapath=conduit.kind,
+            datapath_reason=conduit.reason,
         )
 
     # -- the end ----------------------------------------------------------------------------------------------------

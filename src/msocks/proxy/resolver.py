@@ -7,8 +7,9 @@ with. Its answer comes whole, so the resolution delay of RFC 8305 section 3 has 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from ipaddress import IPv4Address, IPv6Address
 
 from msocks.values.endpoint import Address
@@ -21,12 +22,15 @@ class ResolutionError(Exception):
 
 
 class Resolver:
-    """Resolves at most `concurrency` names at the same time; further ones wait their turn."""
+    """Resolves at most `concurrency` names at the same time; further ones wait their turn.
+
+    A thread that a resolver keeps waiting counts until it comes back, also when nobody waits for its answer any more,
+    and does not keep the process from ending.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, concurrency: int) -> None:
         self._loop = loop
-        # Threads are made as they are needed, and one that hangs in a resolver's own time-out delays no other.
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="resolver")
+        self._free = asyncio.Semaphore(concurrency)
 
     async def resolve(self, name: str) -> list[Address]:
         """The addresses of `name`, best first, at most 16.
@@ -34,24 +38,34 @@ class Resolver:
         Raises:
             ResolutionError: There are none.
         """
+        answer: asyncio.Future[list[Address]] = self._loop.create_future()
+        await self._free.acquire()
+        threading.Thread(target=self._ask, args=(name, answer), name="resolver", daemon=True).start()
+        return await answer
+
+    def _ask(self, name: str, answer: asyncio.Future[list[Address]]) -> None:
+        outcome: list[Address] | ResolutionError
         try:
-            found = await self._loop.run_in_executor(
-                self._threads, socket.getaddrinfo, name, None, 0, socket.SOCK_STREAM
-            )
+            outcome = _look_up(name)
         except (socket.gaierror, UnicodeError) as error:
             text = error.strerror if isinstance(error, socket.gaierror) else str(error)
-            raise ResolutionError(f"the name does not resolve: {text}") from None
-        # dict: the hosts file may name an address twice.
-        addresses = list(dict.fromkeys(_address(*entry) for entry in found))
-        return addresses[:_MAX_ADDRESSES]
+            outcome = ResolutionError(f"the name does not resolve: {text}")
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._answered, answer, outcome)
 
-    def close(self) -> None:
-        """Stop; threads that still wait for an answer end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def _answered(self, answer: asyncio.Future[list[Address]], outcome: list[Address] | ResolutionError) -> None:
+        self._free.release()
+        if answer.done():
+            return  # nobody waits any more
+        if isinstance(outcome, ResolutionError):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
 
 
-def _address(
-    family: socket.AddressFamily, _type: socket.SocketKind, _protocol: int, _name: str, sockaddr: tuple[object, ...]
-) -> Address:
-    text = str(sockaddr[0]).partition("%")[0]
-    return IPv4Address(text) if family == socket.AF_INET else IPv6Address(text)
+def _look_up(name: str) -> list[Address]:
+    found: dict[Address, None] = {}  # the hosts file may name an address twice
+    for family, _, _, _, sockaddr in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
+        text = str(sockaddr[0]).partition("%")[0]
+        found[IPv4Address(text) if family == socket.AF_INET else IPv6Address(text)] = None
+    return list(found)[:_MAX_ADDRESSES]

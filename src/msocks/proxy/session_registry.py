@@ -10,7 +10,7 @@ import structlog
 
 from msocks.datapath.interface import Datapath
 from msocks.errors import EndReason
-from msocks.protocol.leg import Close, CloseMode, Connect, DatapathReason, LegReply, LegStatus, Query, Reconnect
+from msocks.protocol.leg import Close, CloseMode, Connect, LegReply, LegStatus, Query, Reconnect
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.deadlines import Deadlines
@@ -40,10 +40,8 @@ class SessionRegistry:
         config: ProxyConfig,
         dialler: Dialler,
         datapath: Datapath,
-        datapath_reason: DatapathReason,
     ) -> None:
         self.datapath = datapath
-        self.datapath_reason = datapath_reason
         self._loop = reactor.loop
         self._limits = config.limits
         self._dialler = dialler

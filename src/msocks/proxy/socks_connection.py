@@ -16,6 +16,7 @@ from msocks.proxy.admission import Source
 from msocks.proxy.associations import Association
 from msocks.proxy.incoming import Incoming
 from msocks.proxy.proxied_session import ProxiedSession, WaitingLeg
+from msocks.store.state_directory import StoreError
 from msocks.values.endpoint import Endpoint
 
 _log = structlog.get_logger("msocks.proxy.socks")
@@ -31,7 +32,7 @@ class SocksHost(Protocol):
         """A machine that offers the methods which are allowed now."""
 
     async def password_matches(self, source: Source, user: bytes, password: bytes) -> str | None:
-        """The user's name, where the password is right."""
+        """The user's name, where the password is right. Raises StoreError where nobody can tell."""
 
     def open_plain(self, leg: WaitingLeg, user: str, destination: Endpoint) -> ProxiedSession | None:
         """Begin a session; None where the leg was answered."""
@@ -103,10 +104,14 @@ class SocksConnection:
                     self._checking = asyncio.get_running_loop().create_task(self._check(event))
 
     async def _check(self, offered: PasswordOffered) -> None:
-        user = await self._host.password_matches(self._incoming.source, offered.username, offered.password)
+        user = None
+        try:
+            user = await self._host.password_matches(self._incoming.source, offered.username, offered.password)
+        except StoreError as error:
+            _log.error("users_unreadable", reason=str(error))
         self._checking = None
         if user is None:
-            _log.warning("password_wrong", client=str(self.client), user=offered.username.decode(errors="replace"))
+            _log.warning("password_refused", client=str(self.client), user=offered.username.decode(errors="replace"))
             self._machine.reject_password()
             self._incoming.answer_and_close(self._machine.data_to_send())
             return

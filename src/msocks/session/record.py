@@ -90,14 +90,14 @@ class SessionRecord:
             InvalidState: The session has ended, or the generation does not rise.
         """
         if self.state is SessionState.ENDED or generation <= self.generation:
-            raise InvalidState(f"leg {generation} cannot carry a session at generation {self.generation} ({self.state})")
+            raise InvalidState(f"leg {generation} cannot carry a session at {self.generation} ({self.state})")
         self.generation = generation
         self._claimed = max(self._claimed, generation)
         self.state = SessionState.LIVE
         self.detached_at = None
 
     def detach(self, generation: int, now: float) -> bool:
-        """The leg of `generation` carries nothing any more; False where a newer one does, or the session was not live."""
+        """The leg of `generation` carries nothing any more; False where a newer one does, or none did."""
         if self.state is not SessionState.LIVE or generation != self.generation:
             return False
         self.state = SessionState.PARKED

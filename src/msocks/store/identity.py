@@ -1,4 +1,4 @@
-"""The proxy's key. Clients know it by its pin, not by who signed it, so its certificate is self-signed and never ends."""
+"""The proxy's key. Clients know it by its pin, not by who signed it: its certificate is self-signed and never ends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Who may use the proxy: an SQLite database that holds hashes, never a secret.
 
-An access link's secret is 32 random bytes, so its SHA-256 tells nothing about it; a SOCKS password is chosen by a person,
-so it is hashed with scrypt (RFC 7914).
+An access link's secret is 32 random bytes, so its SHA-256 tells nothing about it; a SOCKS password is chosen by a
+person, so it is hashed with scrypt (RFC 7914).
 """
 
 from __future__ import annotations
@@ -180,10 +180,14 @@ class UserStore:
 
     def secret_matches(self, name: str, secret: bytes) -> bool:
         """Whether `secret` is that user's. Takes the same time whether the user is unknown or the secret wrong."""
+        expected = self.fingerprint(name)
+        return hmac.compare_digest(hashlib.sha256(secret).digest(), expected or bytes(32)) and expected is not None
+
+    def fingerprint(self, name: str) -> bytes | None:
+        """What changes when the user gets another access link; None where there is no such user."""
         with self._explained():
             row = self._database.execute("SELECT secret_sha256 FROM users WHERE name = ?", (name,)).fetchone()
-        expected = row[0] if row is not None else bytes(32)
-        return hmac.compare_digest(hashlib.sha256(secret).digest(), expected) and row is not None
+        return None if row is None else bytes(row[0])
 
     def password_hash(self, name: str) -> PasswordHash | None:
         """The hash of a user's SOCKS password; None where there is no such user or no password."""

@@ -36,6 +36,7 @@ class Reactor:
         self._loop = loop
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._newcomers: set[int] = set()  # registered since the last poll: what it reported was about a predecessor
         self._soon: deque[Callable[[], None]] = deque()
         self._turn_scheduled = False
         loop.add_reader(self._epoll.fileno(), self._turn)
@@ -53,6 +54,7 @@ class Reactor:
             self._epoll.modify(fd, _EVERYTHING)
         else:
             self._epoll.register(fd, _EVERYTHING)
+            self._newcomers.add(fd)
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
@@ -79,9 +81,11 @@ class Reactor:
             return
         self._turn_scheduled = False
         pending, self._soon = self._soon, deque()
+        self._newcomers.clear()
         for fd, events in self._epoll.poll(0, _BATCH):
             callback = self._callbacks.get(fd)
-            if callback is not None:  # an earlier callback of this batch may have let go of it
+            # An earlier callback of this batch may have let go of it, and a new socket may have got its number.
+            if callback is not None and fd not in self._newcomers:
                 self._guarded(callback, events)
         for deferred in pending:
             self._guarded(deferred)

@@ -12,7 +12,7 @@ STOPPING = "STOPPING=1"
 def notify(state: str) -> bool:
     """Send `state` to the service manager; False where there is none (``NOTIFY_SOCKET`` is not set) or it is gone.
 
-    Several assignments are divided by newlines, such as ``"READY=1\\nSTATUS=2 sessions"``.
+    Several assignments are divided by newlines.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

@@ -46,6 +46,7 @@ class SocketPump:
         self._sock = sock
         self._owner = owner
         self._closed = False
+        self._hung_up = False
         self._leftover: bytes | memoryview = b""  # read from the stream, not yet taken by the socket
         self._socket_eof = False
         self._socket_shut = False
@@ -68,6 +69,19 @@ class SocketPump:
         if early:
             self.stream.write(early)
         self._reactor.watch(self._sock.fileno(), self._on_socket_events)
+
+    def hang_up(self, up_end: int) -> None:
+        """Give the socket the inbound stream up to `up_end` and a FIN; discard what it still sends.
+
+        on_finished() comes when its peer has ended too.
+        """
+        self._hung_up = True
+        self.stream.stop_sending()
+        self.stream.confirm_end(up_end)
+        self._reactor.call_soon(self._take_from_socket)
+        if self._dead is not None:
+            dead = self._dead
+            self._reactor.call_soon(lambda: self._owner.on_socket_failed(dead))
 
     def close(self, reset: bool = True) -> None:
         """Close the socket (with RST, or by an orderly end) and all legs (with RST, where anything is outstanding)."""
@@ -134,7 +148,7 @@ class SocketPump:
             return
         stream = self.stream
         for _ in range(_TURNS):
-            if self._closed or not stream.writable:
+            if self._closed or not (stream.writable or self._hung_up):
                 return  # on_writable() comes when it is
             try:
                 data = self._sock.recv(_CHUNK_BYTES)
@@ -146,8 +160,10 @@ class SocketPump:
             if not data:
                 self._socket_eof = True
                 stream.finish()
+                self._check_finished()
                 return
-            stream.write(data)
+            if not self._hung_up:
+                stream.write(data)
         self._reactor.call_soon(self._take_from_socket)
 
     def _give_to_socket(self, data: bytes | memoryview) -> bool:
@@ -173,14 +189,15 @@ class SocketPump:
         self._check_finished()
 
     def _check_finished(self) -> None:
-        if self._socket_shut and self._finished_acknowledged and not self._closed:
+        heard = self._socket_eof if self._hung_up else self._finished_acknowledged
+        if self._socket_shut and heard and not self._closed:
             self._owner.on_finished()
 
     def _fail_socket(self, error: OSError) -> None:
         """A reset of a socket that had ended its own direction before takes back nothing of what it sent."""
         if self._closed or self._dead:
             return
-        if self._socket_eof and not self._finished_acknowledged:
+        if self._socket_eof and not self._finished_acknowledged and not self._hung_up:
             self._dead = error
         else:
             self._owner.on_socket_failed(error)

@@ -75,6 +75,13 @@ class RelayConduit:
         stream.receive_on(leg.sock, leg.generation, leg.up_from, leg.early)
         self._generation = leg.generation
         stream.send_on(leg.sock, leg.generation, leg.down_from, preface=leg.reply)
+        self._start()
+
+    def hang_up(self, up_end: int) -> None:
+        self._start()
+        self._pump.hang_up(up_end)
+
+    def _start(self) -> None:
         if not self._started:
             self._started = True
             self._pump.start()

@@ -1,0 +1,1 @@
+"""The main job, shown: a real download and a real ssh session move between networks."""

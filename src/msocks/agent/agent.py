@@ -1,0 +1,214 @@
+"""The agent: local port, flows, control API and mobile node in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+import msocks
+from msocks.agent.answers import ConnectTimeout, Overload
+from msocks.agent.control_api import ControlApi
+from msocks.agent.control_json import error_as_json
+from msocks.agent.control_path import default_control_paths
+from msocks.agent.deadline_queue import DeadlineQueue
+from msocks.agent.event_feed import EventFeed, FlowEvent, FlowEventKind
+from msocks.agent.farewell import Farewells
+from msocks.agent.flow import Flow
+from msocks.agent.flow_table import FlowTable
+from msocks.agent.local_port import LocalPort, ProgramRequest
+from msocks.agent.settings import AgentSettings
+from msocks.client.node import MobileNode
+from msocks.session.mobile import Carried, SessionState
+from msocks.transport import service_manager
+from msocks.values.endpoint import Endpoint
+
+_log = structlog.get_logger("msocks.agent")
+
+
+class Agent:
+    """See the module. Make and use it on one event loop."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self.settings = settings
+        self._started_at = time.time()
+        self.control = Path(settings.control or default_control_paths()[0])
+        self.node = MobileNode(settings.access, links=settings.links, agent_name="msocks agent")
+        loop = self.node.reactor.loop
+        self.flows = FlowTable(loop, settings.limits)
+        self.events = EventFeed()
+        self._farewells = Farewells(self.node.reactor)
+        self._port = LocalPort(self.node.reactor, settings.limits, self._farewells, self._on_request)
+        self._connecting = DeadlineQueue[Flow](
+            loop,
+            patience_s=settings.limits.connect_timeout_s,
+            limit=settings.limits.flows,
+            expire=self._on_connect_timeout,
+        )
+        self._api = ControlApi(self.node, self.flows, self.events, self.status)
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where programs can connect."""
+        return self._port.endpoints
+
+    def status(self) -> dict[str, Any]:
+        """How the agent is doing, as the control API shows it."""
+        access = self.settings.access
+        return {
+            "version": msocks.__version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - self._started_at, 3),
+            "user": access.user,
+            "proxy": [str(endpoint) for endpoint in access.addresses],
+            "authorised": self.node.authorised,
+            "problem": error_as_json(self.node.problem),
+            "listen": [str(endpoint) for endpoint in self.endpoints],
+            "control": str(self.control),
+            "links": {name: link.state.value for name, link in self.node.links.items()},
+            "flows": {state.value: count for state, count in self.flows.per_state().items()},
+            "handshakes": self._port.handshakes,
+        }
+
+    async def start(self) -> None:
+        """Accept programs; returns at once, whether there is a network or not.
+
+        Raises:
+            ConfigurationError: The local port or the control socket cannot be had.
+            OSError: The kernel gives no netlink.
+        """
+        try:
+            self._port.open(self.settings.listen, allow_remote=self.settings.allow_remote)
+            await self._api.start(self.control)
+            await self.node.start()
+        except BaseException:
+            await self.close()
+            raise
+        if self.settings.allow_remote:
+            _log.warning(
+                "programs of other hosts may use this agent, and with it your access",
+                listen=[str(endpoint) for endpoint in self.endpoints],
+            )
+
+    async def close(self) -> None:
+        """Stop accepting, reset every flow at both ends, say goodbye to the proxy; takes some 4 s at most."""
+        self._port.close()
+        for flow in self.flows:
+            flow.reset()
+        await self.node.close()
+        self.events.close()
+        await self._api.close()
+        self._connecting.clear()
+        self._farewells.close()
+        self.flows.close()
+
+    # -- programs ---------------------------------------------------------------------------------------------------
+
+    def _on_request(self, request: ProgramRequest) -> None:
+        if self.flows.is_full:
+            overload = Overload(self.settings.limits.flows)
+            _log.warning("refused a program", destination=str(request.destination), reason=str(overload))
+            self._farewells.say(request.sock, request.dialogue.refuse(overload))
+            return
+        flow = Flow(self.node, request, self, self._farewells)
+        self.flows.add(flow)
+        self._connecting.add(flow)
+        _log.debug("flow opened", **self._names(flow), protocol=request.dialogue.name)
+        self._tell(FlowEventKind.OPENED, flow)
+        flow.begin()
+
+    def _on_connect_timeout(self, flow: Flow) -> None:
+        flow.refuse(
+            ConnectTimeout(
+                str(flow.destination),
+                self.settings.limits.connect_timeout_s,
+                problem=self.node.problem,
+                no_network=not self.node.authorised or not self.node.usable_links,
+            )
+        )
+
+    # -- FlowOwner --------------------------------------------------------------------------------------------------
+
+    def on_connected(self, flow: Flow, carried: Carried) -> None:
+        self._connecting.discard(flow)
+        _log.debug("flow connected", **self._names(flow), link=carried.link)
+        self._tell_carried(flow, carried)
+
+    def on_moved(self, flow: Flow, carried: Carried) -> None:
+        _log.info(
+            "flow moved", **self._names(flow), cause=carried.cause.value, from_link=carried.from_link, to=carried.link
+        )
+        self._tell_carried(flow, carried)
+
+    def on_parked(self, flow: Flow) -> None:
+        _log.info("flow parked", **self._names(flow))
+        self._tell(FlowEventKind.PARKED, flow)
+
+    def on_ended(self, flow: Flow) -> None:
+        view = flow.view()
+        never_stood = self._connecting.discard(flow)
+        totals = {"moves": view.moves, "up": view.bytes_up, "down": view.bytes_down}
+        if view.error is None:
+            _log.debug("flow ended", **self._names(flow), **totals)
+        elif never_stood:
+            _log.info("no connection for a program", **self._names(flow), reason=str(view.error))
+        else:
+            _log.info("flow ended", **self._names(flow), **totals, reason=str(view.error))
+        self._tell(FlowEventKind.ENDED, flow, error=error_as_json(view.error))
+
+    def on_closed(self, flow: Flow) -> None:
+        self.flows.retire(flow)
+
+    def _names(self, flow: Flow) -> dict[str, str]:
+        return {"flow": flow.session.short, "destination": str(flow.destination)}
+
+    def _tell_carried(self, flow: Flow, carried: Carried) -> None:
+        self._tell(
+            FlowEventKind.CARRIED,
+            flow,
+            cause=carried.cause.value,
+            generation=carried.generation,
+            to=carried.link,
+            **{"from": carried.from_link},
+        )
+
+    def _tell(self, kind: FlowEventKind, flow: Flow, **details: object) -> None:
+        if self.events.heard:
+            printed = self.flows.printed().get(flow.session, flow.session.short)
+            names = {"id": printed, "session": flow.session.hex(), "destination": str(flow.destination)}
+            self.events.publish(FlowEvent(kind, names | details))
+
+
+async def run_agent(settings: AgentSettings, on_ready: Callable[[], None]) -> None:
+    """Run an agent until SIGTERM or SIGINT. `on_ready` is called when programs can connect.
+
+    Raises:
+        ConfigurationError: The local port or the control socket cannot be had.
+    """
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    agent = Agent(settings)
+    await agent.start()
+    _log.info(
+        "ready",
+        listen=[str(endpoint) for endpoint in agent.endpoints],
+        control=str(agent.control),
+        user=settings.access.user,
+        proxy=[str(endpoint) for endpoint in settings.access.addresses],
+        pid=os.getpid(),
+    )
+    on_ready()
+    service_manager.notify(service_manager.READY)
+    await stopping.wait()
+    service_manager.notify(service_manager.STOPPING)
+    live = sum(1 for flow in agent.flows if flow.state is not SessionState.ENDED)
+    _log.info("stopping", flows=live)
+    await agent.close()

@@ -1,0 +1,200 @@
+"""The control API: JSON over HTTP on a Unix socket. `docs/reference/control-api.md` is its manual."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from msocks.agent.control_json import SCHEMA, MoveOutcome, error_as_json, event_as_json, flow_as_json, moves_as_json
+from msocks.agent.control_socket import bind_control_socket
+from msocks.agent.event_feed import EventFeed
+from msocks.agent.flow import Flow
+from msocks.agent.flow_table import AmbiguousFlow, FlowHasEnded, FlowTable, NoSuchFlow
+from msocks.client.node import MobileNode
+from msocks.errors import ConfigurationError, LinkUnavailable, MsocksError, SessionEnded
+from msocks.session.mobile import SessionState
+
+# A CONNECT under way may take 35 s, and a move of such a flow waits for it.
+MOVE_TIMEOUT_S = 40.0
+_MOST_BODY_BYTES = 16 * 1024
+_STOPPING_S = 1.0
+
+_log = structlog.get_logger("msocks.agent.control_api")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class MoveTimedOut(MsocksError, TimeoutError):
+    """A move neither succeeded nor failed in time."""
+
+    def __init__(self, link: str) -> None:
+        super().__init__(
+            f"the flow does not run on {link} after {MOVE_TIMEOUT_S:g} s",
+            remedy="it moves when it can; `msocks flows` shows where it is",
+        )
+
+
+class BadRequest(ConfigurationError):
+    """A request to the control API cannot be understood."""
+
+
+def status_of(error: MsocksError) -> HTTPStatus:
+    """The HTTP status of an answer that tells `error`."""
+    match error:
+        case NoSuchFlow():
+            return HTTPStatus.NOT_FOUND
+        case BadRequest():
+            return HTTPStatus.BAD_REQUEST
+        case FlowHasEnded() | SessionEnded():
+            return HTTPStatus.GONE
+        case MoveTimedOut():
+            return HTTPStatus.GATEWAY_TIMEOUT
+        case AmbiguousFlow() | LinkUnavailable():
+            return HTTPStatus.CONFLICT
+    return HTTPStatus.BAD_GATEWAY
+
+
+class ControlApi:
+    """Serves one agent."""
+
+    def __init__(
+        self, node: MobileNode, flows: FlowTable, events: EventFeed, status: Callable[[], dict[str, Any]]
+    ) -> None:
+        """
+        Args:
+            node: Has the links.
+            flows: The flow table.
+            events: What happens to the flows.
+            status: Gives what ``/v1/status`` answers.
+        """
+        self._node = node
+        self._flows = flows
+        self._feed = events
+        self._status = status
+        self._path: Path | None = None
+        application = web.Application(middlewares=[_errors_as_json], client_max_size=_MOST_BODY_BYTES)
+        application.add_routes(
+            [
+                web.get("/v1/status", self._get_status),
+                web.get("/v1/flows", self._get_flows),
+                web.get("/v1/links", self._get_links),
+                web.post("/v1/flows/{id}/move", self._move),
+                web.get("/v1/events", self._get_events),
+            ]
+        )
+        # Who listens to the events and goes away shall not be waited for until the next event.
+        self._runner = web.AppRunner(
+            application, access_log=None, handler_cancellation=True, shutdown_timeout=_STOPPING_S
+        )
+
+    async def start(self, path: Path) -> None:
+        """Listen at `path`.
+
+        Raises:
+            ConfigurationError: See `bind_control_socket`.
+        """
+        listener = bind_control_socket(path)
+        self._path = path
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+
+    async def close(self) -> None:
+        """End what is being served, and remove the socket."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+        await self._runner.cleanup()
+
+    async def _get_status(self, _request: web.Request) -> web.Response:
+        return _answer(self._status())
+
+    async def _get_flows(self, _request: web.Request) -> web.Response:
+        printed = self._flows.printed()
+        return _answer({"flows": [flow_as_json(view, printed[view.session]) for view in self._flows.views()]})
+
+    async def _get_links(self, _request: web.Request) -> web.Response:
+        per_link = self._flows.per_link()
+        links = [
+            {"name": name, "state": link.state.value, "rtt_ms": self._node.rtt_ms(name), "flows": per_link[name]}
+            for name, link in self._node.links.items()
+        ]
+        return _answer({"links": links})
+
+    async def _move(self, request: web.Request) -> web.Response:
+        link = await _wanted_link(request)
+        wanted = request.match_info["id"]
+        if wanted == "all":
+            flows = [flow for flow in self._flows if flow.state is not SessionState.ENDED]
+        else:
+            flows = [self._flows.find(wanted)]
+        if link not in self._node.links:
+            raise LinkUnavailable.unknown(link)
+        outcomes = await asyncio.gather(*(_try_move(flow, link) for flow in flows))
+        if wanted != "all" and outcomes[0].error is not None:
+            raise outcomes[0].error
+        return _answer(moves_as_json(link, outcomes, self._flows.printed()))
+
+    async def _get_events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+        async with aclosing(self._feed.listen()) as events:
+            await response.prepare(request)
+            with suppress(ConnectionError):
+                async for event in events:
+                    await response.write(json.dumps(event_as_json(event)).encode() + b"\n")
+        return response
+
+
+async def _try_move(flow: Flow, link: str) -> MoveOutcome:
+    before = flow.link
+    try:
+        async with asyncio.timeout(MOVE_TIMEOUT_S):
+            await flow.connection.move(link)
+    except MsocksError as error:
+        return MoveOutcome(flow, before, error)
+    except TimeoutError:
+        return MoveOutcome(flow, before, MoveTimedOut(link))
+    return MoveOutcome(flow, before, None)
+
+
+async def _wanted_link(request: web.Request) -> str:
+    try:
+        body = json.loads(await request.text())
+    except (ValueError, RecursionError):
+        body = None
+    link = body.get("to") if isinstance(body, dict) else None
+    if not isinstance(link, str) or not link:
+        raise BadRequest("the request's body does not name a link", remedy='send JSON such as {"to": "wlan0"}')
+    return link
+
+
+def _answer(values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    return web.json_response({"schema": SCHEMA} | values, status=status)
+
+
+def _refusal(error: MsocksError, status: HTTPStatus) -> web.Response:
+    return _answer({"error": error_as_json(error)}, status)
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except MsocksError as error:
+        return _refusal(error, status_of(error))
+    except web.HTTPException as error:
+        what = f"{request.method} {request.path}: {error.reason.lower()}"
+        return _refusal(
+            MsocksError(what, remedy="docs/reference/control-api.md lists what there is"), HTTPStatus(error.status)
+        )
+    except Exception:
+        _log.exception("a request to the control API failed", method=request.method, path=request.path)
+        fault = MsocksError("the agent met a fault of its own", remedy="its log says more")
+        return _refusal(fault, HTTPStatus.INTERNAL_SERVER_ERROR)

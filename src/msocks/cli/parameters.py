@@ -1,0 +1,40 @@
+"""Types of arguments: endpoints and networks, refused with the reason."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+import click
+
+from msocks.errors import ConfigurationError
+from msocks.values.endpoint import Endpoint
+from msocks.values.network import parse_network
+
+
+class EndpointParameter(click.ParamType):
+    """``HOST:PORT``, IPv6 as ``[ADDRESS]:PORT``."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Endpoint:
+        try:
+            return value if isinstance(value, Endpoint) else Endpoint.parse(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+class NetworkParameter(click.ParamType):
+    """An IPv4 or IPv6 network in CIDR notation, or an address for that alone."""
+
+    name = "CIDR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network | IPv6Network:
+        try:
+            return value if isinstance(value, IPv4Network | IPv6Network) else parse_network(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+ENDPOINT = EndpointParameter()
+NETWORK = NetworkParameter()

@@ -1,0 +1,99 @@
+"""What the operator can ask of a running proxy: HTTP on a Unix socket in the state directory, for its owner alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from msocks.proxy.proxied_session import SessionView
+from msocks.store.running_proxy import short_socket_path
+
+SCHEMA = 1
+
+
+class AdminApi:
+    """``GET /sessions`` lists the sessions; ``POST /users-changed`` makes the proxy look at its users now."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sessions: Callable[[], Iterable[SessionView]],
+        now: Callable[[], float],
+        users_changed: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._sessions = sessions
+        self._now = now
+        self._users_changed = users_changed
+        application = web.Application()
+        application.router.add_get("/sessions", self._get_sessions)
+        application.router.add_post("/users-changed", self._post_users_changed)
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
+
+    async def start(self) -> None:
+        """Listen. A socket that a dead proxy left behind is replaced; the caller makes sure that none lives."""
+        await self._runner.setup()
+        self._path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with short_socket_path(self._path) as path:
+                sock.bind(path)
+            # The directory's mode 0700 keeps others out in the moment before.
+            self._path.chmod(0o600)
+            await web.SockSite(self._runner, sock).start()
+        except BaseException:
+            sock.close()
+            raise
+
+    async def stop(self) -> None:
+        """Close the socket and remove it."""
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
+
+    async def _get_sessions(self, _request: web.Request) -> web.Response:
+        now = self._now()
+        return web.json_response({"schema": SCHEMA, "sessions": [_as_json(view, now) for view in self._sessions()]})
+
+    async def _post_users_changed(self, _request: web.Request) -> web.Response:
+        self._users_changed()
+        return web.json_response({"schema": SCHEMA})
+
+
+def _as_json(view: SessionView, now: float) -> dict[str, Any]:
+    record = view.record
+    return {
+        "id": record.session.hex(),
+        "user": record.user,
+        "destination": str(record.destination),
+        "state": record.state.value,
+        "datapath": view.datapath,
+        "datapath_reason": view.datapath_reason,
+        "generation": record.generation,
+        "bytes_up": view.counters.up,
+        "bytes_down": view.counters.down,
+        "age": round(now - record.opened_at, 3),
+        "client": str(view.client),
+    }
+
+
+def lock_state(path: Path) -> int | None:
+    """Take the lock that one running proxy holds on its state directory; None where another has it.
+
+    Returns:
+        A descriptor that holds the lock until it is closed.
+    """
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,355 @@
+"""Does this path still carry anything? Decided from probes and from whatever else arrives over it; sans-IO.
+
+A link can keep carrier, address and route while every packet vanishes. A path is called *silent* when several probes in
+a row have stayed unanswered past a deadline that follows the measured round-trip time, and nothing else was received
+since the first of them was sent. Everything that arrives, a byte, an ACK, an answer however late, excuses the probes
+sent before it: a queue that fills makes answers late, but then they do come.
+
+How often to ask follows from how long ago traffic was seen: a path that carried something a moment ago is asked within
+a few round trips; one idle for minutes, every 15 s; an idle metered one, not at all. What has arrived just now is as
+good as an answer, so a busy path costs next to no probes.
+
+Times are seconds of one monotonic clock, which the caller reads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum, Flag, StrEnum
+
+NEEDED_LEAST = 4
+NEEDED_MOST = 8
+FALSE_ALARM = 1e-7
+"""The chance, for each probe, that independent losses alone look like a silent path."""
+
+DEADLINE_LEAST_S = 0.05
+DEADLINE_MOST_S = 2.0
+DEADLINE_UNPROVEN_S = 1.0
+"""Before the first sample; the initial RTO of RFC 6298 section 2."""
+DEADLINE_COLD_S = 0.5
+"""At least, after a pause: a mobile radio needs up to about this to leave its idle state."""
+COLD_AFTER_S = 5.0
+MARGIN_S = 0.05
+"""Beyond srtt + 4 rttvar: timers, schedulers, and a busy proxy."""
+MARGIN_MOST_S = 0.8
+MARGIN_HALVES_AFTER_S = 600.0
+
+BUSY_LEAST_S = 0.05
+BUSY_MOST_S = 0.25
+BURST_LEAST_S = 0.02
+BURST_MOST_S = 0.1
+SAMPLE_S = 0.25
+"""While other bytes arrive, a probe is sent this often to measure the round-trip time."""
+IDLE_SHARE = 8
+"""A path that has been idle for this many seconds is asked once a second, and so on in proportion."""
+IDLE_MOST_S = 15.0
+IDLE_METERED_S = 60.0
+UNPROVEN_INTERVAL_S = 0.1
+
+ANSWERS_TO_RETURN = 3
+RETURN_AFTER_S = 0.3
+RETURN_AFTER_MOST_S = 10.0
+FLAP_MEMORY_S = 120.0
+
+UDP_GIVEN_UP_AFTER = 6
+UDP_RETRY_S = 30.0
+_FORGET_PROBE_S = 10.0
+
+
+class PathState(StrEnum):
+    """What is known of a path."""
+
+    UNPROVEN = "unproven"
+    """Nothing has arrived yet."""
+    ALIVE = "alive"
+    """Something has arrived, and nothing speaks against it."""
+    SILENT = "silent"
+    """Probes stay unanswered and nothing else arrives."""
+
+
+class Means(Flag):
+    """What to ask with."""
+
+    NOTHING = 0
+    UDP = 1
+    """A UDP probe."""
+    CONTROL = 2
+    """A ping on the control channel."""
+
+
+class Tariff(Enum):
+    """What asking costs."""
+
+    FREE = "free"
+    METERED = "metered"
+
+
+@dataclass(slots=True)
+class _Probe:
+    sent_at: float
+    over_udp: bool
+    is_cold: bool  # sent after a pause
+    counts: bool  # towards silence
+    tells_loss: bool  # sent while the path lived
+    was_overdue: bool = False
+
+
+class RoundTripTime:
+    """Smoothed round-trip time and its variation (RFC 6298 section 2)."""
+
+    def __init__(self) -> None:
+        self.smoothed_s: float | None = None
+        self.variation_s = 0.0
+
+    def sample(self, rtt_s: float) -> None:
+        """Take one measurement into account."""
+        if self.smoothed_s is None:
+            self.smoothed_s = rtt_s
+            self.variation_s = rtt_s / 2
+        else:
+            self.variation_s += (abs(self.smoothed_s - rtt_s) - self.variation_s) / 4
+            self.smoothed_s += (rtt_s - self.smoothed_s) / 8
+
+
+class PathHealth:
+    """See the module. Call `advance` whenever `next_event` is due, or earlier.
+
+    Attributes:
+        state: What is known of the path.
+        rtt: Round-trip time.
+        udp_blocked: Whether UDP probes stay unanswered although the path lives; then the control channel is used.
+        wanted: Whether somebody waits for this path to come back (flows without a better one); set by the caller.
+        alone: Whether no other path is alive, so that the first sign of life is enough; set by the caller.
+    """
+
+    def __init__(self, now: float, tariff: Tariff = Tariff.FREE) -> None:
+        self.state = PathState.UNPROVEN
+        self.rtt = RoundTripTime()
+        self.udp_blocked = False
+        self.wanted = False
+        self.alone = False
+        self._tariff = tariff
+        self._began_at = now
+        self._probes: dict[int, _Probe] = {}
+        self._sent_at = -math.inf
+        self._heard_at = -math.inf  # anything
+        self._heard_tcp_at = -math.inf  # anything but an answer to a UDP probe
+        self._traffic_at = now - 1.0  # a new path is worth a few samples
+        self._legs = False
+        self._control_asked_at = -math.inf
+        self._udp_sent_at = -math.inf
+        self._udp_answered = False
+        self._udp_lost: list[float] = []  # when the UDP probes were sent that went unanswered in a row
+        self._loss = 0.0
+        self._margin_s = MARGIN_S
+        self._margin_raised_at = now
+        self._silent_since = math.inf
+        self._silent_ended_at = -math.inf
+        self._flaps = 0
+        self._answers = 0  # signs of life in a row while silent
+        self._first_answer_at = math.inf
+        self._last_answer_at = -math.inf
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def on_probe_sent(self, now: float, number: int, means: Means) -> None:
+        """A probe has left, by one of the means. Numbers are never used twice."""
+        over_udp = means is Means.UDP
+        if over_udp:
+            self._udp_sent_at = now
+        else:
+            self._control_asked_at = now
+        self._sent_at = now
+        self._probes[number] = _Probe(
+            now,
+            over_udp,
+            is_cold=now - self._heard_at > COLD_AFTER_S,
+            counts=not (over_udp and self.udp_blocked),
+            tells_loss=self.state is PathState.ALIVE and not self.udp_blocked,
+        )
+
+    def on_mute(self, now: float) -> None:
+        """What `advance` asked for could not be sent: the path offers no such means at present."""
+        self._sent_at = now
+
+    def on_answer(self, now: float, number: int) -> None:
+        """The answer to a probe has arrived, however late. Unknown numbers are ignored."""
+        probe = self._probes.pop(number, None)
+        if probe is None:
+            return
+        rtt_s = now - probe.sent_at
+        if not probe.is_cold or self.rtt.smoothed_s is None or rtt_s <= self._usual_patience_s(self.rtt.smoothed_s):
+            self.rtt.sample(rtt_s)  # else it measured how long a radio takes to wake up
+        self._loss -= self._loss / 32
+        if probe.over_udp:
+            self.udp_blocked = False
+            self._udp_answered = True
+            self._udp_lost.clear()
+        if self.state is PathState.SILENT and probe.was_overdue and probe.sent_at < self._silent_since:
+            self._raise_margin(now)
+        self._on_sign_of_life(now)
+
+    def on_heard(self, now: float) -> None:
+        """Something else has arrived over the path: a byte, or an ACK."""
+        if now > self._heard_tcp_at:
+            self._heard_tcp_at = now
+            self._on_sign_of_life(now)
+
+    def on_traffic(self, now: float) -> None:
+        """The path is in use: bytes were written to it or came from it, or wait for their ACK."""
+        self._traffic_at = max(self._traffic_at, now)
+
+    def on_legs(self, has_legs: bool) -> None:
+        """Whether the path carries flows, idle ones included."""
+        self._legs = has_legs
+
+    # -- decisions --------------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> Means:
+        """Draw the conclusions that time has made possible, and say what to send now."""
+        self._forget_probes(now)
+        overdue = self._overdue(now)
+        for probe in self._probes.values():
+            if not probe.was_overdue and now >= probe.sent_at + self._patience_s(probe):
+                probe.was_overdue = True
+                if probe.over_udp:
+                    self._on_udp_lost(probe)
+        if self.state is not PathState.SILENT and len(overdue) >= self._needed():
+            self._fall_silent(now)
+        elif self.state is PathState.SILENT and any(probe.sent_at >= self._first_answer_at for probe in overdue):
+            self._answers = 0
+            self._first_answer_at = math.inf
+        if now < self._probe_due_at(now):
+            return Means.NOTHING
+        return self._means(now, suspicious=bool(overdue))
+
+    def next_event(self, now: float) -> float:
+        """When `advance` may have something to say, if nothing happens before; infinity where never."""
+        due = self._probe_due_at(now)
+        for probe in self._probes.values():
+            if not probe.was_overdue:
+                due = min(due, probe.sent_at + self._patience_s(probe))
+        return due
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _patience_s(self, probe: _Probe) -> float:
+        """How long the answer may take."""
+        if self.rtt.smoothed_s is None:
+            return DEADLINE_UNPROVEN_S
+        usual = self._usual_patience_s(self.rtt.smoothed_s)
+        return max(usual, DEADLINE_COLD_S) if probe.is_cold else usual
+
+    def _usual_patience_s(self, smoothed_s: float) -> float:
+        usual = smoothed_s + 4 * self.rtt.variation_s + self._margin_s
+        return min(max(usual, DEADLINE_LEAST_S), DEADLINE_MOST_S)
+
+    def _overdue(self, now: float) -> list[_Probe]:
+        """The probes that speak for silence: unanswered past their deadline, and nothing was received since."""
+        return [
+            probe
+            for probe in self._probes.values()
+            if probe.counts and probe.sent_at >= self._heard_at and now >= probe.sent_at + self._patience_s(probe)
+        ]
+
+    def _needed(self) -> int:
+        """How many unanswered probes in a row independent losses explain less often than FALSE_ALARM."""
+        if self._loss < 0.001:
+            return NEEDED_LEAST
+        return min(max(math.ceil(math.log(FALSE_ALARM) / math.log(min(self._loss, 0.5))), NEEDED_LEAST), NEEDED_MOST)
+
+    def _probe_due_at(self, now: float) -> float:
+        interval = self._interval_s(now)
+        if self.state is PathState.ALIVE and not self._overdue(now):
+            # What has arrived since the last probe is as good as an answer to it.
+            quiet = max(self._sent_at, self._heard_at) + interval
+            return min(quiet, self._sent_at + max(SAMPLE_S, 4 * interval))
+        return self._sent_at + interval
+
+    def _interval_s(self, now: float) -> float:
+        if self.state is PathState.UNPROVEN:
+            return UNPROVEN_INTERVAL_S
+        if self.state is PathState.SILENT:
+            return self._silent_interval_s(now)
+        smoothed = self.rtt.smoothed_s
+        if self._overdue(now):
+            if smoothed is None or now - self._heard_at > COLD_AFTER_S:
+                return BURST_MOST_S
+            return min(max(smoothed / 2, BURST_LEAST_S), BURST_MOST_S)
+        busy = BUSY_LEAST_S if smoothed is None else min(max(smoothed, BUSY_LEAST_S), BUSY_MOST_S)
+        idle_for = now - self._traffic_at
+        if self._tariff is Tariff.METERED and idle_for > IDLE_SHARE * IDLE_MOST_S:
+            return IDLE_METERED_S if self._legs else math.inf
+        return min(max(idle_for / IDLE_SHARE, busy), IDLE_MOST_S)
+
+    def _silent_interval_s(self, now: float) -> float:
+        if self._answers:
+            return UNPROVEN_INTERVAL_S
+        lasts = now - self._silent_since
+        if self.wanted:
+            return min(max(lasts / 50, 0.1), 2.0) if self.alone else min(max(lasts / 8, 0.2), 5.0)
+        longest = IDLE_MOST_S if self._tariff is Tariff.FREE else IDLE_METERED_S
+        return min(max(lasts / 8, 0.5), longest)
+
+    def _means(self, now: float, suspicious: bool) -> Means:
+        means = Means.CONTROL if self.udp_blocked else Means.UDP
+        if self.udp_blocked and now - self._udp_sent_at >= UDP_RETRY_S:
+            means |= Means.UDP
+        # A second opinion: UDP alone may be what is blocked. More than one, as long as it never worked here.
+        if suspicious and (self._control_asked_at < self._heard_at or not self._udp_answered):
+            means |= Means.CONTROL
+        return means
+
+    def _on_sign_of_life(self, now: float) -> None:
+        self._heard_at = max(self._heard_at, now)
+        if self.state is not PathState.SILENT:
+            self.state = PathState.ALIVE
+            return
+        if self.alone:
+            self._return(now)
+            return
+        if now - self._last_answer_at < UNPROVEN_INTERVAL_S / 2:
+            return  # a burst is one sign of life
+        self._last_answer_at = now
+        self._answers += 1
+        self._first_answer_at = min(self._first_answer_at, now)
+        hold_s = min(RETURN_AFTER_S * 2 ** (self._flaps - 1), RETURN_AFTER_MOST_S)
+        if self._answers >= ANSWERS_TO_RETURN and now - self._first_answer_at >= hold_s:
+            self._return(now)
+
+    def _fall_silent(self, now: float) -> None:
+        self.state = PathState.SILENT
+        self._silent_since = now
+        self._flaps = self._flaps + 1 if now - self._silent_ended_at < FLAP_MEMORY_S else 1
+        self._answers = 0
+        self._first_answer_at = math.inf
+        for probe in self._probes.values():
+            probe.tells_loss = False
+
+    def _return(self, now: float) -> None:
+        self.state = PathState.ALIVE
+        self._silent_since = math.inf
+        self._silent_ended_at = now
+
+    def _raise_margin(self, now: float) -> None:
+        """The alarm was false: what was late came after all. Be more patient with this path."""
+        if now - self._margin_raised_at > 1.0 or self._margin_s == MARGIN_S:
+            self._margin_s = min(self._margin_s * 2, MARGIN_MOST_S)
+            self._margin_raised_at = now
+
+    def _on_udp_lost(self, probe: _Probe) -> None:
+        self._udp_lost.append(probe.sent_at)
+        if len(self._udp_lost) >= UDP_GIVEN_UP_AFTER and self._heard_tcp_at > self._udp_lost[0]:
+            self.udp_blocked = True
+
+    def _forget_probes(self, now: float) -> None:
+        while self._margin_s > MARGIN_S and now - self._margin_raised_at > MARGIN_HALVES_AFTER_S:
+            self._margin_s = max(self._margin_s / 2, MARGIN_S)
+            self._margin_raised_at += MARGIN_HALVES_AFTER_S
+        for number, probe in list(self._probes.items()):
+            if now - probe.sent_at < _FORGET_PROBE_S:
+                return
+            del self._probes[number]
+            if probe.tells_loss:
+                self._loss += (1 - self._loss) / 32

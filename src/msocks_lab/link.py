@@ -1,0 +1,110 @@
+"""One uplink as a test or a person disturbs it and looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from msocks_lab.config import CutMode, Direction
+from msocks_lab.errors import SetupError
+
+if TYPE_CHECKING:
+    from msocks_lab.lab import Lab
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of a link. `began` and `done` are seconds of CLOCK_MONOTONIC: the change took effect in between."""
+
+    action: str
+    link: str
+    arguments: Mapping[str, Any]
+    began: float
+    done: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCounters:
+    """Bytes and packets that crossed the mobile's interface: IP packets and 14 bytes of Ethernet header each."""
+
+    bytes_up: int
+    bytes_down: int
+    packets_up: int
+    packets_down: int
+
+    def since(self, earlier: LinkCounters) -> LinkCounters:
+        """What has been added since an earlier reading."""
+        return LinkCounters(
+            self.bytes_up - earlier.bytes_up,
+            self.bytes_down - earlier.bytes_down,
+            self.packets_up - earlier.packets_up,
+            self.packets_down - earlier.packets_down,
+        )
+
+
+class Link:
+    """One uplink of the mobile. What changes it returns the Event; CommandError where its state does not allow it."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self._lab = lab
+        self.name = name
+
+    def _act(self, action: str, **arguments: Any) -> Event:
+        return Event(**self._lab.call("act", action=action, link=self.name, arguments=arguments))
+
+    def cut(self, mode: CutMode = CutMode.SILENT, direction: Direction = Direction.BOTH) -> Event:
+        """Let the link go away. Only a silent cut can be one-way. What is under way is lost in every mode."""
+        return self._act("cut", mode=mode.value, direction=direction.value)
+
+    def restore(self) -> Event:
+        """Undo a cut; carrier, addresses and default routes are there again when it returns."""
+        return self._act("restore")
+
+    def detach(self) -> Event:
+        """Take the mobile's addresses and routes away; the interface stays up."""
+        return self._act("detach")
+
+    def attach(self) -> Event:
+        """Give the mobile its addresses and routes."""
+        return self._act("attach")
+
+    def readdress(self) -> Event:
+        """Replace the mobile's addresses on this link by new ones."""
+        return self._act("readdress")
+
+    def rebind_nat(self) -> Event:
+        """Let the link's NAT forget its mappings: UDP gets a new port, established TCP connections are dead."""
+        return self._act("rebind_nat")
+
+    def set(self, direction: Direction = Direction.BOTH, mtu: int | None = None, **shape: float | None) -> Event:
+        """Change fields of `Shape` in one or both directions (`rtt_ms` for half of it each way), or the path's MTU."""
+        if "rtt_ms" in shape:
+            shape["delay_ms"] = (shape.pop("rtt_ms") or 0.0) / 2
+        return self.change({direction.value: shape} if shape else {}, mtu)
+
+    def change(self, changes: Mapping[str, Mapping[str, float | None]], mtu: int | None = None) -> Event:
+        """The same with changes of several directions at once, as `config.parse_changes` gives them."""
+        return self._act("change", changes=changes, mtu=mtu)
+
+    def counters(self) -> LinkCounters:
+        """What has crossed the mobile's interface so far."""
+        seen = self._lab.call("counters", link=self.name)["interface"]
+        return LinkCounters(seen["tx_bytes"], seen["rx_bytes"], seen["tx_packets"], seen["rx_packets"])
+
+    def emulator_counters(self) -> dict[str, dict[str, int]]:
+        """The `shaping.PipeCounters` of "up" and "down". Raises SetupError for a fat link."""
+        counters = self._lab.call("counters", link=self.name)["emulator"]
+        if counters is None:
+            raise SetupError(f"{self.name} is fat: it has no emulator", "Build the lab without `fat`")
+        return dict(counters)
+
+    def describe(self) -> dict[str, Any]:
+        """State, addresses and shapes at present."""
+        found: list[dict[str, Any]] = self._lab.call("describe")["links"]
+        return next(link for link in found if link["name"] == self.name)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The mobile's present addresses on this link, IPv4 first."""
+        return tuple(self.describe()["addresses"])

@@ -1,0 +1,425 @@
+"""CONNECT, RECONNECT, QUERY and CLOSE as a mobile node lives them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import random
+
+import pytest
+
+from msocks.errors import EndReason
+from msocks.protocol.control import LegAccepted, Park, Parked, ParkedLeg, SessionEnded
+from msocks.protocol.leg import CloseMode, DatapathKind, LegReply, LegStatus
+from msocks.transport.kernel import bytes_unread
+from msocks.values.endpoint import Endpoint
+from msocks.values.ids import SessionId
+from tests.proxy.conftest import RunningProxy, StartProxy, eventually
+from tests.proxy.mobile_node import MobileNode, Server, read_all, read_exactly, receive, reset, send
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+async def test_connect_carries_bytes_both_ways(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    leg = await node.connect(SessionId.generate(), server.endpoint, early=b"early ")
+    reply = await leg.reply()
+    assert leg.verified
+    assert reply.status is LegStatus.OK
+    assert (reply.generation, reply.down_from, reply.up_acked) == (1, 0, 0)
+    assert reply.datapath is DatapathKind.RELAY
+    remote = await server.accept()
+    assert reply.bound == Endpoint.from_sockaddr(remote.getpeername())
+    await send(leg.sock, b"bird")
+    assert await read_exactly(remote, 10) == b"early bird"
+    await send(remote, b"worm")
+    assert await read_exactly(leg.sock, 4) == b"worm"
+
+
+async def test_half_close_both_ways_ends_the_session(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    await send(leg.sock, b"request")
+    leg.sock.shutdown(1)
+    assert await read_all(remote) == b"request"
+    await send(remote, pattern(300_000))
+    remote.close()
+    assert await read_all(leg.sock) == pattern(300_000)
+    ended = await node.channels[0].hear(SessionEnded)
+    assert ended == SessionEnded(session, EndReason.CLOSED)
+    assert (await node.query(session)).status is LegStatus.ENDED_FIN
+
+
+async def test_an_accepted_leg_is_announced_on_all_channels(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    second = await node.associate()
+    session, leg = await node.open_session(server.endpoint)
+    expected = LegAccepted(session, 1, leg.request.leg_number)
+    assert await node.channels[0].hear(LegAccepted) == expected
+    assert await second.hear(LegAccepted) == expected
+
+
+async def test_reconnect_after_a_reset_repeats_nothing_and_skips_nothing(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    await send(leg.sock, b"one ")
+    assert await read_exactly(remote, 4) == b"one "
+    await send(remote, b"eins ")
+    assert await read_exactly(leg.sock, 5) == b"eins "
+    reset(leg.sock)
+    await send(remote, b"zwei ")
+    second = await node.reconnect(session, 2, received=5, upstream_from=4, early=b"two")
+    reply = await second.reply()
+    assert (reply.status, reply.generation, reply.down_from, reply.up_acked) == (LegStatus.OK, 2, 5, 4)
+    assert await read_exactly(second.sock, 5) == b"zwei "
+    assert await read_exactly(remote, 3) == b"two"
+
+
+async def test_unread_bytes_in_the_old_leg_are_drained_before_the_new_one(proxy: RunningProxy, server: Server):
+    """Both directions have bytes that a kernel has ACKed and nobody has read when the leg is replaced."""
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    down, up = pattern(40_000, 1), pattern(40_000, 2)
+    await send(remote, down[:30_000])
+    await eventually(lambda: bytes_unread(leg.sock) == 30_000)
+    # The server does not read, so upstream bytes pile up in the proxy and in its socket of the old leg.
+    blocker = await fill_up(leg.sock)
+    received = bytes_unread(leg.sock)
+    second = await node.reconnect(session, 2, received=received, upstream_from=0)
+    reply = await second.reply()
+    assert reply.status is LegStatus.OK
+    assert reply.down_from == 30_000
+    assert 0 < reply.up_acked <= len(blocker)
+    assert await read_exactly(leg.sock, reply.down_from) == down[:30_000]
+    await send(remote, down[30_000:])
+    assert await read_exactly(second.sock, 10_000) == down[30_000:]
+    # From A = 0 again: everything that the proxy has already is skipped.
+    whole = blocker + up
+    sender = asyncio.create_task(send_everything(second.sock, whole))
+    assert hashlib.sha256(await read_exactly(remote, len(whole))).digest() == hashlib.sha256(whole).digest()
+    await sender
+    second.sock.shutdown(1)
+    assert await read_all(remote) == b""
+
+
+async def fill_up(sock) -> bytes:
+    """Write until nothing more is taken; returns what was."""
+    written = bytearray()
+    block = pattern(100_000, 3)
+    for _ in range(400):
+        try:
+            written += block[: sock.send(block)]
+        except BlockingIOError:
+            await asyncio.sleep(0.02)
+            try:
+                written += block[: sock.send(block)]
+            except BlockingIOError:
+                break
+    return bytes(written)
+
+
+async def send_everything(sock, data: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(sock, data)
+
+
+async def test_many_moves_under_load_lose_no_byte(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    size = 3_000_000
+    down, up = pattern(size, 4), pattern(size, 5)
+    sending = asyncio.create_task(send_everything(remote, down))
+    collecting = asyncio.create_task(read_exactly(remote, size))
+    got = bytearray()
+    upstream_from = 0
+    random_source = random.Random(7)
+    generation = 1
+    while len(got) < size or generation < 6:
+        task = asyncio.create_task(send_everything(leg.sock, up[upstream_from:]))
+        target = min(size, len(got) + random_source.randrange(1, 700_000))
+        while len(got) < target:
+            got += await receive(leg.sock, target - len(got))
+        await asyncio.sleep(random_source.random() * 0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        generation += 1
+        received = len(got) + bytes_unread(leg.sock)
+        # An old basepoint is as good as a new one: the proxy skips what it has.
+        new = await node.reconnect(session, generation, received=received, upstream_from=upstream_from)
+        reply = await new.reply()
+        assert reply.status is LegStatus.OK
+        assert reply.down_from >= received
+        got += await read_exactly(leg.sock, reply.down_from - len(got))
+        upstream_from = 0
+        if reply.up_acked:
+            # From now on the client's first byte is what it says in the next RECONNECT; this leg began where it said.
+            upstream_from = 0
+        leg = new
+    last = asyncio.create_task(send_everything(leg.sock, up[upstream_from:]))
+    assert await asyncio.wait_for(collecting, 10) == up
+    await sending
+    last.cancel()
+    await asyncio.gather(last, return_exceptions=True)
+    assert bytes(got) == down
+
+
+async def test_the_old_leg_is_displaced_only_by_an_authenticated_one(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    refused = await node.ask(
+        (await node.reconnect(session, 2, 0, 0, expires_ms=1)).request, key_up=bytes(32)
+    )
+    assert (await refused.reply()).status is LegStatus.BAD_MAC
+    assert not refused.verified
+    await send(remote, b"still here")
+    assert await read_exactly(leg.sock, 10) == b"still here"
+
+
+async def test_connect_repeated_while_connected_starts_again_from_the_beginning(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    await send(remote, b"banner")
+    await eventually(lambda: bytes_unread(leg.sock) == 6)
+    again = await node.connect(session, server.endpoint, generation=2, early=b"hello")
+    reply = await again.reply()
+    assert (reply.status, reply.generation) == (LegStatus.OK, 2)
+    # The first leg's kernel has acknowledged the banner, so it is there and nowhere else.
+    assert reply.down_from == 6
+    assert await read_exactly(leg.sock, 6) == b"banner"
+    assert await read_exactly(remote, 5) == b"hello"
+    await send(remote, b"!")
+    assert await read_exactly(again.sock, 1) == b"!"
+
+
+async def test_connect_with_the_same_id_and_another_destination_is_refused(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    other = await node.connect(session, Endpoint.of("127.0.0.1", 9), generation=2)
+    reply = await other.reply()
+    assert (reply.status, reply.socks_reply, other.verified) == (LegStatus.REFUSED, 0x02, True)
+    remote = await server.accept()
+    await send(remote, b"x")
+    assert await read_exactly(leg.sock, 1) == b"x"
+
+
+@pytest.mark.parametrize("generation", [0, 1], ids=["lower", "equal"])
+async def test_a_generation_that_does_not_rise_is_stale(proxy: RunningProxy, server: Server, generation: int):
+    node = await proxy.node()
+    session, _ = await node.open_session(server.endpoint)
+    moved = await node.reconnect(session, 2, 0, 0)
+    assert (await moved.reply()).status is LegStatus.OK
+    stale = await node.reconnect(session, generation + 1, 0, 0)
+    reply = await stale.reply()
+    assert (reply.status, reply.generation, stale.verified) == (LegStatus.STALE_GENERATION, 2, True)
+
+
+async def test_of_racing_reconnects_the_highest_generation_wins(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, _ = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    legs = await asyncio.gather(*(node.reconnect(session, generation, 0, 0) for generation in (3, 5, 2, 4)))
+    replies = await asyncio.gather(*(leg.reply() for leg in legs))
+    by_generation = {leg.request.generation: reply.status for leg, reply in zip(legs, replies, strict=True)}
+    assert by_generation[5] is LegStatus.OK
+    assert set(by_generation.values()) <= {LegStatus.OK, LegStatus.STALE_GENERATION}
+    winner = next(leg for leg in legs if leg.request.generation == 5)
+    await send(remote, b"to the winner")
+    assert await read_exactly(winner.sock, 13) == b"to the winner"
+
+
+async def test_query_changes_nothing(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    await send(leg.sock, b"four")
+    assert await read_exactly(remote, 4) == b"four"
+    reply = await node.query(session)
+    assert (reply.status, reply.generation, reply.up_acked) == (LegStatus.OK, 1, 4)
+    await send(remote, b"live")
+    assert await read_exactly(leg.sock, 4) == b"live"
+
+
+@pytest.mark.parametrize(
+    ("received", "upstream_from"), [(6, 0), (0, 5), (2**62, 0), (0, 2**62)], ids=["R", "A", "huge R", "huge A"]
+)
+async def test_offsets_that_lie_are_refused_and_the_session_lives(
+    proxy: RunningProxy, server: Server, received: int, upstream_from: int
+):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    await send(leg.sock, b"four")
+    await read_exactly(remote, 4)
+    await send(remote, b"fives")
+    await read_exactly(leg.sock, 5)
+    liar = await node.reconnect(session, 2, received, upstream_from)
+    reply = await liar.reply()
+    assert (reply.status, liar.verified) == (LegStatus.BAD_OFFSETS, True)
+    await send(remote, b"on")
+    assert await read_exactly(leg.sock, 2) == b"on"
+    await send(leg.sock, b"and")
+    assert await read_exactly(remote, 3) == b"and"
+    honest = await node.reconnect(session, 2, 7, 7)
+    assert (await honest.reply()).status is LegStatus.OK
+
+
+async def test_server_reset_is_told_and_passed_on(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    reset(await server.accept())
+    assert await node.channels[0].hear(SessionEnded) == SessionEnded(session, EndReason.SERVER_RESET)
+    with pytest.raises(ConnectionResetError):
+        await receive(leg.sock)
+    late = await node.reconnect(session, 2, 0, 0)
+    assert (await late.reply()).status is LegStatus.ENDED_RESET
+    assert late.verified
+
+
+async def test_a_leg_that_is_reset_parks_the_session_and_the_server_notices_nothing(
+    proxy: RunningProxy, server: Server
+):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    reset(leg.sock)
+    await eventually(lambda: bool(proxy.events("session_parked")))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(remote, 1), 0.1)
+    assert (await node.query(session)).status is LegStatus.OK
+
+
+async def test_a_parked_session_expires(start_proxy: StartProxy, server: Server):
+    proxy = await start_proxy(detach_grace_s=0.2)
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    reset(leg.sock)
+    with pytest.raises(ConnectionResetError):
+        await receive(remote)
+    assert await node.channels[0].hear(SessionEnded) == SessionEnded(session, EndReason.EXPIRED)
+    assert (await node.query(session)).status is LegStatus.ENDED_EXPIRED
+
+
+async def test_park_stops_the_leg_that_it_names_and_no_newer_one(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    channel = node.channels[0]
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    unknown = SessionId.generate()
+    await channel.say(Park((ParkedLeg(session, 1, 0), ParkedLeg(unknown, 1, 0))))
+    assert (await channel.hear(Parked)).sessions == ((session, 1),)
+    await send(remote, b"held")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(leg.sock, 1), 0.1)
+    second = await node.reconnect(session, 2, 0, 0)
+    assert (await second.reply()).status is LegStatus.OK
+    await channel.say(Park((ParkedLeg(session, 1, 0),)))
+    assert (await channel.hear(Parked)).sessions == ()
+    assert await read_exactly(second.sock, 4) == b"held"
+
+
+async def test_close_with_reset_resets_the_server_and_can_be_repeated(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    assert (await node.close_session(session, 1)).status is LegStatus.OK
+    for sock in (remote, leg.sock):
+        with pytest.raises(ConnectionResetError):
+            await receive(sock)
+    assert (await node.close_session(session, 1)).status is LegStatus.OK
+    late = await node.reconnect(session, 2, 0, 0)
+    assert (await late.reply()).status is LegStatus.ENDED_CLOSED
+
+
+async def test_close_of_an_older_generation_is_stale(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, _ = await node.open_session(server.endpoint)
+    second = await node.reconnect(session, 2, 0, 0)
+    assert (await second.reply()).status is LegStatus.OK
+    reply = await node.close_session(session, 1)
+    assert (reply.status, reply.generation) == (LegStatus.STALE_GENERATION, 2)
+
+
+async def test_graceful_close_gives_the_server_everything_and_a_fin(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    written = await fill_up(leg.sock)
+    await eventually(lambda: leg_is_acknowledged(leg.sock))
+    taken = (await node.query(session)).up_acked
+    assert (await node.close_session(session, 1, CloseMode.GRACEFUL, taken + 1)).status is LegStatus.BAD_OFFSETS
+    assert (await node.close_session(session, 1, CloseMode.GRACEFUL, taken)).status is LegStatus.OK
+    reset(leg.sock)
+    discarded = asyncio.create_task(send_everything(remote, pattern(2_000_000)))
+    assert await read_all(remote) == written[:taken]
+    await discarded
+    remote.close()
+    assert (await node.query(session)).status is LegStatus.ENDED_CLOSED
+
+
+def leg_is_acknowledged(sock) -> bool:
+    from msocks.transport.kernel import bytes_unacknowledged
+
+    return bytes_unacknowledged(sock) >= 0
+
+
+async def test_destinations_that_fail_are_refused_with_the_reason(proxy: RunningProxy):
+    node = await proxy.node()
+
+    async def outcome(destination: str) -> tuple[LegStatus, int]:
+        leg = await node.connect(SessionId.generate(), Endpoint.parse(destination))
+        reply: LegReply = await leg.reply()
+        assert leg.verified
+        return reply.status, reply.socks_reply
+
+    assert await outcome("127.0.0.1:1") == (LegStatus.REFUSED, 0x05)
+    assert await outcome("10.1.2.3:80") == (LegStatus.REFUSED, 0x02)
+    assert await outcome("name.invalid:80") == (LegStatus.REFUSED, 0x04)
+    replies = [entry["reply"] for entry in proxy.events("destination_failed")]
+    assert replies == ["connection_refused", "not_allowed", "host_unreachable"]
+
+
+async def test_a_refused_connect_repeated_gets_the_same_refusal(proxy: RunningProxy):
+    node = await proxy.node()
+    session, destination = SessionId.generate(), Endpoint.parse("127.0.0.1:1")
+    for generation in (1, 2):
+        leg = await node.connect(session, destination, generation=generation)
+        reply = await leg.reply()
+        assert (reply.status, reply.socks_reply) == (LegStatus.REFUSED, 0x05)
+    assert len(proxy.events("destination_failed")) == 1
+
+
+async def test_bind_is_not_supported(proxy: RunningProxy, server: Server):
+    from msocks.protocol.leg import Bind
+
+    node = await proxy.node()
+    leg = await node.ask(Bind(destination=server.endpoint, **node.fields(SessionId.generate(), 1)))
+    reply = await leg.reply()
+    assert (reply.status, reply.socks_reply) == (LegStatus.REFUSED, 0x07)
+
+
+async def test_a_dead_association_is_told_without_a_mac(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    stranger = MobileNode(proxy.endpoint, node.link)
+    stranger.welcome = node.welcome
+    proxy.nodes.append(stranger)
+    leg = await stranger.connect(SessionId.generate(), server.endpoint)
+    reply = await leg.reply()
+    assert (reply.status, leg.verified) == (LegStatus.UNKNOWN_ASSOCIATION, False)
+
+
+async def test_errno_of_a_reset_leg_is_what_programs_know(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    _, leg = await node.open_session(server.endpoint)
+    reset(await server.accept())
+    with pytest.raises(OSError, match="reset") as caught:
+        await receive(leg.sock)
+    assert caught.value.errno == errno.ECONNRESET
