@@ -145,9 +145,9 @@ def play(show: Show) -> None:
     show.requested(("ssh",), "lte")
     show.requested(both, "wifi")
     show.step("wifi goes down", both, "lte", lambda: wifi.cut(CutMode.CARRIER))
-    show.step("wifi is back", both, "wifi", lambda: wifi.restore())
+    show.step("wifi is back", both, "wifi", wifi.restore)
     show.step("wifi goes silent", both, "lte", lambda: wifi.cut(CutMode.SILENT))
-    show.step("wifi is back", both, "wifi", lambda: wifi.restore())
+    show.step("wifi is back", both, "wifi", wifi.restore)
 
     def no_link_for_three_seconds() -> None:
         wifi.cut(CutMode.CARRIER)
@@ -156,7 +156,7 @@ def play(show: Show) -> None:
         lte.restore()
 
     show.step("no link for 3 s", both, "lte", no_link_for_three_seconds)
-    show.step("wifi is back", both, "wifi", lambda: wifi.restore())
+    show.step("wifi is back", both, "wifi", wifi.restore)
 
 
 def main() -> int:

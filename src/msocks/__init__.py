@@ -14,10 +14,9 @@ The access link comes from `access=` or from the file that $MSOCKS_ACCESS_FILE n
 interface; they are loaded when they are first used.
 """
 
-from __future__ import annotations
+from msocks.version import __version__
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers know the name; importing it from typing would cost every start of `msocks nc`
 if TYPE_CHECKING:
     from msocks.client.blocking import MobileSocket, create_connection
     from msocks.client.events import Ended, Event, Moved, Parked, Resumed
@@ -34,10 +33,8 @@ if TYPE_CHECKING:
         SessionEnded,
         SessionReset,
     )
-    from msocks.session.mobile import MoveCause
+    from msocks.session.mobile_effects import MoveCause
     from msocks.values.access_link import AccessLink
-
-__version__ = "0.1.0.dev0"
 
 _HOMES = {
     "AccessLink": "msocks.values.access_link",
@@ -50,7 +47,7 @@ _HOMES = {
     "MobileNode": "msocks.client.node",
     "MobileSocket": "msocks.client.blocking",
     "MobileStreamWriter": "msocks.client.streams",
-    "MoveCause": "msocks.session.mobile",
+    "MoveCause": "msocks.session.mobile_effects",
     "Moved": "msocks.client.events",
     "MsocksError": "msocks.errors",
     "Parked": "msocks.client.events",
@@ -82,13 +79,14 @@ __all__ = [
     "Resumed",
     "SessionEnded",
     "SessionReset",
+    "__version__",
     "close_nodes",
     "create_connection",
     "open_connection",
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -100,4 +98,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

@@ -65,7 +65,7 @@ def install_nat(router: Node, link: LinkConfig) -> None:
 
 
 def interfere(router: Node, drop: Mapping[str, bool], reset: bool) -> None:
-    """Forward nothing in the directions ("up", "down") to `drop`; with `reset` answer TCP with RST. Raises SetupError."""
+    """Forward nothing in the directions ("up", "down") to `drop`; with `reset` answer TCP with RST."""
     inputs = {"up": "mobile", "down": "air"}
     rules = [f'iifname "{inputs[side]}" drop' for side in drop if drop[side]]
     if reset:

@@ -91,13 +91,14 @@ class Lab:
         if self._supervisor is not None:
             self._supervisor.kill()
             for process in self._processes:
-                process.wait()  # the kernel has killed it; the lab ends when nobody in it is left to be waited for
+                process.end()  # the kernel has killed it; the lab is gone when everybody in it has been waited for
             self._supervisor.wait()
             shutil.rmtree(runtime_root() / self.name, ignore_errors=True)
             self._supervisor = None
         else:
             for process in self._processes:
                 process.stop()
+                process.end()
             shutil.rmtree(self.directory, ignore_errors=True)
         if self._channel is not None:
             self._channel.close()

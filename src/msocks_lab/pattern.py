@@ -7,13 +7,17 @@ bytes drawn from the seed, which every chunk enters at another place.
 from __future__ import annotations
 
 import functools
+import os
 import random
+from typing import NoReturn
 
 from msocks_lab.errors import TransferError
 
 CHUNK = 65536
 _NUMBER = 8
 _BODY = CHUNK - _NUMBER
+_SAMPLE = 32  # bytes looked for when the stream is wrong
+_SEARCHED = 64 * CHUNK  # as far in either direction
 _STRIDE = 40_503  # coprime to the pool's length: the same rotation comes back after `CHUNK` chunks at the earliest
 
 
@@ -72,16 +76,21 @@ class PatternVerifier:
             self.received += length
             view = view[length:]
 
-    def _explain(self, got: bytes, expected: bytes) -> None:
+    def _explain(self, got: bytes, expected: bytes) -> NoReturn:
+        """Say what is wrong, and where in the stream the bytes that came seem to belong."""
         wrong = next(index for index, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b)
-        offset = self.received + wrong
+        offset, came = self.received + wrong, got[wrong:]
+        near = max(0, offset - _SEARCHED)
+        around = self._pattern.at(near, 2 * _SEARCHED)
+        # Bodies resemble each other in parts, so the place that fits longest is it, and the nearest of several.
+        places = []
+        found = around.find(came[:_SAMPLE]) if len(came) >= _SAMPLE else -1
+        while found >= 0:
+            fitting = len(os.path.commonprefix([around[found:], came]))
+            places.append((fitting, -abs(near + found - offset), near + found - offset))
+            found = around.find(came[:_SAMPLE], found + 1)
         hint = ""
-        sample = got[wrong : wrong + 32]
-        if len(sample) == 32:
-            near = max(0, offset - 64 * CHUNK)
-            found = self._pattern.at(near, 128 * CHUNK).find(sample)
-            if found >= 0:
-                distance = near + found - offset
-                what = "are missing" if distance > 0 else "came again"
-                hint = f": {abs(distance)} bytes {what}"
+        if places:
+            distance = max(places)[2]
+            hint = f": {abs(distance)} bytes {'are missing' if distance > 0 else 'came again'}"
         raise TransferError(f"Byte {offset} of pattern {self._pattern.seed} is wrong{hint}")

@@ -71,6 +71,15 @@ class LabProcess(subprocess.Popen[bytes]):
         return self.wait()
 
 
+    def end(self) -> None:
+        """Wait for the end, and close the pipes."""
+        self.wait()
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
 def entering_argv(supervisor: int, namespaces: Mapping[str, int], directory: str) -> list[str]:
     """The command line that runs what follows it in a host's namespaces. nsenter(1) becomes it without a fork."""
     paths = {kind: f"/proc/{supervisor}/fd/{fd}" for kind, fd in namespaces.items()}

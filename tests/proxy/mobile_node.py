@@ -191,8 +191,10 @@ class MobileNode:
         self, session: SessionId, generation: int, received: int, upstream_from: int, early: bytes = b"", **changes: Any
     ) -> Leg:
         fins = {name: changes.pop(name, None) for name in ("down_fin_at", "up_fin_at")}
+        key_up = changes.pop("key_up", None)
         fields = self.fields(session, generation, **changes)
-        return await self.ask(Reconnect(received=received, upstream_from=upstream_from, **fins, **fields), early)
+        request = Reconnect(received=received, upstream_from=upstream_from, **fins, **fields)
+        return await self.ask(request, early, key_up)
 
     async def query(self, session: SessionId) -> LegReply:
         return await (await self.ask(Query(**self.fields(session, 0)))).reply()

@@ -14,14 +14,12 @@ from msocks.errors import (
     SessionReset,
 )
 from msocks.protocol.leg import LegReply, LegStatus
-from msocks.session.mobile import (
-    CONNECT_REPLY_S,
-    HOLD_DOWN_S,
+from msocks.session.mobile import CONNECT_REPLY_S, HOLD_DOWN_S, MobileSession
+from msocks.session.mobile_effects import (
     Abandon,
     Attempt,
     Carried,
     Ended,
-    MobileSession,
     MoveCause,
     MoveFailed,
     Parked,

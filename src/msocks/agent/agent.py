@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -12,7 +14,6 @@ from typing import Any
 
 import structlog
 
-import msocks
 from msocks.agent.answers import ConnectTimeout, Overload
 from msocks.agent.control_api import ControlApi
 from msocks.agent.control_json import error_as_json
@@ -25,9 +26,10 @@ from msocks.agent.flow_table import FlowTable
 from msocks.agent.local_port import LocalPort, ProgramRequest
 from msocks.agent.settings import AgentSettings
 from msocks.client.node import MobileNode
-from msocks.session.mobile import Carried, SessionState
+from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
 from msocks.values.endpoint import Endpoint
+from msocks.version import __version__
 
 _log = structlog.get_logger("msocks.agent")
 
@@ -62,7 +64,7 @@ class Agent:
         """How the agent is doing, as the control API shows it."""
         access = self.settings.access
         return {
-            "version": msocks.__version__,
+            "version": __version__,
             "pid": os.getpid(),
             "uptime_s": round(time.time() - self._started_at, 3),
             "user": access.user,
@@ -92,7 +94,8 @@ class Agent:
             raise
         if self.settings.allow_remote:
             _log.warning(
-                "programs of other hosts may use this agent, and with it your access",
+                "remote_programs_allowed",
+                remedy="whoever reaches this port uses your access: keep others out with a firewall",
                 listen=[str(endpoint) for endpoint in self.endpoints],
             )
 
@@ -113,13 +116,13 @@ class Agent:
     def _on_request(self, request: ProgramRequest) -> None:
         if self.flows.is_full:
             overload = Overload(self.settings.limits.flows)
-            _log.warning("refused a program", destination=str(request.destination), reason=str(overload))
+            _log.warning("program_refused", destination=str(request.destination), reason=str(overload))
             self._farewells.say(request.sock, request.dialogue.refuse(overload))
             return
         flow = Flow(self.node, request, self, self._farewells)
         self.flows.add(flow)
         self._connecting.add(flow)
-        _log.debug("flow opened", **self._names(flow), protocol=request.dialogue.name)
+        _log.debug("flow_opened", **self._names(flow), protocol=request.dialogue.name)
         self._tell(FlowEventKind.OPENED, flow)
         flow.begin()
 
@@ -137,17 +140,17 @@ class Agent:
 
     def on_connected(self, flow: Flow, carried: Carried) -> None:
         self._connecting.discard(flow)
-        _log.debug("flow connected", **self._names(flow), link=carried.link)
+        _log.debug("flow_connected", **self._names(flow), link=carried.link)
         self._tell_carried(flow, carried)
 
     def on_moved(self, flow: Flow, carried: Carried) -> None:
         _log.info(
-            "flow moved", **self._names(flow), cause=carried.cause.value, from_link=carried.from_link, to=carried.link
+            "flow_moved", **self._names(flow), cause=carried.cause.value, from_link=carried.from_link, to=carried.link
         )
         self._tell_carried(flow, carried)
 
     def on_parked(self, flow: Flow) -> None:
-        _log.info("flow parked", **self._names(flow))
+        _log.info("flow_parked", **self._names(flow))
         self._tell(FlowEventKind.PARKED, flow)
 
     def on_ended(self, flow: Flow) -> None:
@@ -155,11 +158,11 @@ class Agent:
         never_stood = self._connecting.discard(flow)
         totals = {"moves": view.moves, "up": view.bytes_up, "down": view.bytes_down}
         if view.error is None:
-            _log.debug("flow ended", **self._names(flow), **totals)
+            _log.debug("flow_ended", **self._names(flow), **totals)
         elif never_stood:
-            _log.info("no connection for a program", **self._names(flow), reason=str(view.error))
+            _log.info("flow_refused", **self._names(flow), reason=str(view.error))
         else:
-            _log.info("flow ended", **self._names(flow), **totals, reason=str(view.error))
+            _log.info("flow_ended", **self._names(flow), **totals, reason=str(view.error))
         self._tell(FlowEventKind.ENDED, flow, error=error_as_json(view.error))
 
     def on_closed(self, flow: Flow) -> None:
@@ -212,3 +215,25 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None]) -> No
     live = sum(1 for flow in agent.flows if flow.state is not SessionState.ENDED)
     _log.info("stopping", flows=live)
     await agent.close()
+
+
+def run(settings: AgentSettings, on_ready: Callable[[], None]) -> None:
+    """`run_agent` in an event loop of its own: uvloop's where it is installed."""
+    _raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        runner.run(run_agent(settings, on_ready))
+
+
+def _raise_descriptor_limit() -> None:
+    """A flow needs two descriptors, four while it moves; the soft limit of most systems is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -20,7 +20,7 @@ from msocks.agent.flow import Flow
 from msocks.agent.flow_table import AmbiguousFlow, FlowHasEnded, FlowTable, NoSuchFlow
 from msocks.client.node import MobileNode
 from msocks.errors import ConfigurationError, LinkUnavailable, MsocksError, SessionEnded
-from msocks.session.mobile import SessionState
+from msocks.session.mobile_effects import SessionState
 
 # A CONNECT under way may take 35 s, and a move of such a flow waits for it.
 MOVE_TIMEOUT_S = 40.0
@@ -195,6 +195,6 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
             MsocksError(what, remedy="docs/reference/control-api.md lists what there is"), HTTPStatus(error.status)
         )
     except Exception:
-        _log.exception("a request to the control API failed", method=request.method, path=request.path)
+        _log.exception("control_request_failed", method=request.method, path=request.path)
         fault = MsocksError("the agent met a fault of its own", remedy="its log says more")
         return _refusal(fault, HTTPStatus.INTERNAL_SERVER_ERROR)

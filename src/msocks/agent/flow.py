@@ -14,7 +14,7 @@ from msocks.client.connection import Connection
 from msocks.client.node import MobileNode
 from msocks.errors import EndReason, MsocksError, SessionEnded
 from msocks.session.leg_chain import StreamGapError
-from msocks.session.mobile import Carried, MoveCause, SessionState
+from msocks.session.mobile_effects import Carried, MoveCause, SessionState
 from msocks.transport.reactor import FAILED
 from msocks.transport.socket_pump import SocketPump
 from msocks.values.endpoint import Endpoint

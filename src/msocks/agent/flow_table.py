@@ -10,7 +10,7 @@ from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.flow import Flow, FlowView
 from msocks.agent.settings import AgentLimits
 from msocks.errors import MsocksError
-from msocks.session.mobile import SessionState
+from msocks.session.mobile_effects import SessionState
 from msocks.values.ids import SessionId, matching, printed_forms
 
 

@@ -124,7 +124,7 @@ class LocalPort:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    _log.warning("cannot accept a program", reason=error.strerror, remedy="raise LimitNOFILE")
+                    _log.warning("cannot_accept", reason=error.strerror, remedy="raise LimitNOFILE")
                     self._reactor.loop.call_later(_EXHAUSTED_PAUSE_S, self._watch, listener)
                     return
                 continue  # the program has gone already (ECONNABORTED)
@@ -158,7 +158,7 @@ class LocalPort:
                     handshake.dialogue = dialogue_for(data[0])
                 destination = handshake.dialogue.receive(data)
             except ProtocolError as error:
-                _log.info("refused a program", reason=str(error))
+                _log.info("program_refused", reason=str(error))
                 self._handshakes.discard(handshake)
                 self._farewells.say(sock, handshake.dialogue.data_to_send() if handshake.dialogue else b"")
                 return

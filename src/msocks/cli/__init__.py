@@ -1,1 +1,1 @@
-"""The command line. Each verb is a module of its own, loaded when it is called; `docs/reference/cli.md` is the manual."""
+"""The command line: a module for each verb, loaded when it is called. `docs/reference/cli.md` is the manual."""

@@ -37,3 +37,8 @@ def configure_log(*, verbose: bool) -> None:
     )
     # What asyncio and aiohttp have to say is rare and matters.
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s event=%(message)s")
+
+
+def log_warning(event: str, **details: str) -> None:
+    """Log a warning of the command line's own."""
+    structlog.get_logger("msocks.cli").warning(event, **details)

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
+from msocks.cli.network import parse_network
 from msocks.errors import ConfigurationError
 from msocks.values.endpoint import Endpoint
-from msocks.values.network import parse_network
 
 
-class EndpointParameter(click.ParamType):
+class EndpointParameter(click.ParamType[Endpoint]):
     """``HOST:PORT``, IPv6 as ``[ADDRESS]:PORT``."""
 
     name = "HOST:PORT"
@@ -24,12 +24,14 @@ class EndpointParameter(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class NetworkParameter(click.ParamType):
+class NetworkParameter(click.ParamType[IPv4Network | IPv6Network]):
     """An IPv4 or IPv6 network in CIDR notation, or an address for that alone."""
 
     name = "CIDR"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network | IPv6Network:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Network | IPv6Network:
         try:
             return value if isinstance(value, IPv4Network | IPv6Network) else parse_network(value)
         except ConfigurationError as error:

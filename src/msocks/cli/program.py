@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ import click
 
 import msocks
 from msocks.cli.exit_status import ExitStatus
-from msocks.cli.verb import EXIT_STATUSES, Invocation, Verb, VerbGroup, write_section
+from msocks.cli.verb import EXIT_STATUSES, Invocation, VerbGroup, write_section
 from msocks.errors import AgentUnavailable, ConfigurationError, MsocksError
 
 
@@ -51,10 +52,11 @@ class _Program(VerbGroup):
         return list(_ENTRIES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        del ctx
         entry = _ENTRIES.get(cmd_name)
         if entry is None:
-            return None
+            close = difflib.get_close_matches(cmd_name, _ENTRIES, n=2)
+            meant = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise click.UsageError(f"There is no verb {cmd_name!r}.{meant}", ctx)
         module, _, attribute = entry.place.partition(":")
         command = getattr(importlib.import_module(f"msocks.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
@@ -90,7 +92,7 @@ def program() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `arguments`; returns the exit status. Errors are shown on stderr, without a traceback unless ``-vv`` is given."""
+    """Run `arguments` and return the exit status. Errors go to stderr; tracebacks of them only with ``-vv``."""
     invocation = Invocation()
     try:
         status = program.main(arguments, prog_name="msocks", standalone_mode=False, obj=invocation)

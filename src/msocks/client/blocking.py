@@ -21,7 +21,7 @@ from msocks.client.node import MobileNode
 from msocks.client.shared_node import shared_node
 from msocks.errors import MsocksError
 from msocks.session.leg_chain import StreamGapError
-from msocks.session.mobile import Carried
+from msocks.session.mobile_effects import Carried
 from msocks.transport.socket_pump import SocketPump
 from msocks.values.endpoint import Endpoint
 

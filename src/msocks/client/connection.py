@@ -10,9 +10,10 @@ from msocks.client.leg_attempt import LegAttempt
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
 from msocks.protocol.leg import Connect, DatapathKind, DatapathReason, LegRequest, LegStatus, ReceivedReply, Reconnect
 from msocks.protocol.leg_request_codec import encode_request
-from msocks.session import mobile
+from msocks.session import mobile_effects as mobile
 from msocks.session.leg_chain import StreamGapError
-from msocks.session.mobile import MobileSession, SessionState
+from msocks.session.mobile import MobileSession
+from msocks.session.mobile_effects import SessionState
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from msocks.errors import MsocksError
-from msocks.session.mobile import Carried, MoveCause
+from msocks.session.mobile_effects import Carried, MoveCause
 
 _KEPT = 64
 

@@ -10,7 +10,7 @@ from msocks.client.connection import Connection, Network
 from msocks.client.events import EventLog
 from msocks.errors import MsocksError
 from msocks.session.leg_chain import StreamGapError
-from msocks.session.mobile import Carried, SessionState
+from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport.leg_stream import UNSENT_LIMIT_BYTES, LegStream
 from msocks.transport.sweep import Sweep
 from msocks.values.endpoint import Endpoint

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import structlog
 
-from msocks import __version__
 from msocks.errors import ProtocolError
 from msocks.protocol.control import (
     CONTROL_VERSION,
@@ -34,6 +33,7 @@ from msocks.store.state_directory import StoreError
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.tls import TlsMachine
 from msocks.values.ids import SessionId
+from msocks.version import __version__
 
 _log = structlog.get_logger("msocks.proxy.control")
 

@@ -16,10 +16,20 @@ stands.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from msocks.errors import DestinationError, EndReason, LinkUnavailable, MsocksError, SessionEnded
 from msocks.protocol.leg import LegReply, LegStatus
+from msocks.session.mobile_effects import (
+    Abandon,
+    Attempt,
+    Carried,
+    Effect,
+    Ended,
+    MoveCause,
+    MoveFailed,
+    Parked,
+    SessionState,
+)
 from msocks.values.ids import FIRST_GENERATION
 
 # The TCP handshake and one round trip of the request, on a path whose round-trip time is not known yet.
@@ -33,73 +43,6 @@ RETRY_MOST_S = 5.0
 # A better link must have been there this long before a flow that is well goes back to it.
 HOLD_DOWN_S = 1.0
 
-
-class SessionState(StrEnum):
-    """What a user sees of a session."""
-
-    CONNECTING = "connecting"
-    LIVE = "live"
-    PARKED = "parked"
-    ENDED = "ended"
-
-
-class MoveCause(StrEnum):
-    """Why a session got a new leg."""
-
-    FIRST = "first"
-    REQUESTED = "requested"
-    LINK_LOST = "link-lost"
-    LEG_LOST = "leg-lost"
-    PREFERRED = "preferred-link-back"
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Open a leg of this generation over `link`: CONNECT as long as no leg was ever live, RECONNECT after."""
-
-    generation: int
-    link: str
-    reconnect: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Wait no longer for this attempt. If the old leg still stands, it sends again."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """The session runs on a new leg now; the attempt's reply says from where."""
-
-    generation: int
-    link: str
-    from_link: str | None
-    cause: MoveCause
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """The live leg is gone and no other stands yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The session is over; `error` is None where both sides closed it."""
-
-    error: MsocksError | None
-
-
-@dataclass(frozen=True, slots=True)
-class MoveFailed:
-    """What move() asked for did not come about; the session goes on as it was."""
-
-    link: str
-    error: MsocksError
-
-
-Effect = Attempt | Abandon | Carried | Parked | Ended | MoveFailed
 
 _ENDINGS: dict[LegStatus, EndReason] = {
     LegStatus.UNKNOWN_SESSION: EndReason.UNKNOWN,

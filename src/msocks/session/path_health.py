@@ -46,6 +46,13 @@ IDLE_SHARE = 8
 IDLE_MOST_S = 15.0
 IDLE_METERED_S = 60.0
 UNPROVEN_INTERVAL_S = 0.1
+UNPROVEN_INTERVAL_MOST_S = 5.0
+SILENT_INTERVAL_S = 0.1
+SILENT_INTERVAL_MOST_S = 2.0
+"""Where flows have no other path; where they have, or there are none, the intervals below."""
+SPARE_INTERVAL_S = 0.2
+SPARE_INTERVAL_MOST_S = 5.0
+UNWANTED_INTERVAL_S = 0.5
 
 ANSWERS_TO_RETURN = 3
 RETURN_AFTER_S = 0.3
@@ -120,6 +127,7 @@ class PathHealth:
         rtt: Round-trip time.
         udp_blocked: Whether UDP probes stay unanswered although the path lives; then the control channel is used.
         wanted: Whether somebody waits for this path to come back (flows without a better one); set by the caller.
+        heard_at: When anything was received last; minus infinity where nothing was.
         alone: Whether no other path is alive, so that the first sign of life is enough; set by the caller.
     """
 
@@ -133,7 +141,7 @@ class PathHealth:
         self._began_at = now
         self._probes: dict[int, _Probe] = {}
         self._sent_at = -math.inf
-        self._heard_at = -math.inf  # anything
+        self.heard_at = -math.inf
         self._heard_tcp_at = -math.inf  # anything but an answer to a UDP probe
         self._traffic_at = now - 1.0  # a new path is worth a few samples
         self._legs = False
@@ -164,7 +172,7 @@ class PathHealth:
         self._probes[number] = _Probe(
             now,
             over_udp,
-            is_cold=now - self._heard_at > COLD_AFTER_S,
+            is_cold=now - self.heard_at > COLD_AFTER_S,
             counts=not (over_udp and self.udp_blocked),
             tells_loss=self.state is PathState.ALIVE and not self.udp_blocked,
         )
@@ -232,6 +240,10 @@ class PathHealth:
                 due = min(due, probe.sent_at + self._patience_s(probe))
         return due
 
+    def is_suspicious(self, now: float) -> bool:
+        """Whether an answer is overdue and nothing was received since the question."""
+        return bool(self._overdue(now))
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _patience_s(self, probe: _Probe) -> float:
@@ -250,7 +262,7 @@ class PathHealth:
         return [
             probe
             for probe in self._probes.values()
-            if probe.counts and probe.sent_at >= self._heard_at and now >= probe.sent_at + self._patience_s(probe)
+            if probe.counts and probe.sent_at >= self.heard_at and now >= probe.sent_at + self._patience_s(probe)
         ]
 
     def _needed(self) -> int:
@@ -260,21 +272,22 @@ class PathHealth:
         return min(max(math.ceil(math.log(FALSE_ALARM) / math.log(min(self._loss, 0.5))), NEEDED_LEAST), NEEDED_MOST)
 
     def _probe_due_at(self, now: float) -> float:
-        interval = self._interval_s(now)
-        if self.state is PathState.ALIVE and not self._overdue(now):
+        suspicious = self.is_suspicious(now)
+        interval = self._interval_s(now, suspicious)
+        if self.state is PathState.ALIVE and not suspicious:
             # What has arrived since the last probe is as good as an answer to it.
-            quiet = max(self._sent_at, self._heard_at) + interval
+            quiet = max(self._sent_at, self.heard_at) + interval
             return min(quiet, self._sent_at + max(SAMPLE_S, 4 * interval))
         return self._sent_at + interval
 
-    def _interval_s(self, now: float) -> float:
+    def _interval_s(self, now: float, suspicious: bool) -> float:
         if self.state is PathState.UNPROVEN:
-            return UNPROVEN_INTERVAL_S
+            return min(max((now - self._began_at) / IDLE_SHARE, UNPROVEN_INTERVAL_S), UNPROVEN_INTERVAL_MOST_S)
         if self.state is PathState.SILENT:
             return self._silent_interval_s(now)
         smoothed = self.rtt.smoothed_s
-        if self._overdue(now):
-            if smoothed is None or now - self._heard_at > COLD_AFTER_S:
+        if suspicious:
+            if smoothed is None or now - self.heard_at > COLD_AFTER_S:
                 return BURST_MOST_S
             return min(max(smoothed / 2, BURST_LEAST_S), BURST_MOST_S)
         busy = BUSY_LEAST_S if smoothed is None else min(max(smoothed, BUSY_LEAST_S), BUSY_MOST_S)
@@ -285,31 +298,33 @@ class PathHealth:
 
     def _silent_interval_s(self, now: float) -> float:
         if self._answers:
-            return UNPROVEN_INTERVAL_S
+            return SILENT_INTERVAL_S
         lasts = now - self._silent_since
+        if self.wanted and self.alone:
+            return min(max(lasts / 50, SILENT_INTERVAL_S), SILENT_INTERVAL_MOST_S)
         if self.wanted:
-            return min(max(lasts / 50, 0.1), 2.0) if self.alone else min(max(lasts / 8, 0.2), 5.0)
-        longest = IDLE_MOST_S if self._tariff is Tariff.FREE else IDLE_METERED_S
-        return min(max(lasts / 8, 0.5), longest)
+            return min(max(lasts / IDLE_SHARE, SPARE_INTERVAL_S), SPARE_INTERVAL_MOST_S)
+        longest = SPARE_INTERVAL_MOST_S if self._tariff is Tariff.FREE else IDLE_METERED_S
+        return min(max(lasts / IDLE_SHARE, UNWANTED_INTERVAL_S), longest)
 
     def _means(self, now: float, suspicious: bool) -> Means:
         means = Means.CONTROL if self.udp_blocked else Means.UDP
         if self.udp_blocked and now - self._udp_sent_at >= UDP_RETRY_S:
             means |= Means.UDP
         # A second opinion: UDP alone may be what is blocked. More than one, as long as it never worked here.
-        if suspicious and (self._control_asked_at < self._heard_at or not self._udp_answered):
+        if suspicious and (self._control_asked_at < self.heard_at or not self._udp_answered):
             means |= Means.CONTROL
         return means
 
     def _on_sign_of_life(self, now: float) -> None:
-        self._heard_at = max(self._heard_at, now)
+        self.heard_at = max(self.heard_at, now)
         if self.state is not PathState.SILENT:
             self.state = PathState.ALIVE
             return
         if self.alone:
             self._return(now)
             return
-        if now - self._last_answer_at < UNPROVEN_INTERVAL_S / 2:
+        if now - self._last_answer_at < SILENT_INTERVAL_S / 2:
             return  # a burst is one sign of life
         self._last_answer_at = now
         self._answers += 1

@@ -11,12 +11,11 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from msocks.session.leg_chain import LegChain
-from msocks.session.retention import Retention, acknowledged_bytes
-from msocks.transport.kernel import bytes_unacknowledged, bytes_unread
+from msocks.session.retention import Retention
+from msocks.transport.leg import Leg
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.sweep import Sweep
 
@@ -42,22 +41,6 @@ class StreamOwner(Protocol):
         """The peer's kernel has ACKed everything, the FIN included."""
 
 
-@dataclass(slots=True, eq=False)
-class _Leg:
-    sock: socket.socket
-    generation: int
-    early: bytes  # read behind the handshake, belongs to the stream
-    failed: bool = False
-    # outbound
-    begins_at: int = 0  # stream offset of the first outbound byte
-    overhead: int = 0  # bytes written before that: the leg's request or reply
-    fin_sent: bool = False
-    sent_until: int = 0  # stream offset up to which the kernel took bytes, once the leg no longer sends
-
-    def unread(self) -> int:
-        return len(self.early) + bytes_unread(self.sock)
-
-
 class LegStream:
     """See the module. Not thread-safe; all calls from the reactor's thread."""
 
@@ -67,8 +50,8 @@ class LegStream:
         self._sweep = sweep
         self._chain = LegChain()
         self._retention = Retention()
-        self._legs: dict[int, _Leg] = {}
-        self._sending: _Leg | None = None
+        self._legs: dict[int, Leg] = {}
+        self._sending: Leg | None = None
         self._frozen = False
         self._finishing = False
         self._release_at = _RELEASE_STEP_BYTES
@@ -157,7 +140,7 @@ class LegStream:
         self._retention.rewind(begins_at)
         leg = self._legs.get(generation)
         if leg is None:
-            leg = _Leg(sock, generation, b"")
+            leg = Leg(sock, generation)
             self._legs[generation] = leg
         leg.begins_at = begins_at
         leg.overhead = overhead
@@ -206,7 +189,7 @@ class LegStream:
         self._chain.add(generation, begins_at, self._legs[newest].unread() if newest is not None else 0)
         leg = self._legs.get(generation)
         if leg is None:
-            leg = self._legs[generation] = _Leg(sock, generation, early)
+            leg = self._legs[generation] = Leg(sock, generation, early)
         else:
             leg.early = early
         self._frozen = False
@@ -269,7 +252,7 @@ class LegStream:
             if not reading.discard and reading.at_most is not None:
                 wanted = min(wanted, reading.at_most)
             try:
-                data = self._receive(leg, wanted)
+                data = leg.receive(wanted)
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -294,12 +277,6 @@ class LegStream:
         self._reactor.call_soon(self._notify_readable)
 
     # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _receive(self, leg: _Leg, wanted: int) -> bytes:
-        if leg.early:
-            data, leg.early = leg.early[:wanted], leg.early[wanted:]
-            return data
-        return leg.sock.recv(wanted)
 
     def flush(self) -> None:
         """Send what the leg takes now. For whoever watches a leg that is sent on and not yet received on."""
@@ -342,23 +319,17 @@ class LegStream:
 
     def _fin_acknowledged(self) -> bool:
         leg = self._sending
-        return (
-            leg is not None and not leg.failed and leg.fin_sent and not self._frozen
-            and self._retention.retained == 0 and bytes_unacknowledged(leg.sock) == 0
-        )  # fmt: skip
+        return leg is not None and not self._frozen and self._retention.retained == 0 and leg.all_acknowledged()
 
     def _release(self) -> None:
         if self._sending is not None:
             self._release_from(self._sending)
 
-    def _release_from(self, leg: _Leg) -> None:
-        if self._frozen:
-            return
-        written = leg.overhead + self._retention.sent - leg.begins_at
-        acked = acknowledged_bytes(written, bytes_unacknowledged(leg.sock), leg.fin_sent)
-        self._retention.release(leg.begins_at + max(0, acked - leg.overhead))
+    def _release_from(self, leg: Leg) -> None:
+        if not self._frozen:
+            self._retention.release(leg.acknowledged_until(self._retention.sent))
 
-    def _on_events(self, leg: _Leg, events: int) -> None:
+    def _on_events(self, leg: Leg, events: int) -> None:
         if events & FAILED:
             code = leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
@@ -369,27 +340,21 @@ class LegStream:
                 self.sweep()
         if events & READABLE:
             if self._eof:
-                self._discard(leg)
+                leg.discard()
             else:
                 self._owner.on_readable()
-
-    def _discard(self, leg: _Leg) -> None:
-        """Read away what a later leg repeats behind the end: closing it unread would reset the leg."""
-        with contextlib.suppress(OSError):
-            while leg.sock.recv(UNSENT_LIMIT_BYTES):
-                pass
 
     def _notify_readable(self) -> None:
         if self._legs:
             self._owner.on_readable()
 
-    def _end_of_leg(self, leg: _Leg, error: OSError) -> None:
+    def _end_of_leg(self, leg: Leg, error: OSError) -> None:
         if self._chain.first_is_last:
             self._fail(leg, error)
         else:
             raise self._chain.gap()
 
-    def _fail(self, leg: _Leg, error: OSError) -> None:
+    def _fail(self, leg: Leg, error: OSError) -> None:
         if leg.failed:
             return
         leg.failed = True
@@ -405,7 +370,7 @@ class LegStream:
                 self._sending = None
             self._close(leg)
 
-    def _close(self, leg: _Leg) -> None:
+    def _close(self, leg: Leg) -> None:
         self._reactor.unwatch(leg.sock.fileno())
         with contextlib.suppress(OSError):
             leg.sock.close()

@@ -74,8 +74,29 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
             cause = details["ctx"]["error"]
             if isinstance(cause, MsocksError):
                 return Problem(key, cause.what, cause.remedy or _example(location, model))
-    expected = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return Problem(key, f"is {_shown(details['input'])}, and {expected}", _example(location, model))
+    return Problem(key, f"is {_shown(details['input'])}; it {_expected(details)}", _example(location, model))
+
+
+def _expected(details: ErrorDetails) -> str:
+    limits = details.get("ctx", {})
+    match details["type"]:
+        case "too_short":
+            return "needs at least one entry"
+        case "greater_than_equal":
+            return f"has to be at least {limits['ge']:g}"
+        case "greater_than":
+            return f"has to be above {limits['gt']:g}"
+        case "bool_type":
+            return "has to be true or false"
+        case "int_type":
+            return "has to be a whole number"
+        case "float_type" | "finite_number":
+            return "has to be a number"
+        case "list_type":
+            return "has to be a list, in [ ]"
+        case "model_type":
+            return "has to be a table"
+    return details["msg"].removeprefix("Input ")
 
 
 def _key(location: Iterable[int | str]) -> str:
@@ -86,7 +107,15 @@ def _key(location: Iterable[int | str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = "a table" if isinstance(value, dict) else "true" if value is True else "false" if value is False else repr(value)
+    text = (
+        "a table"
+        if isinstance(value, dict)
+        else "true"
+        if value is True
+        else "false"
+        if value is False
+        else repr(value)
+    )
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -1,0 +1,135 @@
+"""The tables of a configuration file. Defaults are those of the settings that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+from msocks.agent.settings import DEFAULT_LISTEN, AgentLimits
+from msocks.cli.network import parse_network
+from msocks.errors import ConfigurationError
+from msocks.proxy.config import DatapathChoice, ProxyLimits
+from msocks.values.access_link import AccessLink
+from msocks.values.endpoint import Endpoint
+
+Value = TypeVar("Value")
+
+
+def _text(read: Callable[[str], Value], what: str) -> PlainValidator:
+    def validate(value: Any) -> Value:
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{what} is written as a string, in quotes")
+        return read(value)
+
+    return PlainValidator(validate)
+
+
+def _choice(value: str) -> DatapathChoice:
+    try:
+        return DatapathChoice(value)
+    except ValueError:
+        known = ", ".join(DatapathChoice)
+        raise ConfigurationError(f"there is no datapath {value!r}", remedy=f"choose one of {known}") from None
+
+
+def _link_name(value: str) -> str:
+    if not 1 <= len(value.encode()) <= 15 or "/" in value or any(character.isspace() for character in value):
+        raise ConfigurationError(
+            f"{value!r} cannot be the name of a network interface",
+            remedy="`ip link` shows the names; they have at most 15 bytes",
+        )
+    return value
+
+
+def _path(value: str) -> Path:
+    if not value or "\0" in value:
+        raise ConfigurationError("the path is empty")
+    return Path(value).expanduser()
+
+
+EndpointText = Annotated[Endpoint, _text(Endpoint.parse, "an address")]
+NetworkText = Annotated[IPv4Network | IPv6Network, _text(parse_network, "a network")]
+AccessLinkText = Annotated[AccessLink, _text(AccessLink.parse, "an access link")]
+DatapathText = Annotated[DatapathChoice, _text(_choice, "the datapath")]
+LinkName = Annotated[str, _text(_link_name, "a link's name")]
+PathText = Annotated[Path, _text(_path, "a path")]
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+
+_AGENT_LIMITS = AgentLimits()
+_PROXY_LIMITS = ProxyLimits()
+
+
+class AgentLimitsTable(_Table):
+    """``[agent.limits]``; see `msocks.agent.settings.AgentLimits`."""
+
+    flows: Count = Field(default=_AGENT_LIMITS.flows, examples=["4096"])
+    handshakes: Count = Field(default=_AGENT_LIMITS.handshakes, examples=["1024"])
+    handshake_timeout_s: Seconds = Field(default=_AGENT_LIMITS.handshake_timeout_s, examples=["10"])
+    connect_timeout_s: Seconds = Field(default=_AGENT_LIMITS.connect_timeout_s, examples=["120"])
+    ended_flows: Count = Field(default=_AGENT_LIMITS.ended_flows, examples=["100"])
+    ended_kept_s: Seconds = Field(default=_AGENT_LIMITS.ended_kept_s, examples=["60"])
+
+
+class AgentTable(_Table):
+    """``[agent]``; see `msocks.agent.settings.AgentSettings`."""
+
+    access_file: PathText | None = Field(default=None, examples=['"/etc/msocks/access"'])
+    access_link: AccessLinkText | None = Field(
+        default=None, examples=['"msocks://alice:...@proxy.example.net:1080?pin=..."']
+    )
+    listen: list[EndpointText] = Field(
+        default=[DEFAULT_LISTEN], min_length=1, examples=['["127.0.0.1:1080", "[::1]:1080"]']
+    )
+    links: list[LinkName] | None = Field(default=None, min_length=1, examples=['["wlan0", "usb0"]'])
+    control: PathText | None = Field(default=None, examples=['"/run/msocks/agent.sock"'])
+    allow_remote: bool = Field(default=False, examples=["false"])
+    limits: AgentLimitsTable = Field(default_factory=AgentLimitsTable, examples=["{ flows = 4096 }"])
+
+
+class ProxyLimitsTable(_Table):
+    """``[proxy.limits]``; see `msocks.proxy.config.ProxyLimits`."""
+
+    half_open: Count = Field(default=_PROXY_LIMITS.half_open, examples=["2048"])
+    half_open_per_source: Count = Field(default=_PROXY_LIMITS.half_open_per_source, examples=["512"])
+    sessions: Count = Field(default=_PROXY_LIMITS.sessions, examples=["20000"])
+    sessions_per_user: Count = Field(default=_PROXY_LIMITS.sessions_per_user, examples=["2000"])
+    channels_per_user: Count = Field(default=_PROXY_LIMITS.channels_per_user, examples=["64"])
+    associations_per_user: Count = Field(default=_PROXY_LIMITS.associations_per_user, examples=["64"])
+    resolutions: Count = Field(default=_PROXY_LIMITS.resolutions, examples=["32"])
+    tombstones: Count = Field(default=_PROXY_LIMITS.tombstones, examples=["20000"])
+
+
+class ProxyTable(_Table):
+    """``[proxy]``; see `msocks.proxy.config.ProxyConfig`."""
+
+    listen: list[EndpointText] = Field(min_length=1, examples=['["[::]:1080"]'])
+    state: PathText = Field(examples=['"/var/lib/msocks"'])
+    allow: list[NetworkText] = Field(default=[], examples=['["10.20.0.0/16"]'])
+    deny: list[NetworkText] = Field(default=[], examples=['["192.0.2.0/24"]'])
+    open: bool = Field(default=False, examples=["false"])
+    datapath: DatapathText = Field(default=DatapathChoice.AUTO, examples=['"auto"'])
+    detach_grace_s: Seconds = Field(default=86400.0, examples=["86400"])
+    handshake_timeout_s: Seconds = Field(default=10.0, examples=["10"])
+    connect_timeout_s: Seconds = Field(default=30.0, examples=["30"])
+    channel_idle_s: Seconds = Field(default=180.0, examples=["180"])
+    stop_grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=5.0, examples=["5"])
+    tombstone_s: Seconds = Field(default=3600.0, examples=["3600"])
+    limits: ProxyLimitsTable = Field(default_factory=ProxyLimitsTable, examples=["{ sessions = 20000 }"])
+
+
+class ConfigurationFile(_Table):
+    """The whole file: a table for each daemon that it configures."""
+
+    agent: AgentTable | None = Field(default=None, examples=['{ access_file = "/etc/msocks/access" }'])
+    proxy: ProxyTable | None = Field(default=None, examples=['{ listen = ["[::]:1080"], state = "/var/lib/msocks" }'])

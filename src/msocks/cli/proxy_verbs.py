@@ -1,0 +1,53 @@
+"""``msocks sessions``: what the running proxy carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from msocks.cli.verb import Verb, json_option, print_json, print_table
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        ("msocks sessions --state /var/lib/msocks", "who is connected to what?"),
+        ("msocks sessions --state DIR --json | jq '.sessions | length'", "how many are there?"),
+    ],
+)
+@click.option(
+    "--state", metavar="DIR", type=click.Path(path_type=Path), required=True, help="The proxy's state directory."
+)
+@json_option
+def sessions(state: Path, as_json: bool) -> None:
+    """List the sessions of the proxy that runs on a state directory.
+
+    STATE is `connecting`, `live`, `parked` (the client has no network at the moment) or `ended`. DATAPATH is what
+    carries the bytes. CLIENT is the address that the present leg comes from. AGE is the time since the session began;
+    UP and DOWN are bytes to and from the server.
+    """
+    from msocks.cli.readable import duration, size
+    from msocks.store import running_proxy
+
+    found = running_proxy.sessions(state)
+    if as_json:
+        print_json({"sessions": found})
+    elif not found:
+        click.echo("no sessions", err=True)
+    else:
+        rows = [
+            (
+                str(session["id"])[:8],
+                str(session["user"]),
+                str(session["state"]),
+                str(session["client"] or "-"),
+                str(session["destination"]),
+                str(session["datapath"]),
+                duration(session["age"]),
+                size(session["bytes_up"]),
+                size(session["bytes_down"]),
+            )
+            for session in found
+        ]
+        print_table(("ID", "USER", "STATE", "CLIENT", "DESTINATION", "DATAPATH", "AGE", "UP", "DOWN"), rows)

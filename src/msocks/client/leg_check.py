@@ -1,0 +1,54 @@
+"""Finds out whether an idle leg still reaches the proxy, where its link does: a NAT may have forgotten the one and not
+the other.
+
+No byte of the leg can be spent on the question, so TCP asks: keep-alive segments now instead of in two minutes. A leg
+that lives ACKs them; one that the network has forgotten is reset by whoever gets them, or runs into a time-out of three
+seconds. Either way the kernel fails the socket, and the leg is replaced as after any other loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import weakref
+
+from msocks.transport.dial import keep_alive
+from msocks.transport.kernel import tcp_info
+from msocks.transport.reactor import Reactor
+
+_INTERVAL_S = 1
+_PROBES = 3
+_GIVE_UP_MS = 3000
+_LASTS_S = 5.0
+_TCP_USER_TIMEOUT = socket.TCP_USER_TIMEOUT
+
+
+class LegChecks:
+    """The checks that are under way."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._running: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def check(self, leg: socket.socket) -> None:
+        """Let TCP ask on `leg`. A check that is under way goes on; a socket that is closed is left alone."""
+        if leg in self._running:
+            return
+        with contextlib.suppress(OSError):
+            # While data waits for its ACK there are no keep-alives: the retransmissions ask. They may wait long.
+            if tcp_info(leg).unacked_segments:
+                leg.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, _GIVE_UP_MS)
+            leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_S)
+            leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+            leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _INTERVAL_S)
+            self._running.add(leg)
+            self._reactor.loop.call_later(_LASTS_S, self._finish, weakref.ref(leg))
+
+    def _finish(self, reference: weakref.ref[socket.socket]) -> None:
+        leg = reference()
+        if leg is None:
+            return
+        self._running.discard(leg)
+        with contextlib.suppress(OSError):
+            leg.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, 0)
+            keep_alive(leg)

@@ -1,0 +1,79 @@
+"""What the mobile node knows of the way to the proxy over one link."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+from msocks.client.path_probe import ProbeSocket
+from msocks.session.path_health import PathHealth, PathState
+from msocks.values.endpoint import Endpoint
+from msocks.values.link import Link, LinkState
+
+
+class LinkPath:
+    """The state that `msocks.client.path_watch` keeps for one link.
+
+    Attributes:
+        link: The link as the kernel sees it.
+        health: Decides whether the path lives; None while the link is down.
+        probes: The sockets for probes, by the proxy's address.
+        answering: The address that answered last.
+        captive: Whether something else than the proxy answers on this link.
+        public: Where the proxy saw the last probe come from, and
+        public_at: when its answer came.
+        timer: For the next decision, and
+        due: when that is; infinity where there is none.
+        rechecked: Whether the kernel was asked about the present suspicion.
+        shown: The state that the subscribers know.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.health: PathHealth | None = None
+        self.probes: dict[Endpoint, ProbeSocket] = {}
+        self.answering: Endpoint | None = None
+        self.captive = False
+        self.public: Endpoint | None = None
+        self.public_at = -math.inf
+        self.timer: asyncio.TimerHandle | None = None
+        self.due = math.inf
+        self.rechecked = False
+        self.shown = LinkState.DOWN
+        self._tries = 0
+
+    @property
+    def state(self) -> LinkState:
+        """What the link can do, all taken together."""
+        if self.health is None:
+            return LinkState.DOWN
+        if self.captive:
+            return LinkState.CAPTIVE
+        return LinkState.SILENT if self.health.state is PathState.SILENT else LinkState.UP
+
+    @property
+    def source_is_gone(self) -> bool:
+        """Whether probes left from an address that the link has no more: the host is somewhere else."""
+        return any(probe.source not in self.link.addresses for probe in self.probes.values())
+
+    def next_endpoint(self, candidates: Sequence[Endpoint]) -> Endpoint | None:
+        """The address to probe: the one that answers; as long as none does, each in turn. None where there is none."""
+        if not candidates:
+            return None
+        if self.answering in candidates and self.health is not None and self.health.state is PathState.ALIVE:
+            return self.answering
+        self._tries += 1
+        return candidates[(self._tries - 1) % len(candidates)]
+
+    def close(self) -> None:
+        """Ask no more, and forget what was found out."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.due = math.inf
+        for probe in self.probes.values():
+            probe.close()
+        self.probes.clear()
+        self.health = self.answering = self.public = None
+        self.captive = False

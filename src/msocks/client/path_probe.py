@@ -1,0 +1,112 @@
+"""UDP probes through one link to one address of the proxy."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from msocks.client.association import Association, AssociationKeys
+from msocks.errors import ProtocolError
+from msocks.protocol.probe import PROBE_BYTES, Probe, ProbeAnswer, decode_probe, encode_probe, probe_key
+from msocks.transport.dial import bound_socket
+from msocks.transport.reactor import READABLE, Reactor
+from msocks.values.endpoint import Address, Endpoint
+from msocks.values.link import Family, Link
+
+
+class ProbeKeys:
+    """The keys for probes, derived anew whenever the association has new ones."""
+
+    def __init__(self, association: Association) -> None:
+        self._association = association
+        self._of: AssociationKeys | None = None
+        self._up = self._down = b""
+
+    def pair(self) -> tuple[bytes, bytes] | None:
+        """Client-to-proxy and proxy-to-client; None before the association stands."""
+        keys = self._association.keys
+        if keys is None:
+            return None
+        if keys is not self._of:
+            self._of, self._up, self._down = keys, probe_key(keys.up), probe_key(keys.down)
+        return self._up, self._down
+
+
+class ProbeSocket:
+    """See the module. Answers that are not the proxy's are ignored."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        association: Association,
+        keys: ProbeKeys,
+        link: Link,
+        endpoint: Endpoint,
+        on_answer: Callable[[ProbeAnswer], None],
+    ) -> None:
+        """
+        Args:
+            reactor: Tells when an answer is there.
+            association: Gives identifier and numbers.
+            keys: Authenticate both ways.
+            link: Which way to go.
+            endpoint: Where to; an address.
+            on_answer: Called with each answer of the proxy.
+
+        Raises:
+            OSError: The link cannot be used.
+        """
+        assert endpoint.address is not None
+        self.endpoint = endpoint
+        self._reactor = reactor
+        self._association = association
+        self._keys = keys
+        self._on_answer = on_answer
+        self._sock = bound_socket(link, Family.of(endpoint.address), socket.SOCK_DGRAM)
+        try:
+            self._sock.connect((str(endpoint.host), endpoint.port))
+            self.source: Address | None = Endpoint.from_sockaddr(self._sock.getsockname()).address
+        except OSError:
+            self._sock.close()
+            raise
+        reactor.watch(self._sock.fileno(), self._on_events)
+
+    def send(self, number: int, time_us: int) -> bool:
+        """Send the probe of that number; False where it cannot be sent."""
+        keys = self._keys.pair()
+        if keys is None:
+            return False
+        try:
+            self._sock.send(encode_probe(Probe(self._association.id, number, time_us), keys[0]))
+        except OSError:
+            return False  # also where an ICMP error came back for an earlier one; the next may get through
+        return True
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._reactor.unwatch(self._sock.fileno())
+        self._sock.close()
+
+    def _on_events(self, events: int) -> None:
+        if not events & READABLE:
+            return
+        while self._sock.fileno() >= 0:  # an answer may make the owner close this socket
+            try:
+                datagram = self._sock.recv(PROBE_BYTES + 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error, now fetched
+            answer = self._verified(datagram)
+            if answer is not None:
+                self._on_answer(answer)
+
+    def _verified(self, datagram: bytes) -> ProbeAnswer | None:
+        keys = self._keys.pair()
+        try:
+            signed = decode_probe(datagram)
+        except ProtocolError:
+            return None
+        if keys is None or not isinstance(signed.message, ProbeAnswer) or not signed.verify(keys[1]):
+            return None
+        return signed.message if signed.message.association == self._association.id else None

@@ -1,0 +1,368 @@
+"""What each link can do now: the kernel's word on it, and whether anything comes back over it.
+
+`msocks.session.path_health` decides; this module sends the probes, hears what arrives, and keeps the time. What arrives
+on the legs themselves is read from TCP_INFO where a question is open, so that an upload, of which nothing but ACKs
+comes back, counts as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Protocol
+
+from msocks.client.association import Association, boot_time_s
+from msocks.client.leg_check import LegChecks
+from msocks.client.link_path import LinkPath
+from msocks.client.path_probe import ProbeKeys, ProbeSocket
+from msocks.link_monitor.monitor import LinkMonitor, Subscriber
+from msocks.link_monitor.table import LinkChange, changes
+from msocks.protocol.probe import ProbeAnswer
+from msocks.session.path_health import Means, PathHealth, PathState, Tariff
+from msocks.transport.dial import Dialer
+from msocks.transport.kernel import tcp_info
+from msocks.transport.reactor import Reactor
+from msocks.values.endpoint import Endpoint
+from msocks.values.link import Link, LinkState
+
+# What is heard within this time needs no look into TCP_INFO.
+_FRESH_S = 0.03
+# Data that waits longer than this for its ACK says more about its leg than about the traffic of the path.
+_OUTSTANDING_S = 3.0
+_WAKE_S = 0.25
+_LEAST_S = 0.001
+_SLEPT_S = 3.0
+# The shortest time in which a NAT forgets a UDP mapping that is in use (RFC 4787 asks for 2 min; many take 30 s).
+_MAPPING_LASTS_S = 25.0
+
+
+class ControlPath(Protocol):
+    """The control channels, as a means to ask the proxy."""
+
+    def ping(self, link: str, number: int) -> bool:
+        """Send a ping over the channel of that link; False where none is open. `PathWatch.answered` tells the rest."""
+
+    def socket_of(self, link: str) -> socket.socket | None:
+        """The socket of that link's channel, if it stands."""
+
+    def verify_all(self) -> None:
+        """Make sure that each channel still lives."""
+
+
+class PathWatch:
+    """See the module. It can be asked after `start`, and tells of every change from then on."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        monitor: LinkMonitor,
+        dialer: Dialer,
+        association: Association,
+        *,
+        legs: Callable[[str], Iterable[socket.socket]],
+        wanted: Callable[[], bool],
+    ) -> None:
+        """
+        Args:
+            reactor: Watches the probes' sockets.
+            monitor: The kernel's view of the links; started before this.
+            dialer: Knows the proxy's addresses.
+            association: Authenticates probes; none are sent before it stands.
+            legs: The established legs on a link, by its name.
+            wanted: Whether any session lives: a silent link is then asked more often.
+        """
+        self.control: ControlPath | None = None
+        """Set by the control channels: the means to ask where UDP is blocked."""
+        self._reactor = reactor
+        self._monitor = monitor
+        self._dialer = dialer
+        self._association = association
+        self._keys = ProbeKeys(association)
+        self._legs = legs
+        self._wanted = wanted
+        self._checks = LegChecks(reactor)
+        self._paths: dict[str, LinkPath] = {}
+        self._picture: dict[str, Link] = {}
+        self._subscribers: list[Subscriber] = []
+        self._unsubscribe: Callable[[], None] | None = None
+        self._asleep_s = boot_time_s() - time.monotonic()
+
+    def start(self) -> None:
+        """Begin to watch the links of the monitor."""
+        self._dialer.addresses.on_change(self._on_addresses)
+        self._dialer.resolve_soon()
+        self._on_addresses()
+        self._unsubscribe = self._monitor.subscribe(self._on_monitor)
+        for link in self._monitor.links().values():
+            self._follow(link)
+        self._publish()
+
+    def close(self) -> None:
+        """Watch no more; what was known stays readable."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        for path in self._paths.values():
+            path.close()
+        self._paths.clear()
+        self._subscribers.clear()
+
+    # -- for the node -----------------------------------------------------------------------------------------------
+
+    def links(self) -> Mapping[str, Link]:
+        """The links by name, in the monitor's order, each with what it can do."""
+        return MappingProxyType(self._picture)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call `subscriber` with what has changed in `links`. Returns what ends that."""
+        self._subscribers.append(subscriber)
+
+        def unsubscribe() -> None:
+            with contextlib.suppress(ValueError):
+                self._subscribers.remove(subscriber)
+
+        return unsubscribe
+
+    def state(self, name: str) -> LinkState:
+        """What a link can do; DOWN where there is none of that name."""
+        path = self._paths.get(name)
+        return LinkState.DOWN if path is None else path.state
+
+    def rtt_ms(self, name: str) -> float | None:
+        """Smoothed round-trip time to the proxy in milliseconds; None where nothing was measured."""
+        path = self._paths.get(name)
+        if path is None or path.health is None or path.health.rtt.smoothed_s is None:
+            return None
+        return path.health.rtt.smoothed_s * 1000
+
+    def public_endpoint(self, name: str) -> Endpoint | None:
+        """Where the proxy sees this host's probes come from; None where none was answered."""
+        path = self._paths.get(name)
+        return None if path is None else path.public
+
+    def sent(self, name: str) -> None:
+        """Bytes were written to a leg on that link. Cheap; a link that was idle is asked again from now on."""
+        self._on_traffic(name, heard=False)
+
+    def heard(self, name: str) -> None:
+        """Bytes were read from a leg on that link. Cheap."""
+        self._on_traffic(name, heard=True)
+
+    # -- for the control channels -----------------------------------------------------------------------------------
+
+    def on_keys(self) -> None:
+        """The association stands: from now on probes can be made."""
+        for path in self._paths.values():
+            self._tick(path)
+
+    def answered(self, name: str, number: int) -> None:
+        """The answer to the ping of that number has come."""
+        path = self._paths.get(name)
+        if path is not None and path.health is not None:
+            path.health.on_answer(time.monotonic(), number)
+            self._after_news(path)
+
+    def control_heard(self, name: str) -> None:
+        """Something of the proxy has come over a link other than on a leg or in answer to a ping."""
+        path = self._paths.get(name)
+        if path is not None and path.health is not None:
+            path.health.on_heard(time.monotonic())
+            self._after_news(path)
+
+    def set_captive(self, name: str, captive: bool) -> None:
+        """Whether something else than the proxy answers on that link."""
+        path = self._paths.get(name)
+        if path is not None and path.health is not None:
+            path.captive = captive
+            self._after_news(path)
+
+    # -- links ------------------------------------------------------------------------------------------------------
+
+    def _on_addresses(self) -> None:
+        known = (endpoint.address for endpoint in self._dialer.addresses.known)
+        self._monitor.set_targets(address for address in known if address is not None)
+
+    def _on_monitor(self, changed: Sequence[LinkChange]) -> None:
+        for change in changed:
+            if change.after is not None:
+                self._follow(change.after)
+            elif (path := self._paths.pop(change.name, None)) is not None:
+                path.close()
+        self._publish()
+
+    def _follow(self, link: Link) -> None:
+        path = self._paths.setdefault(link.name, LinkPath(link))
+        before, path.link = path.link, link
+        if link.state is LinkState.DOWN:
+            path.close()
+        elif path.health is None or before.index != link.index or path.source_is_gone:
+            self._dialer.resolve_soon()
+            self._begin(path)
+
+    def _begin(self, path: LinkPath) -> None:
+        path.close()
+        tariff = Tariff.METERED if path.link.metered else Tariff.FREE
+        path.health = PathHealth(time.monotonic(), tariff)
+        self._arm(path)
+
+    def _publish(self) -> None:
+        before = self._picture
+        self._picture = {
+            name: replace(link, state=self._paths[name].state)
+            for name, link in self._monitor.links().items()
+            if name in self._paths
+        }
+        for path in self._paths.values():
+            path.shown = path.state
+            if path.health is not None and path.health.state is PathState.SILENT:
+                self._arm(path)  # how urgent it is depends on the others
+        changed = changes(before, self._picture)
+        if changed:
+            for subscriber in list(self._subscribers):
+                subscriber(changed)
+
+    # -- one path ---------------------------------------------------------------------------------------------------
+
+    def _arm(self, path: LinkPath) -> None:
+        """Set the timer for the next decision. There is none before probes can be made."""
+        if path.timer is not None:
+            path.timer.cancel()
+            path.timer = None
+        health = path.health
+        if health is None or self._association.keys is None:
+            path.due = math.inf
+            return
+        health.wanted = self._wanted()
+        health.alone = not any(other is not path and other.state is LinkState.UP for other in self._paths.values())
+        now = time.monotonic()
+        path.due = max(health.next_event(now), now + _LEAST_S)
+        if path.due < math.inf:
+            path.timer = self._reactor.loop.call_later(path.due - now, self._tick, path)
+
+    def _tick(self, path: LinkPath) -> None:
+        self._notice_sleep()
+        health = path.health
+        if health is None:
+            return
+        now = time.monotonic()
+        self._listen_to_legs(path, health, now)
+        asked = health.advance(now)
+        sent = Means.NOTHING
+        if Means.UDP in asked and self._send_probe(path, health, now):
+            sent |= Means.UDP
+        if Means.CONTROL in asked and self._send_ping(path, health):
+            sent |= Means.CONTROL
+        if asked and not sent:
+            health.on_mute(now)
+        self._recheck(path, health.is_suspicious(now))
+        self._after_news(path)
+        self._arm(path)
+
+    def _after_news(self, path: LinkPath) -> None:
+        if path.state is not path.shown:
+            if path.shown is LinkState.SILENT:
+                self._check_legs(path)
+            self._publish()
+
+    def _on_traffic(self, name: str, heard: bool) -> None:
+        path = self._paths.get(name)
+        if path is None or path.health is None:
+            return
+        now = time.monotonic()
+        path.health.on_traffic(now)
+        if heard:
+            path.health.on_heard(now)
+            self._after_news(path)
+        if path.due - now > _WAKE_S:
+            self._arm(path)
+
+    def _send_probe(self, path: LinkPath, health: PathHealth, now: float) -> bool:
+        endpoint = path.next_endpoint(self._dialer.candidates(path.link))
+        number = self._association.next_probe_number()
+        try:
+            probe = None if endpoint is None else self._probe_socket(path, endpoint)
+        except OSError:
+            return False  # netlink will tell, or has told and is not read yet
+        if probe is None or not probe.send(number, int(now * 1e6)):
+            return False
+        health.on_probe_sent(time.monotonic(), number, Means.UDP)
+        return True
+
+    def _probe_socket(self, path: LinkPath, endpoint: Endpoint) -> ProbeSocket:
+        if endpoint not in path.probes:
+            on_answer = partial(self._on_probe_answer, path, endpoint)
+            path.probes[endpoint] = ProbeSocket(
+                self._reactor, self._association, self._keys, path.link, endpoint, on_answer
+            )
+        return path.probes[endpoint]
+
+    def _send_ping(self, path: LinkPath, health: PathHealth) -> bool:
+        number = self._association.next_probe_number()
+        if self.control is None or not self.control.ping(path.link.name, number):
+            return False
+        health.on_probe_sent(time.monotonic(), number, Means.CONTROL)
+        return True
+
+    def _on_probe_answer(self, path: LinkPath, endpoint: Endpoint, answer: ProbeAnswer) -> None:
+        if path.health is None:
+            return
+        now = time.monotonic()
+        path.health.on_answer(now, answer.sequence)
+        path.answering = endpoint
+        path.captive = False
+        known, path.public = path.public, answer.observed
+        if known not in (None, answer.observed) and now - path.public_at < _MAPPING_LASTS_S:
+            self._check_legs(path)  # the NAT has not just timed out: it has forgotten, perhaps its connections as well
+        path.public_at = now
+        self._after_news(path)
+
+    def _listen_to_legs(self, path: LinkPath, health: PathHealth, now: float) -> None:
+        """Take into account what only the kernel has heard: ACKs, and data that nobody has read yet."""
+        legs = list(self._legs(path.link.name))
+        health.on_legs(bool(legs))
+        control = None if self.control is None else self.control.socket_of(path.link.name)
+        if now - health.heard_at < _FRESH_S:
+            return
+        for sock in [*legs, control] if control is not None else legs:
+            try:
+                info = tcp_info(sock)
+            except OSError:
+                continue
+            silent_s = min(info.last_data_received_ms, info.last_ack_received_ms) / 1000
+            health.on_heard(now - silent_s)
+            if sock is control:
+                continue
+            health.on_traffic(now - silent_s)
+            if info.unacked_segments and silent_s < _OUTSTANDING_S:
+                health.on_traffic(now)
+            elif info.unacked_segments and health.heard_at > now - _OUTSTANDING_S / 2:
+                self._checks.check(sock)  # its link lives, it does not seem to
+
+    def _check_legs(self, path: LinkPath) -> None:
+        for leg in self._legs(path.link.name):
+            self._checks.check(leg)
+
+    def _recheck(self, path: LinkPath, suspicious: bool) -> None:
+        if suspicious and not path.rechecked:
+            self._reactor.loop.call_soon(self._monitor.recheck, path.link.name)
+        path.rechecked = suspicious
+
+    def _notice_sleep(self) -> None:
+        """After a suspend nothing of what was known holds: networks, NAT mappings, and the proxy may have changed."""
+        asleep_s = boot_time_s() - time.monotonic()
+        slept, self._asleep_s = asleep_s - self._asleep_s > _SLEPT_S, asleep_s
+        if not slept:
+            return
+        for path in self._paths.values():
+            if path.health is not None:
+                self._begin(path)
+                self._check_legs(path)
+        self._publish()
+        if self.control is not None:
+            self.control.verify_all()

@@ -1,0 +1,62 @@
+"""One leg of a stream, with what has to be remembered of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass
+
+from msocks.session.retention import acknowledged_bytes
+from msocks.transport.kernel import bytes_unacknowledged, bytes_unread
+
+_DISCARD_BYTES = 256 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Leg:
+    """A connected socket and where the two streams are on it; offsets are absolute, in bytes.
+
+    Attributes:
+        early: Inbound stream bytes that were read together with the handshake.
+        failed: The connection is dead; what its queue holds stays readable.
+        begins_at: Offset of the first outbound byte on this leg.
+        overhead: Bytes written before that one: the leg's request or reply.
+        fin_sent: Whether the FIN follows the outbound bytes already.
+        sent_until: Offset up to which the kernel took outbound bytes, once the leg sends no more.
+    """
+
+    sock: socket.socket
+    generation: int
+    early: bytes = b""
+    failed: bool = False
+    begins_at: int = 0
+    overhead: int = 0
+    fin_sent: bool = False
+    sent_until: int = 0
+
+    def unread(self) -> int:
+        """Inbound bytes that this side's kernel has ACKed and nobody has read."""
+        return len(self.early) + bytes_unread(self.sock)
+
+    def receive(self, at_most: int) -> bytes:
+        """Read inbound bytes. Raises OSError as recv() does, BlockingIOError included."""
+        if self.early:
+            data, self.early = self.early[:at_most], self.early[at_most:]
+            return data
+        return self.sock.recv(at_most)
+
+    def acknowledged_until(self, sent: int) -> int:
+        """Offset up to which the peer's kernel has ACKed, when the leg has taken everything before `sent`."""
+        written = self.overhead + sent - self.begins_at
+        acked = acknowledged_bytes(written, bytes_unacknowledged(self.sock), self.fin_sent)
+        return self.begins_at + max(0, acked - self.overhead)
+
+    def all_acknowledged(self) -> bool:
+        """Whether the FIN was sent and ACKed, and so everything before it."""
+        return not self.failed and self.fin_sent and bytes_unacknowledged(self.sock) == 0
+
+    def discard(self) -> None:
+        """Read away what repeats the stream behind its end: a leg that is closed unread is reset."""
+        with contextlib.suppress(OSError):
+            while self.sock.recv(_DISCARD_BYTES):
+                pass
