@@ -170,7 +170,14 @@ def shell(host: str, command: tuple[str, ...], lab_name: str | None, user: str |
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         environment = {"MSOCKS_LAB_HOST": f"{lab.name}/{host}"}
         process = lab.host(host).popen(
-            argv, user=user, unprivileged=unprivileged, env=environment, stdin=0, stdout=1, stderr=2
+            argv,
+            user=user,
+            unprivileged=unprivileged,
+            env=environment,
+            stdin=0,
+            stdout=1,
+            stderr=2,
+            new_session=False,
         )
         code = process.wait()
     raise SystemExit(code if code >= 0 else 128 - code)
@@ -247,7 +254,7 @@ def set_link(link: str, changes: tuple[str, ...], lab_name: str | None, as_json:
 @_lab
 @_json
 def validate(links: tuple[str, ...], lab_name: str | None, as_json: bool) -> None:
-    """Measure RTT, loss and rate of links (all by default), about four seconds each."""
+    """Measure RTT, loss and rate of links (all by default), about three seconds each."""
     with _told():
         _validate(_choose(lab_name), list(links), as_json)
 

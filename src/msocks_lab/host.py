@@ -54,12 +54,13 @@ class Host:
         stdout: Output = None,
         stderr: Output = None,
         pass_fds: Sequence[int] = (),
+        new_session: bool = True,
     ) -> LabProcess:
         """Start a program on this host.
 
         `user` runs it as another user, without capabilities; `unprivileged` as the caller without any capability,
         and with none to gain. `env` is added to the caller's environment. Output goes to a log file in the lab's
-        `directory` unless it is sent elsewhere.
+        `directory` unless it is sent elsewhere. Without `new_session` it shares the caller's terminal.
         """
         words = [os.fspath(word) for word in argv]
         return self._lab.start(
@@ -71,6 +72,7 @@ class Host:
             stderr=stderr,
             env=environment(env),
             pass_fds=pass_fds,
+            start_new_session=new_session,
         )
 
     def run(
@@ -123,7 +125,20 @@ class Host:
 
     def capture(self, path: Path, expression: str = "", interface: str = "any", snap: int = 0) -> LabProcess:
         """Record packets to a pcap file with tcpdump until the returned process is stopped."""
-        argv = ["tcpdump", "-i", interface, "-n", "-U", "-Z", "root", "-w", str(path), "-s", str(snap)]
+        argv = [
+            "tcpdump",
+            "-i",
+            interface,
+            "-n",
+            "-U",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-w",
+            str(path),
+            "-s",
+            str(snap),
+        ]
         process = self.popen([*argv, *filter(None, [expression])])
         deadline = time.monotonic() + 5.0
         while "listening on" not in process.output():

@@ -71,13 +71,14 @@ class Lab:
 
         Raises SetupError where there is none.
         """
+        pid = supervisor_pid(name)
         channel = Channel(socket_path(name))
         config = LabConfig.from_dict(channel.call("describe")["config"])
         channel.close()
         lab = cls(config, name=name)
         lab.directory = runtime_root() / name / f"programs-{os.getpid()}-{next(_counter)}"
         lab.directory.mkdir()
-        lab._connect(supervisor_pid(name))
+        lab._connect(pid)
         return lab
 
     def _connect(self, pid: int) -> None:

@@ -9,7 +9,6 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from msocks_lab.arrival import ArrivalMeter
@@ -22,7 +21,6 @@ from msocks_lab.wire import scratch_directory
 
 _PORT = 65_000
 _ROUND_TRIPS = 40
-_BULK_SECONDS = 1.5
 _FAT_BYTES = 500_000_000
 _SLOW_START = 0.25  # part of a transfer that does not count for the rate
 _HEADERS = 52  # IPv4 20, TCP 20, time stamps 12
@@ -59,25 +57,29 @@ class LinkMeasurement:
         return asdict(self)
 
 
-def measure(lab: Lab, link: str) -> LinkMeasurement:
-    """Measure one link; takes about four seconds, and loads it. Raises ProcessFailed where nothing gets through."""
+def measure(lab: Lab, link: str, seconds: float = 1.0) -> LinkMeasurement:
+    """Measure one link, and load it for about `seconds` in each direction.
+
+    Raises ProcessFailed where nothing gets through.
+    """
     config = next(item for item in lab.config.links if item.name == link)
     present = lab.link(link).describe()
     target = lab.server.ipv4 if config.ipv4 else lab.server.ipv6
-    records = Path(lab.directory)
+    records = lab.directory
     server = lab.server.popen(python_argv("msocks_lab.pattern_server", "--port", str(_PORT), "--records", str(records)))
     try:
         lab.server.wait_listening(_PORT)
         lab.server.wait_listening(_PORT, protocol="udp")
         client = [*python_argv("msocks_lab.pattern_client", target, str(_PORT)), "--device", link]
-        echo = _run(lab.mobile, [*client, "--echo", str(_ROUND_TRIPS), "--interval", "0.02", "--udp"])
+        options = ["--echo", str(_ROUND_TRIPS), "--interval", "0.01", "--udp"]
+        echo = _run(lab.mobile, [*client, *options])
         round_trips = [1000.0 * value for value in echo["round_trips"] if value is not None]
         if not round_trips:
             raise ProcessFailed(f"No datagram came back over {link}: is it cut or detached?")
         rates = {}
         for direction in (Direction.DOWN, Direction.UP):
             rate = Shape(**present[direction.value]).bytes_per_second
-            amount = _FAT_BYTES if rate is None else int(rate * _BULK_SECONDS) + 1
+            amount = _FAT_BYTES if rate is None else int(rate * seconds) + 1
             option = "--download" if direction is Direction.DOWN else "--upload"
             record = records / f"measure-{link}-{direction.value}.json"
             place = ["--record", str(record)] if direction is Direction.DOWN else ["--id", record.stem]

@@ -70,7 +70,6 @@ class LabProcess(subprocess.Popen[bytes]):
                 self.kill()
         return self.wait()
 
-
     def end(self) -> None:
         """Wait for the end, and close the pipes."""
         self.wait()

@@ -47,7 +47,7 @@ TABLE: list[tuple[MsocksError, int, int]] = [
     (timeout(no_network=True), 0x03, 503),
     (timeout(no_network=False), 0x06, 504),
     (Overload(1), 0x01, 503),
-    (ProtocolError(ProtocolFault.FIELD, "no"), 0x01, 502),
+    (ProtocolError(ProtocolFault.FIELD, "no"), 0x01, 400),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -65,5 +66,5 @@ def test_the_longest_gap_agrees_with_a_walk_over_all(steps: list[tuple[float, in
         arrivals.append((now, count))
     meter = meter_of(0.0, arrivals)
     edges = [0.0, *(at for at, _ in arrivals)]
-    expected = [b - a for a, b in zip(edges, edges[1:], strict=False) if b >= since]
+    expected = [b - a for a, b in itertools.pairwise(edges) if b >= since]
     assert [gap.seconds for gap in meter.gaps(since)] == expected

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import structlog
+from tests.proxy.mobile_node import MobileNode, Server, server_on
 
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.server import Proxy
 from msocks.store.administration import add_user
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
-from tests.proxy.mobile_node import MobileNode, Server, server_on
 
 ANY_PORT = Endpoint.parse("127.0.0.1:0")
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -68,9 +68,8 @@ async def start_proxy(tmp_path: Path, log: list[Any]) -> AsyncIterator[StartProx
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> RunningProxy:
-            config = ProxyConfig(
-                **({"listen": (ANY_PORT,), "state": tmp_path / "state", "allow": LOOPBACK, "stop_grace_s": 0} | settings)
-            )
+            usual: dict[str, Any] = {"listen": (ANY_PORT,), "state": tmp_path / "state", "allow": LOOPBACK}
+            config = ProxyConfig(**(usual | {"stop_grace_s": 0} | settings))
             proxy = Proxy(config)
             await proxy.start()
             running = RunningProxy(proxy, config.state, log)

@@ -30,7 +30,11 @@ async def dial(endpoint: Endpoint) -> socket.socket:
     family = socket.AF_INET if endpoint.address is not None and endpoint.address.version == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     loop = asyncio.get_running_loop()
-    await asyncio.wait_for(loop.sock_connect(sock, (str(endpoint.host), endpoint.port)), PATIENCE_S)
+    try:
+        await asyncio.wait_for(loop.sock_connect(sock, (str(endpoint.host), endpoint.port)), PATIENCE_S)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
+from tests.proxy.conftest import RunningProxy, StartProxy, eventually
+from tests.proxy.mobile_node import Leg, MobileNode, Server, dial, read_all, read_exactly, receive, reset, send
 
 from msocks.errors import EndReason
 from msocks.protocol.control import SessionEnded
@@ -15,8 +17,6 @@ from msocks.protocol.leg import LegReply, LegStatus, Query
 from msocks.protocol.leg_reply_codec import REPLY_BYTES
 from msocks.protocol.leg_request_codec import encode_request
 from msocks.values.ids import SessionId
-from tests.proxy.conftest import RunningProxy, StartProxy, eventually
-from tests.proxy.mobile_node import Leg, MobileNode, Server, dial, read_all, read_exactly, receive, reset, send
 
 
 @dataclass

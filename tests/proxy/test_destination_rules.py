@@ -8,9 +8,7 @@ from msocks.proxy.destination_rules import DENIED_BY_DEFAULT, DestinationRules, 
 
 
 def rules(allow: str = "", deny: str = "") -> DestinationRules:
-    return DestinationRules(
-        [ip_network(each) for each in allow.split()], [ip_network(each) for each in deny.split()]
-    )
+    return DestinationRules([ip_network(each) for each in allow.split()], [ip_network(each) for each in deny.split()])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import hashlib
 import random
 
 import pytest
+from tests.proxy.conftest import RunningProxy, StartProxy, eventually
+from tests.proxy.mobile_node import MobileNode, Server, read_all, read_exactly, receive, reset, send
 
 from msocks.errors import EndReason
 from msocks.protocol.control import LegAccepted, Park, Parked, ParkedLeg, SessionEnded
@@ -14,8 +16,6 @@ from msocks.protocol.leg import Bind, CloseMode, DatapathKind, LegReply, LegStat
 from msocks.transport.kernel import bytes_unread
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
-from tests.proxy.conftest import RunningProxy, StartProxy, eventually
-from tests.proxy.mobile_node import MobileNode, Server, read_all, read_exactly, receive, reset, send
 
 
 def pattern(size: int, seed: int = 1) -> bytes:

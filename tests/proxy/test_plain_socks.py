@@ -12,11 +12,12 @@ import pytest
 import socks
 from python_socks import ProxyConnectionError, ProxyError
 from python_socks.async_.asyncio import Proxy as PythonSocks
+from tests.proxy.conftest import RunningProxy, StartProxy
+from tests.proxy.mobile_node import Server, dial, read_all, read_exactly, receive, reset, send, server_on
 
 from msocks.store.administration import set_password
+from msocks.store.running_proxy import sessions
 from msocks.values.endpoint import Endpoint
-from tests.proxy.conftest import RunningProxy, StartProxy, eventually
-from tests.proxy.mobile_node import Server, dial, read_all, read_exactly, receive, reset, send, server_on
 
 NO_AUTHENTICATION = b"\x05\x01\x00"
 GRANTED = b"\x05\x00\x00"
@@ -100,7 +101,7 @@ async def test_pysocks_connects(open_proxy: RunningProxy, server: Server):
             sock.settimeout(5)
             sock.connect((str(server.endpoint.host), server.endpoint.port))
             sock.sendall(b"ping")
-            return sock.recv(4)
+            return bytes(sock.recv(4))
 
     using = asyncio.create_task(asyncio.to_thread(use))
     remote = await server.accept()
@@ -189,11 +190,11 @@ async def test_a_client_that_goes_while_the_server_is_sought_takes_the_attempt_w
             filler.connect_ex(full.getsockname())
         sock = await dial(open_proxy.endpoint)
         await send(sock, NO_AUTHENTICATION + request(Endpoint.from_sockaddr(full.getsockname())))
-        core = open_proxy.proxy._core
-        assert core is not None
-        await eventually(lambda: len(core.sessions) == 1)
+        while [entry["state"] for entry in await asyncio.to_thread(sessions, open_proxy.state)] != ["connecting"]:
+            pass
         reset(sock)
-        await eventually(lambda: len(core.sessions) == 0)
+        while await asyncio.to_thread(sessions, open_proxy.state):
+            pass
         for filler in fillers:
             filler.close()
 
@@ -217,7 +218,7 @@ async def test_each_failure_has_its_reply_code_and_one_log_line(
     assert await receive(sock) == b""
     sock.close()
     lines = open_proxy.events("destination_failed")
-    assert [(line["destination"], line["reply"]) for line in lines] == [(destination, reply)]
+    assert [(line["destination"], line["reply"]) for line in lines] == [(str(Endpoint.parse(destination)), reply)]
 
 
 async def test_a_name_with_a_denied_address_only_is_denied(start_proxy: StartProxy):

@@ -6,12 +6,12 @@ import asyncio
 import socket
 
 import pytest
+from tests.proxy.conftest import RunningProxy, StartProxy
+from tests.proxy.mobile_node import MobileNode
 
 from msocks.protocol.probe import PROBE_BYTES, Probe, ProbeAnswer, decode_probe, encode_probe, probe_key
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId
-from tests.proxy.conftest import RunningProxy, StartProxy
-from tests.proxy.mobile_node import MobileNode
 
 
 async def exchange(node: MobileNode, datagram: bytes, to: str | None = None) -> tuple[bytes, tuple, tuple]:

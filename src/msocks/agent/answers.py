@@ -14,6 +14,7 @@ from msocks.errors import (
     EndReason,
     LinkUnavailable,
     MsocksError,
+    ProtocolError,
     SessionEnded,
 )
 from msocks.protocol.http_connect import status_of
@@ -82,4 +83,6 @@ def http_status_of(error: MsocksError) -> HTTPStatus:
     match error:
         case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True) | Overload():
             return HTTPStatus.SERVICE_UNAVAILABLE
+        case ProtocolError():
+            return HTTPStatus.BAD_REQUEST
     return status_of(reply_code_of(error))

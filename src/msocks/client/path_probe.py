@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+import struct
+import time
+from collections.abc import Callable, Sequence
 
 from msocks.client.association import Association, AssociationKeys
 from msocks.errors import ProtocolError
@@ -12,6 +14,22 @@ from msocks.transport.dial import bound_socket
 from msocks.transport.reactor import READABLE, Reactor
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.link import Family, Link
+
+
+_SO_TIMESTAMPNS = 35
+_TIMESTAMP = struct.Struct("@ll")  # struct timespec, CLOCK_REALTIME
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESTAMP.size)
+_OLDEST_S = 10.0
+
+
+def _age_s(ancillary: Sequence[tuple[int, int, bytes]]) -> float:
+    """For how long the datagram with this ancillary data has been in this host; 0 where the clock was set meanwhile."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            seconds, nanoseconds = _TIMESTAMP.unpack(data)
+            age_s = time.time() - (seconds + nanoseconds / 1e9)
+            return age_s if 0 <= age_s < _OLDEST_S else 0.0
+    return 0.0
 
 
 class ProbeKeys:
@@ -42,7 +60,7 @@ class ProbeSocket:
         keys: ProbeKeys,
         link: Link,
         endpoint: Endpoint,
-        on_answer: Callable[[ProbeAnswer], None],
+        on_answer: Callable[[ProbeAnswer, float], None],
     ) -> None:
         """
         Args:
@@ -51,7 +69,8 @@ class ProbeSocket:
             keys: Authenticate both ways.
             link: Which way to go.
             endpoint: Where to; an address.
-            on_answer: Called with each answer of the proxy.
+            on_answer: Called with each answer of the proxy, and the time.monotonic() at which the kernel received it:
+                how long this process took to look must not count as round-trip time.
 
         Raises:
             OSError: The link cannot be used.
@@ -64,6 +83,7 @@ class ProbeSocket:
         self._on_answer = on_answer
         self._sock = bound_socket(link, Family.of(endpoint.address), socket.SOCK_DGRAM)
         try:
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             self._sock.connect((str(endpoint.host), endpoint.port))
             self.source: Address | None = Endpoint.from_sockaddr(self._sock.getsockname()).address
         except OSError:
@@ -87,19 +107,22 @@ class ProbeSocket:
         self._reactor.unwatch(self._sock.fileno())
         self._sock.close()
 
-    def _on_events(self, events: int) -> None:
-        if not events & READABLE:
-            return
+    def receive(self) -> None:
+        """Take what has arrived and was not reported yet. A loop that was held up may run its timers before that."""
         while self._sock.fileno() >= 0:  # an answer may make the owner close this socket
             try:
-                datagram = self._sock.recv(PROBE_BYTES + 1)
+                datagram, ancillary, _flags, _source = self._sock.recvmsg(PROBE_BYTES + 1, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # an ICMP error, now fetched
             answer = self._verified(datagram)
             if answer is not None:
-                self._on_answer(answer)
+                self._on_answer(answer, time.monotonic() - _age_s(ancillary))
+
+    def _on_events(self, events: int) -> None:
+        if events & READABLE:
+            self.receive()
 
     def _verified(self, datagram: bytes) -> ProbeAnswer | None:
         keys = self._keys.pair()

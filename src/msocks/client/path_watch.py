@@ -250,6 +250,8 @@ class PathWatch:
         health = path.health
         if health is None:
             return
+        for probe in list(path.probes.values()):
+            probe.receive()
         now = time.monotonic()
         self._listen_to_legs(path, health, now)
         asked = health.advance(now)
@@ -309,17 +311,16 @@ class PathWatch:
         health.on_probe_sent(time.monotonic(), number, Means.CONTROL)
         return True
 
-    def _on_probe_answer(self, path: LinkPath, endpoint: Endpoint, answer: ProbeAnswer) -> None:
+    def _on_probe_answer(self, path: LinkPath, endpoint: Endpoint, answer: ProbeAnswer, received_at: float) -> None:
         if path.health is None:
             return
-        now = time.monotonic()
-        path.health.on_answer(now, answer.sequence)
+        path.health.on_answer(received_at, answer.sequence)
         path.answering = endpoint
         path.captive = False
         known, path.public = path.public, answer.observed
-        if known not in (None, answer.observed) and now - path.public_at < _MAPPING_LASTS_S:
+        if known not in (None, answer.observed) and received_at - path.public_at < _MAPPING_LASTS_S:
             self._check_legs(path)  # the NAT has not just timed out: it has forgotten, perhaps its connections as well
-        path.public_at = now
+        path.public_at = received_at
         self._after_news(path)
 
     def _listen_to_legs(self, path: LinkPath, health: PathHealth, now: float) -> None:

@@ -48,9 +48,7 @@ def source_of_address(address: Address) -> Source:
 class Admission:
     """Keeps the half-open connections of all listeners."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, timeout_s: float, total: int, per_source: int
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, timeout_s: float, total: int, per_source: int) -> None:
         self._total = total
         self._per_source = per_source
         self._waiting: Deadlines[HalfOpen] = Deadlines(loop, timeout_s, self._expired)

@@ -178,9 +178,7 @@ class ControlConnection:
             case Park(legs=legs) if self._association is not None:
                 user = self._association.user
                 parked = [
-                    (leg.session, leg.generation)
-                    for leg in legs
-                    if self._host.park(user, leg.session, leg.generation)
+                    (leg.session, leg.generation) for leg in legs if self._host.park(user, leg.session, leg.generation)
                 ]
                 self.say(Parked(tuple(parked)))
             case Goodbye():

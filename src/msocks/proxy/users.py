@@ -119,9 +119,7 @@ class UserDirectory:
         if not self._failures.blocked(source, self._loop.time()):
             version = self._version
             expected = self._store.password_hash(name) if name else None
-            right = await self._loop.run_in_executor(
-                self._threads, (expected or self._nobody).matches, password
-            )
+            right = await self._loop.run_in_executor(self._threads, (expected or self._nobody).matches, password)
             if right and expected is not None:
                 if version == self._version:
                     if len(self._right_passwords) >= _REMEMBERED_PASSWORDS:

@@ -56,8 +56,8 @@ UNWANTED_INTERVAL_S = 0.5
 
 ANSWERS_TO_RETURN = 3
 RETURN_AFTER_S = 0.3
-RETURN_AFTER_MOST_S = 10.0
-FLAP_MEMORY_S = 120.0
+RETURN_AFTER_MOST_S = 3.0
+FLAP_MEMORY_S = 60.0
 
 UDP_GIVEN_UP_AFTER = 6
 UDP_RETRY_S = 30.0
@@ -182,7 +182,7 @@ class PathHealth:
         self._sent_at = now
 
     def on_answer(self, now: float, number: int) -> None:
-        """The answer to a probe has arrived, however late. Unknown numbers are ignored."""
+        """The answer to a probe has arrived, however late; `now` may be the past. Unknown numbers are ignored."""
         probe = self._probes.pop(number, None)
         if probe is None:
             return

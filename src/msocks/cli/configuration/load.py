@@ -67,7 +67,8 @@ def agent_settings(file: Path | None, overrides: Mapping[str, Any]) -> tuple[Age
         The settings, and the file that holds the access link.
 
     Raises:
-        InvalidConfiguration: With every problem that there is.
+        InvalidConfiguration: With every problem of the file and the overrides.
+        ConfigurationError: There is no file, and an override cannot be used.
     """
     checked = _load(Daemon.AGENT, file, overrides)
     assert checked.agent is not None
@@ -78,7 +79,8 @@ def proxy_config(file: Path | None, overrides: Mapping[str, Any]) -> ProxyConfig
     """Settings of the proxy: those of `file`, replaced by `overrides` (as in the file; None: not given).
 
     Raises:
-        InvalidConfiguration: With every problem that there is.
+        InvalidConfiguration: With every problem of the file and the overrides.
+        ConfigurationError: There is no file, and an override cannot be used.
     """
     checked = _load(Daemon.PROXY, file, overrides)
     assert checked.proxy is not None
@@ -142,11 +144,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _load(daemon: Daemon, file: Path | None, overrides: Mapping[str, Any]) -> Checked:
     raw = _read(file) if file is not None else {}
-    source = str(file) if file is not None else "the command line"
     if file is not None and daemon not in raw:
-        raise InvalidConfiguration(
-            source, [Problem("", f"there is no table [{daemon}]", f"give the settings of the {daemon} in it")]
-        )
+        missing = Problem("", f"there is no table [{daemon}]", f"give the settings of the {daemon} in it")
+        raise InvalidConfiguration(str(file), [missing])
     table = raw.setdefault(daemon, {})
     if isinstance(table, dict):
         given = {key: value for key, value in overrides.items() if value is not None}
@@ -154,8 +154,11 @@ def _load(daemon: Daemon, file: Path | None, overrides: Mapping[str, Any]) -> Ch
             table.pop("access_link", None)
         table.update(given)
     checked, problems = _check(raw, file)
+    if problems and file is None:
+        # Options were checked one by one; what is left lies in what they name.
+        raise ConfigurationError(problems[0].cause, remedy=problems[0].suggestion)
     if problems:
-        raise InvalidConfiguration(source, problems)
+        raise InvalidConfiguration(str(file), problems)
     return checked
 
 

@@ -1,0 +1,1 @@
+"""What MSOCKS costs and what a move costs, measured in the lab beside programs that do comparable work."""

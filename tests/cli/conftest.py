@@ -1,0 +1,42 @@
+"""Runs the program as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MSOCKS = [sys.executable, "-m", "msocks"]
+
+
+class CommandLine:
+    """Runs ``msocks`` in a directory of its own, without the environment's idea of where an agent is."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = {
+            name: value for name, value in os.environ.items() if name not in ("MSOCKS_CONTROL", "XDG_RUNTIME_DIR")
+        }
+        # Help is wrapped to the terminal; a broken line would hide a phrase from a test.
+        self.environment["COLUMNS"] = "100"
+
+    def __call__(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*MSOCKS, *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture
+def msocks(tmp_path: Path) -> CommandLine:
+    return CommandLine(tmp_path)
