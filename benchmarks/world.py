@@ -124,14 +124,14 @@ def start_pattern_server(lab: Lab, *, wrapper: Sequence[str] = ()) -> LabProcess
     return process
 
 
-def pattern_client(lab: Lab, *arguments: str, wrapper: Sequence[str] = ()) -> LabProcess:
-    """The lab's client on the mobile host, toward the pattern server; its result is the line that it prints."""
-    argv = [*wrapper, *python_argv("msocks_lab.pattern_client", lab.server.ipv4, str(PATTERN_PORT)), *arguments]
+def bulk_client(lab: Lab, *arguments: str, wrapper: Sequence[str] = ()) -> LabProcess:
+    """A client on the mobile host, toward the pattern server; its result is the line that it prints."""
+    argv = [*wrapper, *python_argv("benchmarks.bulk_client", lab.server.ipv4, str(PATTERN_PORT)), *arguments]
     return lab.mobile.popen(argv, stdout=subprocess.PIPE)
 
 
 def result_of(client: LabProcess, timeout_s: float) -> dict[str, Any]:
-    """What a pattern client has to say at its end; where it does not end in time, it is stopped and says so."""
+    """What a client has to say at its end; where it does not end in time, it is stopped and says so."""
     try:
         out, _ = client.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

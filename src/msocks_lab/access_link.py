@@ -54,11 +54,14 @@ class AccessLink:
     def wait_ready(self) -> None:
         """Return when the emulator carries packets. Raises SetupError."""
         if self._emulator is not None:
-            self._receive()
+            self._ask_emulator(None)
 
-    def _receive(self) -> dict[str, Any]:
+    def _ask_emulator(self, command: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Send a command, unless it is None because one is under way, and wait for the answer. Raises SetupError."""
         assert self._emulator is not None
         try:
+            if command is not None:
+                self._emulator.send(json.dumps(command).encode())
             answer = self._emulator.recv(65536)
         except OSError:
             answer = b""
@@ -66,11 +69,6 @@ class AccessLink:
             raise SetupError(f"The emulator of {self.name} does not answer", "See the lab's supervisor.log")
         decoded: dict[str, Any] = json.loads(answer)
         return decoded
-
-    def _ask_emulator(self, **command: Any) -> dict[str, Any]:
-        assert self._emulator is not None
-        self._emulator.send(json.dumps(command).encode())
-        return self._receive()
 
     def _shapes_as_dicts(self) -> dict[str, Any]:
         return {side: asdict(shape) for side, shape in self._shapes.items()}
@@ -90,7 +88,7 @@ class AccessLink:
         if reset != self._resetting:  # nftables takes milliseconds, so only where it is needed
             firewall.interfere(router, {}, reset)
             self._resetting = reset
-        self._ask_emulator(cut=drops)
+        self._ask_emulator({"cut": drops})
 
     def describe(self) -> dict[str, Any]:
         """The link's present state."""
@@ -142,9 +140,10 @@ class AccessLink:
     def restore(self) -> None:
         """Undo any cut; addresses and routes of the mobile are there again."""
         mode, self._cut_mode, self._cut_sides = self._cut_mode, None, {"up": False, "down": False}
+        # First the path, then the interface: who dials at the news of the interface must not lose the SYN.
+        self._interfere()
         if mode is not None and mode.takes_interface:
             self._give_interface_back(mode)
-        self._interfere()
 
     def detach(self) -> None:
         """Take the mobile's addresses and routes away."""
@@ -188,7 +187,7 @@ class AccessLink:
                 for side in Direction(direction).parts:
                     shapes[side] = replace(shapes[side], **values)
             self._shapes = shapes
-            self._ask_emulator(shapes=self._shapes_as_dicts())
+            self._ask_emulator({"shapes": self._shapes_as_dicts()})
         if mtu is not None:
             replace(self.plan.link, mtu=mtu)  # checks it
             self._mtu = mtu
@@ -198,5 +197,5 @@ class AccessLink:
     def counters(self) -> dict[str, Any]:
         """Of the mobile's interface, and of the emulator where there is one."""
         interface = self._network.nodes["mobile"].counters(self.name)
-        emulator = self._ask_emulator()["counters"] if self._emulator is not None else None
+        emulator = self._ask_emulator({})["counters"] if self._emulator is not None else None
         return {"interface": interface, "emulator": emulator}

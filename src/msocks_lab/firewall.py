@@ -21,6 +21,10 @@ table ip nat {
         ct state invalid drop
         iifname "air" ct state new drop
     }
+    chain input {
+        type filter hook input priority filter; policy accept;
+        iifname "air" ct state { invalid, new } drop
+    }
     chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
         oifname "air" iifname "mobile" masquerade fully-random

@@ -174,6 +174,11 @@ class Lab:
         """All uplinks, in order."""
         return [Link(self, link.name) for link in self.config.links]
 
+    def add_name(self, name: str, *addresses: str) -> None:
+        """Let all hosts find a name in their /etc/hosts."""
+        with (runtime_root() / self.name / "hosts").open("a") as file:
+            file.writelines(f"{address} {name}\n" for address in addresses)
+
     def events(self) -> list[Event]:
         """All changes of links so far."""
         return [Event(**event) for event in self.call("events")]

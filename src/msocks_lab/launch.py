@@ -127,7 +127,8 @@ def alive(name: str) -> bool:
         supervisor_pid(name)
     except SetupError:
         with contextlib.suppress(FileNotFoundError):
-            return time.time() - (runtime_root() / name).stat().st_mtime < _LONGEST_CLAIM
+            claimed = time.time() - (runtime_root() / name).stat().st_mtime < _LONGEST_CLAIM
+            return claimed and not _pid_file(name).exists()
         return False
     return True
 

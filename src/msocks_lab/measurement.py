@@ -21,7 +21,7 @@ from msocks_lab.wire import scratch_directory
 
 _PORT = 65_000
 _ROUND_TRIPS = 40
-_FAT_BYTES = 500_000_000
+_FAT_BYTES_PER_SECOND = 300_000_000
 _SLOW_START = 0.25  # part of a transfer that does not count for the rate
 _HEADERS = 52  # IPv4 20, TCP 20, time stamps 12
 _IPV6_HEADERS = 72
@@ -79,7 +79,7 @@ def measure(lab: Lab, link: str, seconds: float = 1.0) -> LinkMeasurement:
         rates = {}
         for direction in (Direction.DOWN, Direction.UP):
             rate = Shape(**present[direction.value]).bytes_per_second
-            amount = _FAT_BYTES if rate is None else int(rate * seconds) + 1
+            amount = int((rate or _FAT_BYTES_PER_SECOND) * seconds) + 1
             option = "--download" if direction is Direction.DOWN else "--upload"
             record = records / f"measure-{link}-{direction.value}.json"
             place = ["--record", str(record)] if direction is Direction.DOWN else ["--id", record.stem]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import struct
 import time
@@ -24,8 +25,11 @@ from msocks_lab.namespaces import HostNamespaces
 _TUNSETIFF = 0x400454CA
 _IFF_TUN_NO_PI = 0x0001 | 0x1000
 _TUN_QUEUE = 20_000  # packets: the emulator's own queue is the one that overflows
+_FIRST_NUMBER = 1000  # the kernel counts from 1
 _SCOPE_LINK = 253
 _WAIT_FOR_CARRIER = 2.0
+
+_numbers = itertools.count(_FIRST_NUMBER)
 
 
 class Node:
@@ -141,6 +145,9 @@ class Node:
         """Join this node's new interface `name` to the new interface `peer_name` of another node; both come up."""
         self.netlink.link(
             "add",
+            # Unlike any number at the other end: where the two ends of a veth have the same number, the kernel holds
+            # news of a lost carrier back for up to a second (linkwatch_urgent_event).
+            index=next(_numbers),
             ifname=name,
             kind="veth",
             mtu=mtu,

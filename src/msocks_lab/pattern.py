@@ -7,7 +7,6 @@ bytes drawn from the seed, which every chunk enters at another place.
 from __future__ import annotations
 
 import functools
-import os
 import random
 from typing import NoReturn
 
@@ -78,7 +77,7 @@ class PatternVerifier:
 
     def _explain(self, got: bytes, expected: bytes) -> NoReturn:
         """Say what is wrong, and where in the stream the bytes that came seem to belong."""
-        wrong = next(index for index, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b)
+        wrong = _first_difference(got, expected)
         offset, came = self.received + wrong, got[wrong:]
         near = max(0, offset - _SEARCHED)
         around = self._pattern.at(near, 2 * _SEARCHED)
@@ -86,7 +85,7 @@ class PatternVerifier:
         places = []
         found = around.find(came[:_SAMPLE]) if len(came) >= _SAMPLE else -1
         while found >= 0:
-            fitting = len(os.path.commonprefix([around[found:], came]))
+            fitting = _first_difference(around[found:], came)
             places.append((fitting, -abs(near + found - offset), near + found - offset))
             found = around.find(came[:_SAMPLE], found + 1)
         hint = ""
@@ -94,3 +93,9 @@ class PatternVerifier:
             distance = max(places)[2]
             hint = f": {abs(distance)} bytes {'are missing' if distance > 0 else 'came again'}"
         raise TransferError(f"Byte {offset} of pattern {self._pattern.seed} is wrong{hint}")
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    """The index of the first byte that differs, or the length of the shorter one."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))

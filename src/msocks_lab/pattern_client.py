@@ -25,7 +25,7 @@ from msocks_lab.errors import TransferError
 from msocks_lab.pattern import PatternVerifier
 from msocks_lab.pattern_server import BANNER_SEED
 from msocks_lab.socks import connect_through
-from msocks_lab.transfer import TransferRequest, run_client
+from msocks_lab.transfer import HalfClose, TransferRequest, run_client
 
 _PROGRESS_INTERVAL = 0.1
 
@@ -79,7 +79,8 @@ def transfer(connection: socket.socket, options: argparse.Namespace, meter: Arri
         seed=options.seed,
         id=options.id,
         rate=options.rate,
-        half_close=options.half_close,
+        half_close=HalfClose(options.half_close),
+        abort_after=options.abort_after,
         verify=not options.no_verify,
     )
     began = time.monotonic()
@@ -130,7 +131,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--upload", type=int, default=0, metavar="BYTES")
     parser.add_argument("--seed", type=int, default=1, help="of the pattern")
     parser.add_argument("--rate", type=int, default=0, metavar="BYTES", help="per second, at most, in each direction")
-    parser.add_argument("--half-close", action="store_true", help="let the server send its FIN after the download")
+    closers = list(map(str, HalfClose))
+    parser.add_argument(
+        "--half-close", choices=closers, default="neither", help="who sends a FIN right after its bytes"
+    )
+    parser.add_argument("--abort-after", type=int, default=0, metavar="BYTES", help="let the server reset it then")
     parser.add_argument("--banner", type=int, default=0, metavar="BYTES", help="that the server sends first")
     parser.add_argument("--no-verify", action="store_true", help="do not look at the bytes")
     parser.add_argument("--id", default="", help="names the server's record")

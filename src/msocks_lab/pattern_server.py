@@ -61,7 +61,7 @@ def serve_connection(connection: socket.socket, records: Path | None, banner: in
         outcome: dict[str, object] = {"receipt": None, "error": ""}
         try:
             outcome["receipt"] = asdict(run_server(connection, request, meter))
-        except OSError as error:
+        except (OSError, TransferError) as error:
             outcome["error"] = str(error)
         if records is not None and request.id:
             _record(records / f"{request.id}.json", request, meter, outcome)

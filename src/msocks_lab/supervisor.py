@@ -129,7 +129,7 @@ class Supervisor:
             answer = {"result": self._calls[request["call"]](**request["arguments"])}
         except LabError as error:
             answer = {"error": {"message": error.message, "remedy": error.remedy}}
-        except (KeyError, TypeError, ValueError, NetlinkError) as error:
+        except (KeyError, TypeError, ValueError, OSError, NetlinkError) as error:
             traceback.print_exc()
             answer = {"error": {"message": f"{type(error).__name__}: {error}", "remedy": "See supervisor.log"}}
         return json.dumps(answer).encode()

@@ -99,7 +99,7 @@ class Network:
         else:
             self.tuns[link.name] = (radio.tun("air", link.mtu), core.tun(link.name, link.mtu))
         believed = link.interface_mtu or link.mtu
-        mobile.veth(link.name, radio, "mobile", mtu=believed, peer_mtu=max(believed, link.mtu))
+        radio.veth("mobile", mobile, link.name, mtu=max(believed, link.mtu), peer_mtu=believed)
         if not link.ipv6:
             mobile.sysctl({f"ipv6/conf/{link.name}/disable_ipv6": "1"})
         if link.ipv4:

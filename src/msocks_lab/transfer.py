@@ -1,8 +1,8 @@
 """What a pattern client and a pattern server do with one connection, and how they agree on it.
 
 The client sends one line, a `TransferRequest` in JSON; then both work at the same time. The server sends `download`
-bytes of the pattern, the client `upload` bytes and a FIN. Then the server sends one line of JSON, its `Receipt` for
-the upload, and a FIN.
+bytes of the pattern, the client `upload` bytes. When the server has them it sends one line of JSON, its `Receipt`. Then
+both close.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Self
 
 from msocks_lab.arrival import ArrivalMeter
@@ -24,14 +25,23 @@ _LONGEST_LINE = 4096
 _PIECES_PER_SECOND = 50
 
 
+class HalfClose(StrEnum):
+    """Who sends a FIN while the other one may still be sending."""
+
+    NEITHER = "neither"
+    CLIENT = "client"
+    SERVER = "server"
+
+
 @dataclass(frozen=True, slots=True)
 class TransferRequest:
     """What a client asks for.
 
     `id` names the server's record of arrivals. `rate` limits what either side sends, in bytes per second, 0 for no
-    limit. `echo` lets the server send back whatever comes, instead of anything else. With `half_close` the server
-    sends its FIN right after the download, and no receipt. `abort_after` lets it reset the connection after so many
-    bytes of the download. Without `verify` nobody looks at the bytes, which is for measuring throughput.
+    limit. `echo` lets the server send back whatever comes, instead of anything else. By `half_close` the client sends
+    its FIN right after the upload, and the server waits for it; or the server right after the download, and sends no
+    receipt. `abort_after` lets the server reset the connection after so many bytes of the download. Without `verify`
+    nobody looks at the bytes, which is for measuring throughput.
     """
 
     download: int = 0
@@ -40,7 +50,7 @@ class TransferRequest:
     id: str = ""
     rate: int = 0
     echo: bool = False
-    half_close: bool = False
+    half_close: HalfClose = HalfClose.NEITHER
     abort_after: int = 0
     verify: bool = True
 
@@ -52,8 +62,9 @@ class TransferRequest:
     def decode(cls, line: bytes) -> Self:
         """The reverse. Raises TransferError."""
         try:
-            return cls(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            fields = json.loads(line)
+            return cls(**{**fields, "half_close": HalfClose(fields.get("half_close", "neither"))})
+        except (ValueError, TypeError, AttributeError) as error:
             raise TransferError(f"Not a transfer request: {line[:80]!r}") from error
 
 
@@ -97,17 +108,16 @@ def send_pattern(connection: socket.socket, seed: int, length: int, rate: int = 
 
 
 def receive_pattern(
-    connection: socket.socket, seed: int, length: int | None, meter: ArrivalMeter, verify: bool = True
+    connection: socket.socket, seed: int, length: int, meter: ArrivalMeter, verify: bool = True
 ) -> Receipt:
-    """Receive `length` bytes of a pattern, or for None all up to the FIN.
+    """Receive the first `length` bytes of a pattern.
 
     Wrong bytes end it with an `error`, as does a FIN before `length`. Raises OSError where the connection breaks.
     """
     verifier, digest = PatternVerifier(seed), hashlib.sha256()
     buffer = memoryview(bytearray(RECEIVE_SIZE))
-    while length is None or meter.total < length:
-        room = RECEIVE_SIZE if length is None else min(RECEIVE_SIZE, length - meter.total)
-        count = connection.recv_into(buffer, room)
+    while meter.total < length:
+        count = connection.recv_into(buffer, min(RECEIVE_SIZE, length - meter.total))
         if not count:
             break
         meter.add(count)
@@ -117,11 +127,10 @@ def receive_pattern(
                 verifier.feed(buffer[:count])
             except TransferError as error:
                 return Receipt(meter.total, digest.hexdigest(), str(error))
-    short = length is not None and meter.total < length
     return Receipt(
         meter.total,
         digest.hexdigest() if verify else "",
-        f"The stream ended after {meter.total} of {length} bytes" if short else "",
+        f"The stream ended after {meter.total} of {length} bytes" if meter.total < length else "",
     )
 
 
@@ -139,7 +148,8 @@ def run_client(connection: socket.socket, request: TransferRequest, meter: Arriv
         nonlocal sent_digest
         try:
             sent_digest = send_pattern(connection, request.seed, request.upload, request.rate, request.verify)
-            connection.shutdown(socket.SHUT_WR)
+            if request.half_close is HalfClose.CLIENT:
+                connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             failures.append(error)
 
@@ -148,24 +158,34 @@ def run_client(connection: socket.socket, request: TransferRequest, meter: Arriv
     down = receive_pattern(connection, request.seed, request.download, meter, request.verify)
     if down.error:
         raise TransferError(down.error)
-    if request.half_close:
-        if connection.recv(1):
-            raise TransferError("The server sent more than was asked for")
+    if request.half_close is HalfClose.SERVER:
+        _expect_end(connection)
         sender.join()
-        return down, Receipt(request.upload, sent_digest)
-    up = Receipt(**json.loads(read_line(connection)))
-    sender.join()
+        up = Receipt(request.upload, sent_digest)
+    else:
+        up = Receipt(**json.loads(read_line(connection)))
+        sender.join()
     if failures:
         raise failures[0]
     if up.error or up.bytes != request.upload or up.sha256 != sent_digest:
         raise TransferError(f"The server got {up.bytes} of {request.upload} bytes. {up.error}")
-    if connection.recv(1):
-        raise TransferError("The server sent more than was asked for")
+    if request.half_close is HalfClose.NEITHER:
+        connection.shutdown(socket.SHUT_WR)
+    if request.half_close is not HalfClose.SERVER:
+        _expect_end(connection)
     return down, up
 
 
+def _expect_end(connection: socket.socket) -> None:
+    if connection.recv(1):
+        raise TransferError("The other side sent more than was agreed")
+
+
 def run_server(connection: socket.socket, request: TransferRequest, meter: ArrivalMeter) -> Receipt:
-    """Do the server's part; what came up, which `meter` records. Raises OSError where the connection breaks."""
+    """Do the server's part; what came up, which `meter` records.
+
+    Raises OSError where the connection breaks, TransferError where more came than was agreed.
+    """
     failures: list[OSError] = []
 
     def download() -> None:
@@ -174,19 +194,23 @@ def run_server(connection: socket.socket, request: TransferRequest, meter: Arriv
             send_pattern(connection, request.seed, length, request.rate, verify=False)
             if request.abort_after:
                 abort(connection)
-            elif request.half_close:
+            elif request.half_close is HalfClose.SERVER:
                 connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             failures.append(error)
 
     sender = threading.Thread(target=download, daemon=True)
     sender.start()
-    receipt = receive_pattern(connection, request.seed, None, meter, request.verify)
+    receipt = receive_pattern(connection, request.seed, request.upload, meter, request.verify)
     sender.join()
     if failures:
         raise failures[0]
-    if not request.half_close:
+    if request.half_close is HalfClose.CLIENT:
+        _expect_end(connection)
+    if request.half_close is not HalfClose.SERVER:
         connection.sendall(json.dumps(asdict(receipt)).encode() + b"\n")
+    if request.half_close is not HalfClose.CLIENT:
+        _expect_end(connection)
     return receipt
 
 

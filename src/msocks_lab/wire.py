@@ -10,13 +10,13 @@ import json
 import os
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 from msocks_lab.errors import CommandError, SetupError
 
 LARGEST_MESSAGE = 200_000
-_SEND_BUFFER = 1 << 20
 
 
 def runtime_root() -> Path:
@@ -35,9 +35,10 @@ def scratch_directory() -> Path:
 
 
 class Channel:
-    """A caller's connection to a supervisor. Usable by one thread at a time."""
+    """A caller's connection to a supervisor. Threads may share it."""
 
     def __init__(self, path: Path, timeout: float = 30.0) -> None:
+        self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(timeout)
         try:
@@ -51,8 +52,9 @@ class Channel:
     def call(self, name: str, **arguments: Any) -> Any:
         """Ask and wait for the answer. Raises CommandError where the lab refuses, SetupError where it is gone."""
         try:
-            self._socket.send(json.dumps({"call": name, "arguments": arguments}).encode())
-            answer = self._socket.recv(LARGEST_MESSAGE)
+            with self._lock:
+                self._socket.send(json.dumps({"call": name, "arguments": arguments}).encode())
+                answer = self._socket.recv(LARGEST_MESSAGE)
         except OSError as error:
             raise SetupError(f"The lab does not answer `{name}`: {error}") from error
         if not answer:

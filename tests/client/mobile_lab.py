@@ -124,9 +124,11 @@ class LinksOfANode:
     async def until(self, condition: Callable[[], object], timeout_s: float = 5.0) -> float:
         """Wait until `condition` holds, looked at every few milliseconds; returns the loop's time."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.002)
+        deadline = loop.time() + timeout_s
+        while not condition():
+            if loop.time() > deadline:
+                raise TimeoutError
+            await asyncio.sleep(0.002)
         return loop.time()
 
     async def until_state(self, name: str, state: LinkState, timeout_s: float = 5.0) -> float:

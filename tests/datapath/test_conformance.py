@@ -63,17 +63,21 @@ class Bench:
     owner: Owner
     server: socket.socket
     mobiles: list[socket.socket] = field(default_factory=list)
+    down_from: int = 0  # D of the last leg
 
     async def attach(
-        self, generation: int, received: int = 0, upstream_from: int = 0, early: bytes = b""
+        self, generation: int, received: int = 0, upstream_from: int = 0, early: bytes = b"", handover: bool = False
     ) -> socket.socket:
         mobile, leg = await tcp_pair()
         self.mobiles.append(mobile)
         prepare_leg(mobile)
-        self.conduit.stop_leg()
-        await self.conduit.settle()
-        decided = resume(ClientPosition(received, upstream_from, None, None), self.conduit.state())
-        self.conduit.attach(Attachment(leg, generation, REPLY, decided.down_from, upstream_from, early))
+        if not handover:
+            self.conduit.stop_leg()
+            await self.conduit.settle()
+        position = ClientPosition(received, upstream_from, None, None, handover)
+        decided = resume(position, self.conduit.state())
+        self.conduit.attach(Attachment(leg, generation, REPLY, decided.down_from, upstream_from, early, handover))
+        self.down_from = decided.down_from
         assert await read(mobile, len(REPLY)) == REPLY
         return mobile
 
@@ -249,6 +253,39 @@ async def test_a_leg_can_be_restarted_after_a_refusal(bench: Bench) -> None:
     assert await read(mobile, 12) == b"before after"
 
 
+async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(bench: Bench) -> None:
+    old = await bench.attach(1)
+    await write(old, b"up, old;")
+    await write(bench.server, b"down, old;" * 1000)
+    await eventually(lambda: bench.conduit.state().down_sent == 10_000)
+    new = await bench.attach(2, upstream_from=15, handover=True)
+    assert bench.down_from == 10_000
+    await write(new, b"up, new")
+    await write(bench.server, b"down, new")
+    assert await read(new, 9) == b"down, new"
+    assert await read(bench.server, 8) == b"up, old;"
+    await write(old, b" to end")  # sent before the mobile said where its old leg ends, and late
+    assert await read(bench.server, 14) == b" to endup, new"
+    assert await read(old, 10_000) == b"down, old;" * 1000
+    assert await read(old, 1) == b""  # closed in order, not reset
+    assert bench.owner.legs_ended == []
+
+
+async def test_a_handover_that_breaks_off_loses_the_new_leg_and_no_byte(bench: Bench) -> None:
+    old = await bench.attach(1)
+    await write(old, b"0123")
+    assert await read(bench.server, 4) == b"0123"
+    new = await bench.attach(2, upstream_from=10, handover=True)
+    await write(new, b"abc")
+    old.close()  # with bytes 4 to 9 unsent
+    await eventually(lambda: bench.owner.legs_ended == [(2, LegEnd.RESET)])
+    again = await bench.attach(3, upstream_from=4)
+    await write(again, b"456789abc")
+    assert await read(bench.server, 9) == b"456789abc"
+    with pytest.raises(ConnectionResetError):
+        await read(new, 1)
+
+
 @pytest.mark.parametrize("offset", [-1, 1])
 async def test_offsets_outside_what_is_there_are_refused(bench: Bench, offset: int) -> None:
     await bench.attach(1)
@@ -261,7 +298,7 @@ async def test_offsets_outside_what_is_there_are_refused(bench: Bench, offset: i
 async def test_the_state_tells_what_is_on_the_way(bench: Bench) -> None:
     await bench.attach(1)
     assert bench.conduit.state() == StreamState(
-        up_taken=0, up_fin=None, down_acknowledged=0, down_available=0, down_fin=None
+        up_taken=0, up_fin=None, down_acknowledged=0, down_sent=0, down_available=0, down_fin=None
     )
 
 

@@ -66,11 +66,10 @@ def test_an_interface_goes_and_all_it_had_is_back_with_it(lab: Lab, link: str, m
 
 def test_events_come_from_the_mobile_kernel_only_where_they_should(lab: Lab):
     """The witness is `ip monitor` on the mobile."""
-    monitor = lab.mobile.popen(
-        ["stdbuf", "-oL", "ip", "-o", "monitor", "link", "address", "route"], stdout=subprocess.PIPE
-    )
+    argv = ["stdbuf", "-oL", "ip", "-o", "monitor", "link", "address", "route"]
+    monitor = lab.mobile.popen(argv, stdout=subprocess.PIPE)
     assert monitor.stdout is not None
-    time.sleep(0.1)
+    time.sleep(0.2)
     lab.link("wifi").cut(CutMode.SILENT)
     lab.link("wifi").restore()
     lab.link("lte").cut(CutMode.CARRIER)
@@ -172,6 +171,46 @@ def test_a_new_address_replaces_the_old_one(lab: Lab):
     assert default_routes(lab, "wifi") == {"-4", "-6"}
 
 
+# Dials the moment that the interface has carrier and a default route, and tells how long that took. (Without a route a
+# socket bound to an interface takes every address for a neighbour, and waits for the answer to its ARP request.)
+DIAL_AT_ONCE = """
+import pathlib, socket, sys, time
+carrier, routes = pathlib.Path("/sys/class/net/wifi/operstate"), pathlib.Path("/proc/net/route")
+print("waiting", flush=True)
+while carrier.read_text() != "up\\n" or "wifi\\t00000000" not in routes.read_text(): time.sleep(0.0002)
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wifi")
+began = time.monotonic()
+while True:
+    try: s.connect(("server4", %d)); break
+    except OSError: time.sleep(0.0002)
+print(time.monotonic() - began)
+"""
+
+
+@pytest.mark.parametrize("mode", [CutMode.CARRIER, CutMode.ADMIN])
+def test_who_dials_at_the_news_of_the_interface_loses_no_packet(lab: Lab, mode: CutMode):
+    """A lost SYN would cost a second."""
+    lab.link("wifi").cut(mode)
+    dialler = lab.mobile.popen(["python3", "-c", DIAL_AT_ONCE % PORT], stdout=subprocess.PIPE)
+    assert dialler.stdout is not None
+    dialler.stdout.readline()
+    lab.link("wifi").restore()
+    assert float(dialler.communicate(timeout=10)[0]) < 0.5
+
+
+def test_news_of_a_lost_carrier_is_not_held_back(lab: Lab):
+    """Linux may delay it by a second where another interface has changed just before."""
+    watcher = "import sys, time; from pathlib import Path; p = Path('/sys/class/net/lte/operstate')\n"
+    watcher += "print(flush=True)\nwhile p.read_text() == 'up\\n': time.sleep(0.0002)\nprint(time.monotonic())"
+    for _ in range(3):
+        process = lab.mobile.popen(["python3", "-c", watcher], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        cut = lab.link("lte").cut(CutMode.CARRIER)
+        assert float(process.communicate(timeout=5)[0]) < cut.began + 0.05
+        lab.link("lte").restore()
+
+
 def test_every_change_is_timed(lab: Lab):
     known = len(lab.events())
     before = time.monotonic()
@@ -189,7 +228,8 @@ def advances(printed: str) -> list[float]:
     waiting, edge, times = [], 1, []
     for line in printed.splitlines():
         found = re.match(r"([\d.]+) .* seq (\d+):(\d+)", line)
-        assert found, line
+        if not found:
+            continue  # no payload
         waiting.append((int(found[2]), int(found[3])))
         grown = edge
         for begin, end in sorted(waiting):
@@ -204,7 +244,7 @@ def advances(printed: str) -> list[float]:
 def test_a_stall_is_measured_as_a_capture_shows_it(lab: Lab, tmp_path: Path):
     """The meter in the receiver against the time stamps of a capture on the same interface."""
     record, pcap = tmp_path / "arrivals.json", tmp_path / "packets.pcap"
-    capture = lab.mobile.capture(pcap, f"tcp src port {PORT} and greater 200", "wifi", snap=96)
+    capture = lab.mobile.capture(pcap, f"tcp src port {PORT}", "wifi", snap=96)
     argv = python_argv("msocks_lab.pattern_client", "server4", str(PORT), "--device", "wifi")
     client = lab.mobile.popen([*argv, "--download", "3000000", "--rate", "2000000", "--record", str(record)])
     lab_connections(lab, 1)

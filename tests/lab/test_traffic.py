@@ -92,10 +92,29 @@ def test_a_banner_comes_first(lab: Lab):
     server.stop()
 
 
-def test_the_server_may_close_its_half_first(lab: Lab):
-    result = run_program(lab, "--download", "1000", "--upload", "2000000", "--rate", "4000000", "--half-close")
-    assert result["error"] == ""
-    assert result["seconds"] > 0.4, "the upload went on after the server's FIN"
+@pytest.mark.parametrize(
+    ("closer", "state", "sizes"),
+    [
+        ("server", "FIN_WAIT2", ["--download", "1000", "--upload", "2000000"]),
+        ("client", "CLOSE_WAIT", ["--download", "2000000", "--upload", "1000"]),
+        ("neither", "ESTABLISHED", ["--download", "2000000", "--upload", "1000"]),
+    ],
+)
+def test_either_side_may_close_its_half_first(lab: Lab, closer: str, state: str, sizes: list[str]):
+    argv = python_argv("msocks_lab.pattern_client", "server4", str(PORT), *sizes, "--rate", "4000000")
+    client = lab.mobile.popen([*argv, "--half-close", closer], stdout=subprocess.PIPE)
+    seen = set()
+    while client.poll() is None:
+        seen |= {entry["state"] for entry in lab.server.tcp_sockets() if entry["local_port"] == PORT}
+    assert client.returncode == 0, client.communicate()
+    assert state in seen
+    assert ("CLOSE_WAIT" in seen) == (closer == "client")
+
+
+def test_the_server_may_reset(lab: Lab):
+    result = run_program(lab, "--download", "2000000", "--abort-after", "500000")
+    assert "ConnectionResetError" in result["error"]
+    assert result["received"] <= 500_000
 
 
 def test_round_trips_are_timed(lab: Lab):
@@ -162,7 +181,7 @@ def test_an_upload_that_the_server_has_not_got_is_seen():
 def test_a_tail_too_many_is_seen():
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     answer = b'{"bytes": 0, "sha256": "' + empty.encode() + b'", "error": ""}\nx'
-    with Tampering(answer) as connection, pytest.raises(TransferError, match="more than was asked for"):
+    with Tampering(answer) as connection, pytest.raises(TransferError, match="more than was agreed"):
         run_client(connection, TransferRequest(), ArrivalMeter())
 
 

@@ -160,7 +160,7 @@ def test_sizes_are_those_of_the_protocol_page():
     assert {command.name: size for command, size in REQUEST_BYTES.items()} == {
         "CONNECT": 351,
         "BIND": 351,
-        "RECONNECT": 123,
+        "RECONNECT": 127,
         "QUERY": 91,
         "CLOSE": 107,
     }
@@ -257,6 +257,7 @@ def request_of(fields: dict[str, Any]) -> LegRequest:
                 upstream_from=fields["upstream_from"],
                 down_fin_at=fields.get("down_fin_at"),
                 up_fin_at=fields.get("up_fin_at"),
+                handover_from=fields.get("handover_from", 0),
             )
         case "QUERY":
             return leg.Query(**common)

@@ -82,6 +82,6 @@ def test_impossible_replies(change, complaint):
 def test_nothing_unverified_ends_a_session(status):
     reply = LegReply(status=status, socks_reply=1 if status is LegStatus.REFUSED else 0)
     assert not ReceivedReply(reply, verified=False).ends_session
-    may_go_on = {"OK", "REPLAYED", "EXPIRED", "STALE_GENERATION", "BUSY", "LIMIT", "CANNOT_SPLICE"}
+    may_go_on = {"OK", "REPLAYED", "EXPIRED", "STALE_GENERATION", "BUSY", "LIMIT", "CANNOT_SPLICE", "LEG_GONE"}
     may_go_on |= {"UNKNOWN_ASSOCIATION", "BAD_MAC", "MALFORMED"}
     assert ReceivedReply(reply, verified=True).ends_session is (status.name not in may_go_on)

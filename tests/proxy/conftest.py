@@ -65,6 +65,8 @@ def log() -> Iterator[list[Any]]:
 @pytest.fixture
 async def start_proxy(tmp_path: Path, log: list[Any]) -> AsyncIterator[StartProxy]:
     """Starts proxies; `settings` are those of ProxyConfig, with loopback destinations allowed unless they say."""
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> RunningProxy:
@@ -83,6 +85,7 @@ async def start_proxy(tmp_path: Path, log: list[Any]) -> AsyncIterator[StartProx
             return running
 
         yield start
+    assert not faults, "a callback raised what nobody caught"
 
 
 @pytest.fixture

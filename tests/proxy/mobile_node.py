@@ -194,10 +194,10 @@ class MobileNode:
     async def reconnect(
         self, session: SessionId, generation: int, received: int, upstream_from: int, early: bytes = b"", **changes: Any
     ) -> Leg:
-        fins = {name: changes.pop(name, None) for name in ("down_fin_at", "up_fin_at")}
+        own = {name: changes.pop(name) for name in ("down_fin_at", "up_fin_at", "handover_from") if name in changes}
         key_up = changes.pop("key_up", None)
         fields = self.fields(session, generation, **changes)
-        request = Reconnect(received=received, upstream_from=upstream_from, **fins, **fields)
+        request = Reconnect(received=received, upstream_from=upstream_from, **own, **fields)
         return await self.ask(request, early, key_up)
 
     async def query(self, session: SessionId) -> LegReply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -149,6 +150,26 @@ async def test_what_is_not_spoken_here_is_closed(live: Live, proxy: RunningProxy
         await read_exactly(sock, 1)
     sock.close()
     assert proxy.events("greeting_unknown")
+
+
+async def test_random_bytes_of_every_kind_are_survived(live: Live):
+    dice = random.Random(11)
+    beginnings = [
+        b"",
+        b"\x05",
+        b"\x05\x01\x00",
+        b"\x05\x01\x02\x01",
+        b"\x05\x01\x8d",
+        b"\x05\x01\x8d\x01\x81",
+        b"\x16\x03\x01",
+    ]
+    for _ in range(300):
+        sock = await dial(live.node.proxy)
+        await send(sock, dice.choice(beginnings) + dice.randbytes(dice.randrange(1, 600)))
+        if dice.random() < 0.5:
+            reset(sock)
+        else:
+            sock.close()
 
 
 async def test_garbage_in_tls_is_closed(live: Live, proxy: RunningProxy):

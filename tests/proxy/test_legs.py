@@ -127,6 +127,41 @@ async def send_everything(sock, data: bytes) -> None:
     await asyncio.get_running_loop().sock_sendall(sock, data)
 
 
+async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(proxy: RunningProxy, server: Server):
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    await send(leg.sock, b"old up, ")
+    await send(remote, b"old down, ")
+    await eventually(lambda: bytes_unread(leg.sock) == 10)
+    new = await node.reconnect(session, 2, received=0, upstream_from=8, early=b"new up", handover_from=1)
+    reply = await new.reply()
+    assert (reply.status, reply.down_from) == (LegStatus.OK, 10)
+    await send(remote, b"new down")
+    assert await read_exactly(leg.sock, 10) == b"old down, "
+    assert await read_exactly(new.sock, 8) == b"new down"
+    leg.sock.shutdown(1)
+    assert await read_exactly(remote, 14) == b"old up, new up"
+
+
+@pytest.mark.parametrize("handover_from", [1, 3], ids=["displaced", "never was"])
+async def test_a_handover_needs_the_live_leg_that_it_names(proxy: RunningProxy, server: Server, handover_from: int):
+    node = await proxy.node()
+    session, _ = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    second = await node.reconnect(session, 2, 0, 0)
+    assert (await second.reply()).status is LegStatus.OK
+    third = await node.reconnect(session, 3, 0, 0, handover_from=handover_from)
+    assert (await third.reply()).status is LegStatus.LEG_GONE
+    assert third.verified
+    await send(remote, b"on")
+    assert await read_exactly(second.sock, 2) == b"on"
+    reset(second.sock)
+    await eventually(lambda: bool(proxy.events("session_parked")))
+    parked = await node.reconnect(session, 4, 2, 0, handover_from=2)
+    assert (await parked.reply()).status is LegStatus.LEG_GONE
+
+
 async def test_many_moves_under_load_lose_no_byte(proxy: RunningProxy, server: Server):
     """Moves at random moments, with bytes in flight both ways and with any basepoint that a client may choose."""
     node = await proxy.node()

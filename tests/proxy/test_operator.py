@@ -132,6 +132,18 @@ async def test_the_sessions_of_a_user_are_limited(proxy: RunningProxy, server: S
     assert len(proxy.events("session_limit")) == 1
 
 
+async def test_a_plain_client_over_the_limit_is_told_of_a_failure(start_proxy: StartProxy, server: Server):
+    proxy = await start_proxy(open=True, limits=ProxyLimits(sessions=1))
+    request = b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + server.endpoint.port.to_bytes(2, "big")
+    first, second = await dial(proxy.endpoint), await dial(proxy.endpoint)
+    await send(first, request)
+    assert (await read_exactly(first, 12))[3] == 0x00
+    await send(second, request)
+    assert (await read_exactly(second, 12))[3] == 0x01
+    first.close()
+    second.close()
+
+
 async def test_limits_hold_for_all_users_together(start_proxy: StartProxy, server: Server):
     proxy = await start_proxy(limits=ProxyLimits(sessions=1))
     alice, bob = await proxy.node("alice"), await proxy.node("bob")

@@ -90,7 +90,7 @@ def test_it_goes_back_to_the_preferred_link_after_a_hold_down(live: MobileSessio
     assert live.links_changed(5, ("wifi", "lte"), RTT) == []
     assert live.deadline == 5 + HOLD_DOWN_S
     assert live.on_time(5.5) == []
-    assert live.on_time(5 + HOLD_DOWN_S) == [Attempt(3, "wifi", reconnect=True)]
+    assert live.on_time(5 + HOLD_DOWN_S) == [Attempt(3, "wifi", reconnect=True, handover_from=2)]
     assert live.state is SessionState.LIVE
     assert live.replied(7, 3, OK) == [Carried(3, "wifi", "lte", MoveCause.PREFERRED)]
 
@@ -102,18 +102,18 @@ def test_a_link_that_flaps_within_the_hold_down_is_not_returned_to(live: MobileS
     live.links_changed(5.9, ("lte",), RTT)
     assert live.links_changed(6, ("wifi", "lte"), RTT) == []
     assert live.on_time(6.5) == []
-    assert live.on_time(7) == [Attempt(3, "wifi", reconnect=True)]
+    assert live.on_time(7) == [Attempt(3, "wifi", reconnect=True, handover_from=2)]
 
 
 def test_a_requested_move_makes_before_it_breaks_and_sticks(live: MobileSession) -> None:
-    assert live.move(1, "lte") == [Attempt(2, "lte", reconnect=True)]
+    assert live.move(1, "lte") == [Attempt(2, "lte", reconnect=True, handover_from=1)]
     assert (live.state, live.link) == (SessionState.LIVE, "wifi")
     assert live.replied(1.1, 2, OK) == [Carried(2, "lte", "wifi", MoveCause.REQUESTED)]
     assert live.on_time(100) == []
     assert live.links_changed(101, ("wifi",), RTT) == [Parked(), Attempt(3, "wifi", reconnect=True)]
     live.replied(101, 3, OK)
     live.links_changed(102, ("wifi", "lte"), RTT)
-    assert live.on_time(102 + HOLD_DOWN_S) == [Attempt(4, "lte", reconnect=True)]
+    assert live.on_time(102 + HOLD_DOWN_S) == [Attempt(4, "lte", reconnect=True, handover_from=3)]
 
 
 def test_a_move_to_where_it_is_is_done_at_once(live: MobileSession) -> None:
@@ -232,3 +232,29 @@ def test_a_move_requested_without_a_leg_is_done_when_its_link_carries(live: Mobi
     live.leg_lost(1, 1)
     assert live.move(1, "wifi") == [Abandon(2), Attempt(3, "wifi", reconnect=True)]
     assert live.replied(1, 3, OK) == [Carried(3, "wifi", "wifi", MoveCause.REQUESTED)]
+
+
+def test_a_handover_whose_old_leg_is_lost_becomes_a_takeover(live: MobileSession) -> None:
+    live.move(1, "lte")
+    live.request_sent(1, 2)
+    assert live.leg_lost(1.01, 1) == [Parked(), Abandon(2), Attempt(3, "lte", reconnect=True)]
+
+
+def test_a_handover_that_the_proxy_cannot_make_becomes_a_takeover(live: MobileSession) -> None:
+    live.move(1, "lte")
+    live.request_sent(1, 2)
+    effects = live.replied(1.05, 2, verdict(LegStatus.LEG_GONE))
+    assert effects == [Abandon(2), Parked(), Attempt(3, "lte", reconnect=True)]
+    assert live.replied(1.1, 3, OK) == [Carried(3, "lte", "wifi", MoveCause.REQUESTED)]
+
+
+def test_a_request_without_answer_makes_the_old_leg_doubtful(live: MobileSession) -> None:
+    """The proxy may have accepted it: what the old leg's kernel acknowledges then proves nothing."""
+    live.move(1, "lte")
+    live.request_sent(1, 2)
+    assert live.deadline is not None
+    parked, abandon, failed = live.on_time(live.deadline)
+    assert (parked, abandon) == (Parked(), Abandon(2))
+    assert isinstance(failed, MoveFailed)
+    assert live.deadline is not None
+    assert live.on_time(live.deadline) == [Attempt(3, "wifi", reconnect=True)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msocks.session.resume import ClientPosition, OffsetError, Resumption, StreamState, resume
 
 CLIENT = ClientPosition(received=100, sends_from=40, up_fin=None, down_fin=None)
-PROXY = StreamState(up_taken=50, up_fin=None, down_acknowledged=120, down_available=200, down_fin=None)
+PROXY = StreamState(up_taken=50, up_fin=None, down_acknowledged=120, down_sent=190, down_available=200, down_fin=None)
 
 
 def test_d_is_what_the_mobile_or_an_earlier_legs_ack_says_whichever_is_more() -> None:
@@ -37,9 +37,16 @@ def test_offsets_that_cannot_be_true_are_refused(client: ClientPosition, proxy: 
         resume(client, proxy)
 
 
+def test_a_handover_begins_where_what_was_sent_on_the_old_leg_ends() -> None:
+    client = replace(CLIENT, sends_from=80, handover=True)
+    assert resume(client, PROXY) == Resumption(down_from=190, up_taken=50)
+    with pytest.raises(OffsetError):
+        resume(replace(client, sends_from=49), PROXY)
+
+
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
 def test_what_is_granted_can_be_served(received: int, sends_from: int, taken: int, acked: int, more: int) -> None:
-    state = StreamState(taken, None, acked, acked + more, None)
+    state = StreamState(taken, None, acked, acked + more, acked + more, None)
     try:
         granted = resume(ClientPosition(received, sends_from, None, None), state)
     except OffsetError:

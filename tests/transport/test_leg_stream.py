@@ -96,7 +96,9 @@ def connect(mobile: Program, proxy: Program, generation: int) -> tuple[socket.so
     proxy.stream.stop_sending()
     decided = resume(
         ClientPosition(received, basepoint, None, None),
-        StreamState(proxy.stream.received(), None, proxy.stream.acknowledged(), proxy.stream.sent, None),
+        StreamState(
+            proxy.stream.received(), None, proxy.stream.acknowledged(), proxy.stream.sent_now, proxy.stream.sent, None
+        ),
     )
     proxy.stream.receive_on(far, generation, basepoint)
     proxy.stream.send_on(far, generation, decided.down_from)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import quote
 
@@ -61,7 +61,7 @@ class AgentClient:
         answer = self._ask("POST", f"/v1/flows/{quote(flow, safe='')}/move", body, _MOVE_TIMEOUT_S)
         return self._member(answer, "moves")
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Generator[dict[str, Any], None, None]:
         """What happens to the flows, until the agent stops."""
         connection = _UnixConnection(self.path, _TIMEOUT_S)
         try:

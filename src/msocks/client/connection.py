@@ -102,6 +102,7 @@ class Connection:
         self._machine = MobileSession(str(destination))
         self._attempts: dict[int, LegAttempt] = {}
         self._limbo: dict[int, LegAttempt] = {}  # abandoned, perhaps accepted by the proxy
+        self._handover_link: str | None = None  # of the leg that hands over, or did last
         self._live: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._connected: asyncio.Future[Endpoint | None] = network.reactor.loop.create_future()
@@ -179,6 +180,8 @@ class Connection:
 
     def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float]) -> None:
         """The links that can be used, in order of preference."""
+        if self._handover_link not in links and self.stream.handing_over:
+            self.stream.break_handover()
         self._apply(self._machine.links_changed(self._now(), links, rtt_s))
 
     def leg_lost(self, generation: int, error: OSError) -> None:
@@ -251,9 +254,9 @@ class Connection:
             self._network.reactor, effect.generation, effect.link, self._on_reply, self._on_failure, self.stream.flush
         )
         self._attempts[effect.generation] = attempt
-        attempt.dialing = self._network.reactor.loop.create_task(self._dial(attempt, effect.reconnect))
+        attempt.dialing = self._network.reactor.loop.create_task(self._dial(attempt, effect))
 
-    async def _dial(self, attempt: LegAttempt, reconnect: bool) -> None:
+    async def _dial(self, attempt: LegAttempt, effect: mobile.Attempt) -> None:
         try:
             sock = await self._network.dial(attempt.link)
         except (OSError, MsocksError) as error:
@@ -264,24 +267,30 @@ class Connection:
         try:
             if authority is None:
                 raise LinkUnavailable(attempt.link, "the association with the proxy is being renewed")
-            begins_at = self.stream.freeze() if reconnect else 0
-            request = self._request(authority, attempt, begins_at, reconnect)
+            begins_at = self.stream.freeze() if effect.reconnect else 0
+            attempt.handover = self.stream.sends_on(effect.handover_from)
+            if attempt.handover:
+                begins_at = self.stream.sent_now
+                self._handover_link = self._machine.link
+            request = self._request(authority, attempt, begins_at, effect)
             attempt.say(sock, encode_request(request, authority.key_up), authority.key_up, authority.key_down)
         except (OSError, MsocksError) as error:
             sock.close()
             self._on_failure(attempt, error)
             return
-        if reconnect:
+        if effect.reconnect:
             # Upstream bytes follow the request at once: whatever the proxy has of them already, it skips.
-            self.stream.send_on(sock, attempt.generation, begins_at, overhead=attempt.request_bytes)
+            self.stream.send_on(
+                sock, attempt.generation, begins_at, overhead=attempt.request_bytes, handover=attempt.handover
+            )
             attempt.sends_from = begins_at
         self._machine.request_sent(self._now(), attempt.generation)
         self._arm()
         attempt.listen()
 
-    def _request(self, authority: Authority, attempt: LegAttempt, begins_at: int, reconnect: bool) -> LegRequest:
+    def _request(self, authority: Authority, attempt: LegAttempt, begins_at: int, effect: mobile.Attempt) -> LegRequest:
         number, expires_ms = authority.next_leg_number(), authority.expiry_ms()
-        if not reconnect:
+        if not effect.reconnect:
             return Connect(
                 association=authority.id,
                 leg_number=number,
@@ -301,6 +310,7 @@ class Connection:
             upstream_from=begins_at,
             down_fin_at=stream.position if stream.at_eof else None,
             up_fin_at=stream.written if stream.finishing else None,
+            handover_from=effect.handover_from if attempt.handover else 0,
         )
 
     def _on_reply(self, attempt: LegAttempt, received: ReceivedReply) -> None:
@@ -328,11 +338,11 @@ class Connection:
         stream = self.stream
         del self._attempts[attempt.generation]
         try:
-            if attempt.sends_from is not None and reply.up_acked < attempt.sends_from:
+            if attempt.sends_from is not None and reply.up_acked < attempt.sends_from and not attempt.handover:
                 raise StreamGapError(reply.up_acked, attempt.sends_from)
             for generation in sorted(self._limbo):
                 self._resolve(self._limbo.pop(generation))
-            stream.receive_on(attempt.sock, attempt.generation, reply.down_from, attempt.early)
+            self._receive_on(attempt, received)
         except StreamGapError as gap:
             stream.forget_leg(attempt.generation)
             attempt.close()
@@ -342,11 +352,15 @@ class Connection:
             stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes)
         return True
 
+    def _receive_on(self, attempt: LegAttempt, received: ReceivedReply) -> None:
+        down_from = received.reply.down_from
+        self.stream.receive_on(attempt.sock, attempt.generation, down_from, attempt.early, handover=attempt.handover)
+
     def _resolve(self, attempt: LegAttempt) -> None:
         """Read from an abandoned leg what the proxy counts as received, if it had accepted it."""
         late = attempt.late_reply()
         if late is not None and late.verified and late.reply.status is LegStatus.OK:
-            self.stream.receive_on(attempt.sock, attempt.generation, late.reply.down_from, attempt.early)
+            self._receive_on(attempt, late)
         else:
             self.stream.forget_leg(attempt.generation)
             attempt.close()

@@ -38,6 +38,7 @@ class LegAttempt:
         self.request_bytes = 0
         self.key_up = b""
         self.sends_from: int | None = None  # A, once the stream's bytes follow the request
+        self.handover = False
         self.dialing: asyncio.Task[None] | None = None
         self._reactor = reactor
         self._sock: socket.socket | None = None

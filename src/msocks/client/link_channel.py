@@ -160,7 +160,9 @@ class LinkChannel:
             self._close(goodbye=False)
             self.task.cancel()
             self.task = self._context.reactor.loop.create_task(self._keep())
-        elif before.state is LinkState.SILENT and link.state is LinkState.UP:
+        elif before.state is not link.state and LinkState.SILENT in (before.state, link.state):
+            # Silent: a connection that was given up is tried again with fresh SYNs, an old one backs off for long. Back:
+            # the old one may have died meanwhile, or the pause before the next attempt may have grown.
             self.verify()
 
     def status(self) -> ChannelStatus:

@@ -15,7 +15,6 @@ from msocks.transport.reactor import READABLE, Reactor
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.link import Family, Link
 
-
 _SO_TIMESTAMPNS = 35
 _TIMESTAMP = struct.Struct("@ll")  # struct timespec, CLOCK_REALTIME
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESTAMP.size)

@@ -110,6 +110,7 @@ class Attachment:
     down_from: int  # D
     up_from: int  # A: offset of the first upstream byte on this leg
     early: bytes = b""  # upstream bytes that came in behind the request
+    handover: bool = False  # the present leg was not stopped: it delivers what was sent on it, this one begins behind
 
 
 class Datapath(Protocol):

@@ -75,6 +75,8 @@ class LegStatus(IntEnum):
     """The server stopped acknowledging and TCP gave up."""
     ENDED_BYTES_LOST = 0x12
     """Bytes acknowledged to one side cannot be had any more from the other."""
+    LEG_GONE = 0x13
+    """The leg that is to hand over is not live. Take the session over instead."""
 
 
 UNVERIFIABLE_STATUSES = frozenset({LegStatus.UNKNOWN_ASSOCIATION, LegStatus.BAD_MAC, LegStatus.MALFORMED})
@@ -198,12 +200,15 @@ class Reconnect(LegRequest):
         upstream_from: A: the offset of the first upstream byte that follows on this leg.
         down_fin_at: Where the mobile has received the server's FIN: the final length of the downstream, equal to R.
         up_fin_at: Where the program has closed its direction: the final length of the upstream, not below A.
+        handover_from: Generation of the live leg, which delivers what was sent on it while this one begins behind that:
+            A is then the end of what the client has written to it. 0 for a takeover, which stops it.
     """
 
     received: int
     upstream_from: int
     down_fin_at: int | None = None
     up_fin_at: int | None = None
+    handover_from: int = 0
 
     def __post_init__(self) -> None:
         LegRequest.__post_init__(self)
@@ -212,6 +217,7 @@ class Reconnect(LegRequest):
         check_range(self.upstream_from, MAX_OFFSET, "A")
         check_fin(self.down_fin_at, "down_fin_at")
         check_fin(self.up_fin_at, "up_fin_at")
+        check_range(self.handover_from, MAX_GENERATION, "the generation that hands over")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

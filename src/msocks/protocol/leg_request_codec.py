@@ -35,7 +35,7 @@ from msocks.values.ids import FIRST_GENERATION, AssociationId, SessionId
 
 # version, command, flags, generation, association, leg number, expiry, session
 _HEADER = struct.Struct(">BBHI16sQQ16s")
-_RECONNECT = struct.Struct(">QQQQ")
+_RECONNECT = struct.Struct(">QQQQI")
 _CLOSE = struct.Struct(">B7xQ")
 
 _BODY_BYTES = {
@@ -73,7 +73,9 @@ def encode_request(request: LegRequest, key_up: bytes) -> bytes:
         case Reconnect():
             flags, down_fin_at, up_fin_at = pack_fins(request.down_fin_at, request.up_fin_at)
             command = LegCommand.RECONNECT
-            body = _RECONNECT.pack(request.received, request.upstream_from, down_fin_at, up_fin_at)
+            body = _RECONNECT.pack(
+                request.received, request.upstream_from, down_fin_at, up_fin_at, request.handover_from
+            )
         case Query():
             command, body = LegCommand.QUERY, b""
         case Close():
@@ -194,7 +196,7 @@ def _decode_request(signed: bytes) -> LegRequest:
                 destination=decode_fixed_host(body),
             )
         case LegCommand.RECONNECT:
-            received, upstream_from, down_fin_at, up_fin_at = _RECONNECT.unpack(body)
+            received, upstream_from, down_fin_at, up_fin_at, handover_from = _RECONNECT.unpack(body)
             return Reconnect(
                 association=association_id,
                 leg_number=number,
@@ -205,6 +207,7 @@ def _decode_request(signed: bytes) -> LegRequest:
                 upstream_from=decode_offset(upstream_from, "A"),
                 down_fin_at=unpack_fin(flags, DOWN_FIN, down_fin_at, "down_fin_at"),
                 up_fin_at=unpack_fin(flags, UP_FIN, up_fin_at, "up_fin_at"),
+                handover_from=handover_from,
             )
         case LegCommand.QUERY:
             return Query(

@@ -33,8 +33,8 @@ _TELLING = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUN
 
 def interleave(addresses: Sequence[Address]) -> list[Address]:
     """The addresses with the families taking turns, each family in its own order, the first one's first."""
-    if not addresses:
-        return []
+    if len(addresses) < 2:
+        return list(addresses)
     first = [each for each in addresses if each.version == addresses[0].version]
     second = [each for each in addresses if each.version != addresses[0].version]
     return [each for each in chain.from_iterable(zip_longest(first, second)) if each is not None]

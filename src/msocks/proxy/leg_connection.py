@@ -26,8 +26,9 @@ from msocks.protocol.replay import Freshness
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.associations import Association
 from msocks.proxy.incoming import Incoming
-from msocks.proxy.proxied_session import ProxiedSession, WaitingLeg
+from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.session_registry import SessionRegistry
+from msocks.proxy.waiting_leg import Grant, WaitingLeg
 from msocks.values.ids import AssociationId
 
 _log = structlog.get_logger("msocks.proxy.leg")
@@ -54,12 +55,19 @@ class LegConnection:
     """Implements `msocks.proxy.incoming.Speaker` and `msocks.proxy.proxied_session.WaitingLeg`."""
 
     __slots__ = (
-        "_decoder", "_host", "_incoming", "_session", "_signed", "association", "client", "gone",
+        "_decoder",
+        "_host",
+        "_incoming",
+        "_session",
+        "_signed",
+        "association",
+        "gone",
+        "sockaddr",
     )  # fmt: skip
 
     def __init__(self, host: LegHost, incoming: Incoming) -> None:
         self.gone = False
-        self.client = incoming.peer
+        self.sockaddr = incoming.sockaddr
         self.association: Association | None = None
         self._host = host
         self._incoming = incoming
@@ -77,7 +85,7 @@ class LegConnection:
         try:
             signed = self._decoder.receive(data)
         except ProtocolError as error:
-            _log.info("leg_malformed", client=str(self.client), reason=error.what)
+            _log.info("leg_malformed", client=str(self._incoming.peer), reason=error.what)
             self._say(LegReply(status=LegStatus.MALFORMED), bytes(MAC_BYTES), None)
             return
         if signed is not None:
@@ -96,11 +104,11 @@ class LegConnection:
         request = signed.request
         association = self._host.association(request.association)
         if association is None:
-            _log.info("leg_refused", client=str(self.client), reason="unknown association")
+            _log.info("leg_refused", client=str(self._incoming.peer), reason="unknown association")
             self._say(LegReply(status=LegStatus.UNKNOWN_ASSOCIATION), signed.mac, None)
             return
         if not signed.verify(association.key_up):
-            _log.warning("leg_refused", client=str(self.client), reason="wrong MAC", user=association.user)
+            _log.warning("leg_refused", client=str(self._incoming.peer), reason="wrong MAC", user=association.user)
             self._say(LegReply(status=LegStatus.BAD_MAC), signed.mac, None)
             return
         self.association = association
@@ -128,7 +136,7 @@ class LegConnection:
 
     def _refuse(self, status: LegStatus, reason: str) -> None:
         user = self.association.user if self.association is not None else ""
-        _log.warning("leg_refused", client=str(self.client), reason=reason, user=user)
+        _log.warning("leg_refused", client=str(self._incoming.peer), reason=reason, user=user)
         self.answer(LegReply(status=status))
 
     def _say(self, reply: LegReply, request_mac: bytes, key_down: bytes | None) -> None:
@@ -147,17 +155,11 @@ class LegConnection:
     def leg_number(self) -> int:
         return self._signed.request.leg_number if self._signed is not None else 0
 
-    def grant(self, reply: LegReply, up_from: int) -> Attachment:
+    def grant(self, grant: Grant) -> Attachment:
         assert self._signed is not None
         assert self.association is not None
-        return Attachment(
-            sock=self._incoming.give_away(),
-            generation=self.generation,
-            reply=encode_reply(self._timed(reply), self._signed.mac, self.association.key_down),
-            down_from=reply.down_from,
-            up_from=up_from,
-            early=self._decoder.take_trailing(),
-        )
+        reply = encode_reply(self._timed(grant.reply()), self._signed.mac, self.association.key_down)
+        return grant.attachment(self._incoming.give_away(), reply, self._decoder.take_trailing())
 
     def answer(self, reply: LegReply) -> None:
         assert self._signed is not None

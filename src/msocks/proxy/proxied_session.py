@@ -10,65 +10,21 @@ from typing import Protocol
 
 import structlog
 
-from msocks.datapath.interface import Attachment, Conduit, Counters, Datapath, LegEnd
+from msocks.datapath.interface import Conduit, Counters, Datapath, LegEnd
 from msocks.errors import EndReason
 from msocks.protocol.control import LegAccepted, SessionEnded
 from msocks.protocol.leg import LegReply, LegStatus
-from msocks.proxy.associations import Association
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
-from msocks.session.record import SessionRecord, SessionState, Tombstone
+from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
+from msocks.session.record import SessionRecord, SessionState
 from msocks.session.resume import ClientPosition, OffsetError, Resumption, StreamState, resume
 from msocks.values.endpoint import Endpoint
 
 _log = structlog.get_logger("msocks.proxy.session")
 
-_NOTHING_YET = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_available=0, down_fin=None)
-
-_VERDICTS = {
-    EndReason.SERVER_RESET: LegStatus.ENDED_RESET,
-    EndReason.CLOSED: LegStatus.ENDED_FIN,
-    EndReason.EXPIRED: LegStatus.ENDED_EXPIRED,
-    EndReason.REFUSED: LegStatus.REFUSED,
-    EndReason.BYTES_LOST: LegStatus.ENDED_BYTES_LOST,
-    EndReason.SERVER_TIMED_OUT: LegStatus.ENDED_TIMED_OUT,
-}
-
-
-def verdict(record: SessionRecord | Tombstone) -> LegReply:
-    """What a leg is told that asks for an ended session."""
-    status = _VERDICTS.get(record.end or EndReason.UNSPECIFIED, LegStatus.ENDED_CLOSED)
-    code = record.reply_code if status is LegStatus.REFUSED else 0
-    return LegReply(status=status, socks_reply=code, generation=record.generation)
-
-
-class WaitingLeg(Protocol):
-    """A leg whose request is being considered: an MSOCKS leg, or a plain SOCKS5 connection."""
-
-    @property
-    def generation(self) -> int:
-        """The generation that it asks for; 1 for a plain client."""
-
-    @property
-    def leg_number(self) -> int:
-        """Unique in its association."""
-
-    @property
-    def association(self) -> Association | None:
-        """Whose keys it was authenticated with; None for a plain client."""
-
-    @property
-    def client(self) -> Endpoint:
-        """Where it comes from."""
-
-    @property
-    def gone(self) -> bool:
-        """Whether the connection was lost meanwhile."""
-
-    def grant(self, reply: LegReply, up_from: int) -> Attachment:
-        """Give the connection away, with the reply that the conduit is to write."""
-
-    def answer(self, reply: LegReply) -> None:
-        """Say `reply` and close."""
+_NOTHING_YET = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_sent=0, down_available=0, down_fin=None)
+_BEGINNING = Resumption(down_from=0, up_taken=0)
+_FROM_THE_BEGINNING = ClientPosition(received=0, sends_from=0, up_fin=None, down_fin=None)
 
 
 class SessionHost(Protocol):
@@ -115,7 +71,15 @@ class ProxiedSession:
     """See the module. Implements `msocks.datapath.interface.ConduitOwner`."""
 
     __slots__ = (
-        "_association", "_bound", "_client", "_conduit", "_dial", "_host", "_settling", "_waiting", "record",
+        "_association",
+        "_bound",
+        "_conduit",
+        "_dial",
+        "_host",
+        "_settling",
+        "_sockaddr",
+        "_waiting",
+        "record",
     )  # fmt: skip
 
     def __init__(self, record: SessionRecord, host: SessionHost, leg: WaitingLeg) -> None:
@@ -128,7 +92,7 @@ class ProxiedSession:
         self.record = record
         self._host = host
         self._association = leg.association
-        self._client = leg.client
+        self._sockaddr = leg.sockaddr
         self._waiting: WaitingLeg | None = leg
         self._dial: Dial | None = None
         self._conduit: Conduit | None = None
@@ -136,13 +100,18 @@ class ProxiedSession:
         self._settling: asyncio.Lock | None = None
         record.claim(leg.generation)
 
+    @property
+    def client(self) -> Endpoint:
+        """Where the newest leg comes from."""
+        return Endpoint.from_sockaddr(self._sockaddr)
+
     def view(self) -> SessionView:
         """The state for the operator."""
         conduit = self._conduit
         if conduit is None:
-            return SessionView(self.record, self._client, "", "", Counters(0, 0))
+            return SessionView(self.record, self.client, "", "", Counters(0, 0))
         kind, reason = conduit.kind.name.lower(), conduit.reason.name.lower().replace("_", " ")
-        return SessionView(self.record, self._client, kind, reason, conduit.counters())
+        return SessionView(self.record, self.client, kind, reason, conduit.counters())
 
     # -- connecting -------------------------------------------------------------------------------------------------
 
@@ -160,7 +129,7 @@ class ProxiedSession:
         self._bound = Endpoint.from_sockaddr(result.getsockname())
         self._conduit = self._host.datapath.open(result, self, resumable=self.record.resumable)
         if leg is not None and not leg.gone:
-            self._attach(leg, self._conduit, _NOTHING_YET, Resumption(0, 0), up_from=0)
+            self._attach(leg, self._grant(leg.generation, self._conduit, _NOTHING_YET, _BEGINNING, _FROM_THE_BEGINNING))
         elif self.record.resumable:
             self.record.connected_without_leg(self._host.now())
             self._host.on_parked(self)
@@ -174,7 +143,7 @@ class ProxiedSession:
             user=record.user,
             session=record.session.short,
             destination=str(record.destination),
-            client=str(self._client),
+            client=str(self.client),
             reply=failure.reply_code.name.lower(),
             reason=failure.reason,
         )
@@ -200,41 +169,42 @@ class ProxiedSession:
             leg.answer(self._stale())
         else:
             earlier, self._waiting = self._waiting, leg
-            self._association, self._client = leg.association, leg.client
+            self._association, self._sockaddr = leg.association, leg.sockaddr
             if earlier is not None:
                 earlier.answer(self._stale())
 
     # -- legs -------------------------------------------------------------------------------------------------------
 
-    def reconnect(self, leg: WaitingLeg, position: ClientPosition) -> None:
-        """An authenticated RECONNECT."""
+    def reconnect(self, leg: WaitingLeg, position: ClientPosition, handover_from: int) -> None:
+        """An authenticated RECONNECT; `handover_from` as there."""
         if self._conduit is None:
             # There is nothing to carry on yet; CONNECT with a new generation joins what is under way.
             leg.answer(LegReply(status=LegStatus.BUSY, generation=self.record.newest_claim))
         else:
-            self._carry_on(leg, position)
+            self._carry_on(leg, position, handover_from)
 
-    def _carry_on(self, leg: WaitingLeg, position: ClientPosition | None) -> None:
+    def _carry_on(self, leg: WaitingLeg, position: ClientPosition | None, handover_from: int = 0) -> None:
         if not self.record.claim(leg.generation):
             leg.answer(self._stale())
             return
-        self._host.spawn(self._take_over_or_fail(leg, position))
+        self._host.spawn(self._take_over_or_fail(leg, position, handover_from))
 
-    async def _take_over_or_fail(self, leg: WaitingLeg, position: ClientPosition | None) -> None:
+    async def _take_over_or_fail(self, leg: WaitingLeg, position: ClientPosition | None, handover_from: int) -> None:
         try:
-            await self._take_over(leg, position)
+            await self._take_over(leg, position, handover_from)
         except Exception:
             _log.exception("reconnect_failed", user=self.record.user, session=self.record.session.short)
             self.end(EndReason.PROXY_FAILED)
             leg.answer(verdict(self.record))
 
-    async def _take_over(self, leg: WaitingLeg, position: ClientPosition | None) -> None:
+    async def _take_over(self, leg: WaitingLeg, position: ClientPosition | None, handover_from: int) -> None:
         if self._settling is None:
             self._settling = asyncio.Lock()
         record = self.record
         async with self._settling:
             conduit = self._conduit
-            if conduit is not None and record.holds_claim(leg.generation):
+            handover = handover_from != 0
+            if conduit is not None and record.holds_claim(leg.generation) and not handover:
                 conduit.stop_leg()
                 await conduit.settle()
             if record.state is SessionState.ENDED or conduit is None:
@@ -243,6 +213,10 @@ class ProxiedSession:
             if not record.holds_claim(leg.generation):
                 leg.answer(self._stale())
                 return
+            if handover and (record.state is not SessionState.LIVE or record.generation != handover_from):
+                record.withdraw(leg.generation)
+                leg.answer(LegReply(status=LegStatus.LEG_GONE, generation=record.generation))
+                return
             state = conduit.state()
             if position is None:
                 # A CONNECT whose reply was lost: everything from the beginning.
@@ -250,29 +224,26 @@ class ProxiedSession:
             try:
                 resumption = resume(position, state)
             except OffsetError as error:
-                self._not_taken_over(leg, conduit)
+                self._not_taken_over(leg, conduit, handover)
                 _log.warning("offsets_refused", user=record.user, session=record.session.short, reason=str(error))
                 leg.answer(LegReply(status=LegStatus.BAD_OFFSETS, generation=record.generation))
                 return
             if leg.gone:
-                self._not_taken_over(leg, conduit)
+                self._not_taken_over(leg, conduit, handover)
                 return
-            self._attach(leg, conduit, state, resumption, position.sends_from)
+            self._attach(leg, self._grant(leg.generation, conduit, state, resumption, position))
 
-    def _not_taken_over(self, leg: WaitingLeg, conduit: Conduit) -> None:
+    def _not_taken_over(self, leg: WaitingLeg, conduit: Conduit, handover: bool) -> None:
         self.record.withdraw(leg.generation)
-        if self.record.state is SessionState.LIVE:
+        if self.record.state is SessionState.LIVE and not handover:
             conduit.restart_leg()
 
-    def _attach(
-        self, leg: WaitingLeg, conduit: Conduit, state: StreamState, resumption: Resumption, up_from: int
-    ) -> None:
+    def _attach(self, leg: WaitingLeg, grant: Grant) -> None:
         record = self.record
-        reply = self._reply(LegStatus.OK, leg.generation, conduit, state, resumption.down_from)
-        attachment = leg.grant(reply, up_from)
+        attachment = leg.grant(grant)
         first = record.generation == 0
         record.attach(leg.generation)
-        self._association, self._client = leg.association, leg.client
+        self._association, self._sockaddr = leg.association, leg.sockaddr
         self._host.on_resumed(self)
         if self._association is not None:
             self._association.announce(LegAccepted(record.session, leg.generation, leg.leg_number))
@@ -282,9 +253,9 @@ class ProxiedSession:
                 session=record.session.short,
                 destination=str(record.destination),
                 generation=leg.generation,
-                client=str(leg.client),
+                client=str(self.client),
             )
-        conduit.attach(attachment)
+        grant.conduit.attach(attachment)
 
     def query(self, leg: WaitingLeg) -> None:
         """Tell the state; nothing changes."""
@@ -292,7 +263,9 @@ class ProxiedSession:
             leg.answer(LegReply(status=LegStatus.OK, generation=self.record.newest_claim))
             return
         state = self._conduit.state()
-        leg.answer(self._reply(LegStatus.OK, self.record.generation, self._conduit, state, state.down_acknowledged))
+        known = Resumption(down_from=state.down_acknowledged, up_taken=state.up_taken)
+        grant = self._grant(self.record.generation, self._conduit, state, known, _FROM_THE_BEGINNING)
+        leg.answer(grant.reply())
 
     def park(self, generation: int) -> bool:
         """The client says that its leg of `generation` is gone; whether the session waits for another now."""
@@ -309,20 +282,11 @@ class ProxiedSession:
     def _stale(self) -> LegReply:
         return LegReply(status=LegStatus.STALE_GENERATION, generation=self.record.newest_claim)
 
-    def _reply(
-        self, status: LegStatus, generation: int, conduit: Conduit, state: StreamState, down_from: int
-    ) -> LegReply:
-        return LegReply(
-            status=status,
-            generation=generation,
-            down_from=down_from,
-            up_acked=state.up_taken,
-            down_fin_at=state.down_fin,
-            up_fin_at=state.up_fin,
-            bound=self._bound,
-            datapath=conduit.kind,
-            datapath_reason=conduit.reason,
-        )
+    def _grant(
+        self, generation: int, conduit: Conduit, state: StreamState, begin: Resumption, position: ClientPosition
+    ) -> Grant:
+        assert self._bound is not None  # whoever has a conduit has it
+        return Grant(generation, conduit, state, self._bound, begin.down_from, position.sends_from, position.handover)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

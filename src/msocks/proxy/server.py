@@ -34,10 +34,11 @@ from msocks.proxy.incoming import Incoming, Reception, Speaker, new_lingering
 from msocks.proxy.leg_connection import LegConnection
 from msocks.proxy.listener import Listener, open_listeners
 from msocks.proxy.probe_responder import ProbeResponder
-from msocks.proxy.proxied_session import ProxiedSession, WaitingLeg
+from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.session_registry import SessionRegistry
 from msocks.proxy.socks_connection import ANYBODY, SocksConnection
 from msocks.proxy.users import UserDirectory
+from msocks.proxy.waiting_leg import WaitingLeg
 from msocks.store.identity import ProxyIdentity
 from msocks.store.state_directory import StateDirectory, StoreError
 from msocks.store.users import UserStore

@@ -15,7 +15,8 @@ from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.dialler import Dialler
-from msocks.proxy.proxied_session import ProxiedSession, SessionView, WaitingLeg, verdict
+from msocks.proxy.proxied_session import ProxiedSession, SessionView
+from msocks.proxy.waiting_leg import WaitingLeg, verdict
 from msocks.session.record import SessionRecord, SessionState, Tombstones
 from msocks.session.resume import ClientPosition
 from msocks.transport.reactor import Reactor
@@ -91,8 +92,9 @@ class SessionRegistry:
                 sends_from=request.upstream_from,
                 up_fin=request.up_fin_at,
                 down_fin=request.down_fin_at,
+                handover=request.handover_from != 0,
             )
-            session.reconnect(leg, position)
+            session.reconnect(leg, position, request.handover_from)
 
     def query(self, leg: WaitingLeg, user: str, request: Query) -> None:
         """A QUERY."""
@@ -142,7 +144,13 @@ class SessionRegistry:
         count = self._count_of_user.get(user, 0)
         if count >= max_sessions or len(self._sessions) >= self._limits.sessions:
             whose = "user" if count >= max_sessions else "proxy"
-            _log.warning("session_limit", user=user, whose=whose, client=str(leg.client), destination=str(destination))
+            _log.warning(
+                "session_limit",
+                user=user,
+                whose=whose,
+                client=str(Endpoint.from_sockaddr(leg.sockaddr)),
+                destination=str(destination),
+            )
             leg.answer(LegReply(status=LegStatus.LIMIT))
             return None
         record = SessionRecord(session, user, destination, self.now(), resumable)

@@ -9,13 +9,14 @@ import structlog
 
 from msocks.datapath.interface import Attachment
 from msocks.errors import ProtocolError
-from msocks.protocol.leg import LegReply, LegStatus
+from msocks.protocol.leg import LegReply
 from msocks.protocol.socks5_server import CommandRequested, PasswordOffered, Socks5Server, Socks5ServerEvent
-from msocks.protocol.socks5_wire import NO_ADDRESS, Command, ReplyCode
+from msocks.protocol.socks5_wire import Command, ReplyCode
 from msocks.proxy.admission import Source
 from msocks.proxy.associations import Association
 from msocks.proxy.incoming import Incoming
-from msocks.proxy.proxied_session import ProxiedSession, WaitingLeg
+from msocks.proxy.proxied_session import ProxiedSession
+from msocks.proxy.waiting_leg import Grant, WaitingLeg
 from msocks.store.state_directory import StoreError
 from msocks.values.endpoint import Endpoint
 
@@ -41,7 +42,7 @@ class SocksHost(Protocol):
 class SocksConnection:
     """Implements `msocks.proxy.incoming.Speaker` and `msocks.proxy.proxied_session.WaitingLeg`."""
 
-    __slots__ = ("_checking", "_host", "_incoming", "_machine", "_session", "_user", "client", "gone")
+    __slots__ = ("_checking", "_host", "_incoming", "_machine", "_session", "_user", "gone", "sockaddr")
 
     generation = 1
     leg_number = 0
@@ -49,7 +50,7 @@ class SocksConnection:
 
     def __init__(self, host: SocksHost, incoming: Incoming) -> None:
         self.gone = False
-        self.client = incoming.peer
+        self.sockaddr = incoming.sockaddr
         self._host = host
         self._incoming = incoming
         self._machine = host.socks_machine()
@@ -95,7 +96,7 @@ class SocksConnection:
                     _log.info(
                         "command_not_supported",
                         user=self._user,
-                        client=str(self.client),
+                        client=str(self._incoming.peer),
                         command=command.name.lower(),
                         destination=str(destination),
                     )
@@ -111,7 +112,11 @@ class SocksConnection:
             _log.error("users_unreadable", reason=str(error))
         self._checking = None
         if user is None:
-            _log.warning("password_refused", client=str(self.client), user=offered.username.decode(errors="replace"))
+            _log.warning(
+                "password_refused",
+                client=str(self._incoming.peer),
+                user=ascii(offered.username.decode(errors="replace")),
+            )
             self._machine.reject_password()
             self._incoming.answer_and_close(self._machine.data_to_send())
             return
@@ -126,7 +131,7 @@ class SocksConnection:
             self._incoming.resume()
 
     def _refuse(self, error: ProtocolError) -> None:
-        _log.info("socks_refused", client=str(self.client), reason=error.what)
+        _log.info("socks_refused", client=str(self._incoming.peer), reason=error.what)
         self._incoming.answer_and_close(self._machine.data_to_send())
 
     def _answer(self, code: ReplyCode) -> None:
@@ -135,22 +140,11 @@ class SocksConnection:
 
     # -- WaitingLeg -------------------------------------------------------------------------------------------------
 
-    def grant(self, reply: LegReply, up_from: int) -> Attachment:
+    def grant(self, grant: Grant) -> Attachment:
         machine = self._machine
-        machine.reply(ReplyCode.SUCCEEDED, reply.bound or NO_ADDRESS)
-        return Attachment(
-            sock=self._incoming.give_away(),
-            generation=self.generation,
-            reply=machine.data_to_send(),
-            down_from=reply.down_from,
-            up_from=up_from,
-            early=machine.take_trailing(),
-        )
+        machine.reply(ReplyCode.SUCCEEDED, grant.bound)
+        return grant.attachment(self._incoming.give_away(), machine.data_to_send(), machine.take_trailing())
 
     def answer(self, reply: LegReply) -> None:
-        # A limit is the operator's rule.
-        code = reply.socks_reply or (
-            ReplyCode.NOT_ALLOWED if reply.status is LegStatus.LIMIT else ReplyCode.GENERAL_FAILURE
-        )
         if not self.gone:
-            self._answer(ReplyCode(code))
+            self._answer(ReplyCode(reply.socks_reply or ReplyCode.GENERAL_FAILURE))

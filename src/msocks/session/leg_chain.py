@@ -3,11 +3,15 @@
 A leg that has been replaced may still hold bytes that its kernel ACKed and nobody has read. The sender has forgotten
 them, so no later leg repeats them; they are read first. Where a later leg repeats bytes that an earlier one supplied,
 the repetition is discarded.
+
+There are two ways to replace a leg. A *takeover* uses of the old leg what this side's kernel has by then. A *handover*
+lets the old leg, which still carries, deliver everything that was sent on it; the new leg begins behind that.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -43,10 +47,14 @@ class _Member:
     generation: int
     position: int  # stream offset of the next byte that this leg's socket will give
     limit: int | None = None  # stream offset at which its successor takes over
+    handing_over: bool = False  # not all bytes before the limit have come yet
 
 
 class LegChain:
-    """Positions of the legs of one stream in one direction; all offsets absolute, in bytes."""
+    """Positions of the legs of one stream in one direction; all offsets absolute, in bytes.
+
+    `unread` is a function from a generation to the bytes that this side's kernel holds unread in that leg.
+    """
 
     __slots__ = ("_members", "position")
 
@@ -59,31 +67,70 @@ class LegChain:
         """Generation of the last leg, None before the first."""
         return self._members[-1].generation if self._members else None
 
-    def received(self, unread: int) -> int:
-        """Bytes of the stream that this side's kernel has, `unread` of them unread in the last leg."""
-        if not self._members:
-            return self.position
-        last = self._members[-1]
-        promised = self._members[-2].limit if len(self._members) > 1 else None
-        return max(self.position, promised or 0, last.position + unread)
+    @property
+    def handing_over(self) -> bool:
+        """Whether the leg that the next byte comes from was replaced before it had delivered everything."""
+        return bool(self._members) and self._members[0].handing_over
 
-    def add(self, generation: int, begins_at: int, unread_of_last: int) -> None:
-        """A new leg whose first byte is at offset `begins_at`. Later bytes of the present last leg are not used.
+    def awaits_handover(self, unread: Callable[[int], int]) -> bool:
+        """Whether a leg has not yet delivered, to this side's kernel, what its successor counts on."""
+        return any(
+            member.limit is not None
+            and member.handing_over
+            and member.position + unread(member.generation) < member.limit
+            for member in self._members
+        )
 
-        Raises StreamGapError when the earlier legs cannot supply the bytes before `begins_at`, ValueError when
-        `generation` does not increase; nothing has changed then.
+    @property
+    def first(self) -> int | None:
+        """Generation of the leg that the next byte comes from."""
+        return self._members[0].generation if self._members else None
+
+    @property
+    def first_is_last(self) -> bool:
+        """Whether no leg waits behind the one that is being read: its end is the stream's."""
+        return len(self._members) == 1
+
+    def received(self, unread: Callable[[int], int]) -> int:
+        """Bytes of the stream, from the beginning without a gap, that this side's kernel has or the reader got."""
+        received = self.position
+        for member in self._members:
+            if member.position > received:
+                break
+            available = member.position + unread(member.generation)
+            received = max(received, available if member.limit is None else min(available, member.limit))
+        return received
+
+    def add(
+        self, generation: int, begins_at: int, unread: Callable[[int], int], *, handover: bool = False
+    ) -> list[int]:
+        """A new leg whose first byte is at offset `begins_at`; returns the generations that leave the chain for it.
+
+        Raises StreamGapError when the earlier legs cannot supply the bytes before `begins_at` (with `handover`: when
+        there is no leg that could), ValueError when `generation` does not increase; nothing has changed then.
         """
-        if self._members and generation <= self._members[-1].generation:
-            raise ValueError(f"generation {generation} does not follow {self._members[-1].generation}")
-        received = self.received(unread_of_last)
-        if begins_at > received:
+        members = self._members
+        if members and generation <= members[-1].generation:
+            raise ValueError(f"generation {generation} does not follow {members[-1].generation}")
+        received = self.received(unread)
+        if begins_at > received and not (handover and members):
             raise StreamGapError(received, begins_at)
-        if self._members:
-            self._members[-1].limit = received
-        self._members.append(_Member(generation, begins_at))
+        dropped: list[int] = []
+        if handover and members:
+            members[-1].limit = max(received, begins_at)
+            members[-1].handing_over = begins_at > received
+        else:
+            # Whatever earlier legs were still to hand over, the new one brings.
+            while members and members[-1].position >= received:
+                dropped.append(members.pop().generation)
+            if members:
+                members[-1].limit = received
+                members[-1].handing_over = False
+        members.append(_Member(generation, begins_at))
+        return dropped
 
     def exhausted(self) -> list[int]:
-        """Generations that have nothing more to give; they leave the chain and may be closed."""
+        """Generations that have nothing more to give; they leave the chain."""
         gone = []
         while len(self._members) > 1:
             first = self._members[0]
@@ -109,12 +156,21 @@ class LegChain:
         self.position = max(self.position, first.position)
 
     def gap(self) -> StreamGapError:
-        """The first leg ended before its limit: what to raise."""
+        """The first leg ended before its limit: what to raise, unless it was handing over."""
         first = self._members[0]
         assert first.limit is not None  # the last leg has no limit to miss
         return StreamGapError(first.position, first.limit)
 
-    @property
-    def first_is_last(self) -> bool:
-        """Whether no leg waits behind the one that is being read: its end is the stream's."""
-        return len(self._members) == 1
+    def has(self, generation: int) -> bool:
+        """Whether a leg is still to be read."""
+        return any(member.generation == generation for member in self._members)
+
+    def drop_successors(self) -> list[int]:
+        """The first leg does not hand over: forget those behind it, which leave a gap. Returns their generations."""
+        gone = [member.generation for member in self._members][1:]
+        while len(self._members) > 1:
+            self._members.pop()
+        if self._members:
+            self._members[0].limit = None
+            self._members[0].handing_over = False
+        return gone

@@ -68,6 +68,8 @@ class _Pending:
     link: str
     cause: MoveCause
     deadline: float
+    handover: bool = False
+    said: bool = False  # the request is on the way: whether the proxy has acted on it, only its reply tells
 
 
 class MobileSession:
@@ -184,6 +186,7 @@ class MobileSession:
     def request_sent(self, now: float, generation: int) -> None:
         """The attempt's connection stands and its request is on the way."""
         if self._pending is not None and self._pending.generation == generation:
+            self._pending.said = True
             patience = self._patience(self._pending.link) if self._was_live else CONNECT_REPLY_S
             self._pending.deadline = now + patience
 
@@ -199,8 +202,13 @@ class MobileSession:
             return self._end(SessionEnded(EndReason.LIMIT))
         if reply.status in _ENDINGS:
             return self.ended(_ENDINGS[reply.status])
-        # The others invite another attempt: with a new number and clock, or above the generation that is told.
+        # The others invite another attempt: with a new number and clock, above the generation that is told, or without
+        # a leg that is gone.
         self._generation = max(self._generation, reply.generation)
+        self._pending.said = False
+        if reply.status is LegStatus.LEG_GONE and self._leg is not None:
+            cause = self._pending.cause
+            return [*self._abandon(), *self._lose_leg(cause), *self._advance(now)]
         return self.attempt_failed(now, generation, LinkUnavailable(self._pending.link, reply.status.name.lower()))
 
     def attempt_failed(self, now: float, generation: int, error: MsocksError) -> list[Effect]:
@@ -288,8 +296,10 @@ class MobileSession:
     def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
         self._generation += 1
         self._last_link = link
-        self._pending = _Pending(self._generation, link, cause, now + self._patience(link))
-        return [Attempt(self._generation, link, reconnect=self._was_live)]
+        handover_from = self._leg.generation if self._leg is not None else 0
+        deadline = now + self._patience(link)
+        self._pending = _Pending(self._generation, link, cause, deadline, handover=handover_from != 0)
+        return [Attempt(self._generation, link, reconnect=self._was_live, handover_from=handover_from)]
 
     def _back_off(self, now: float) -> None:
         self._failures += 1
@@ -317,24 +327,28 @@ class MobileSession:
         return effects + self._advance(now)
 
     def _lose_leg(self, cause: MoveCause) -> list[Effect]:
+        """The live leg is gone, and with it what it was to hand over."""
         self._leg = None
         self._lost_by = cause
         self._better_since = None
         self._retry_at = None
-        return [Parked()]
+        return [Parked(), *(self._abandon() if self._pending is not None and self._pending.handover else [])]
 
     def _abandon(self) -> list[Effect]:
+        """Wait no longer. If the proxy may have acted on the request, the old leg is no longer to be relied on."""
         assert self._pending is not None
-        generation = self._pending.generation
-        self._pending = None
-        return [Abandon(generation)]
+        pending, self._pending = self._pending, None
+        effects: list[Effect] = [Abandon(pending.generation)]
+        if pending.said and self._leg is not None:
+            effects = self._lose_leg(MoveCause.LEG_LOST) + effects
+        return effects
 
     def _give_up_attempt(self, error: MsocksError) -> list[Effect]:
         """Abandon the attempt; a move() that it was for has failed, unless there is no leg to go on with."""
         assert self._pending is not None
-        link = self._pending.link
+        link, had_leg = self._pending.link, self._leg is not None
         effects = self._abandon()
-        if self._requested == link and (self._leg is not None or link not in self._links):
+        if self._requested == link and (had_leg or link not in self._links):
             self._requested = None
             if self._chosen == link:
                 self._chosen = None

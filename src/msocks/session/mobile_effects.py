@@ -29,16 +29,20 @@ class MoveCause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Open a leg of this generation over `link`: CONNECT as long as no leg was ever live, RECONNECT after."""
+    """Open a leg of this generation over `link`: CONNECT as long as no leg was ever live, RECONNECT after.
+
+    `handover_from` is the generation of the live leg where that is to hand over, else 0.
+    """
 
     generation: int
     link: str
     reconnect: bool
+    handover_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Wait no longer for this attempt. If the old leg still stands, it sends again."""
+    """Wait no longer for this attempt. If the session is still live, its leg sends again."""
 
     generation: int
 

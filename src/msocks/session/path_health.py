@@ -30,7 +30,7 @@ DEADLINE_UNPROVEN_S = 1.0
 DEADLINE_COLD_S = 0.5
 """At least, after a pause: a mobile radio needs up to about this to leave its idle state."""
 COLD_AFTER_S = 5.0
-MARGIN_S = 0.05
+MARGIN_S = 0.07
 """Beyond srtt + 4 rttvar: timers, schedulers, and a busy proxy."""
 MARGIN_MOST_S = 0.8
 MARGIN_HALVES_AFTER_S = 600.0
@@ -187,15 +187,17 @@ class PathHealth:
         if probe is None:
             return
         rtt_s = now - probe.sent_at
-        if not probe.is_cold or self.rtt.smoothed_s is None or rtt_s <= self._usual_patience_s(self.rtt.smoothed_s):
-            self.rtt.sample(rtt_s)  # else it measured how long a radio takes to wake up
+        if self._is_measurement(probe, rtt_s):
+            self.rtt.sample(rtt_s)
         self._loss -= self._loss / 32
         if probe.over_udp:
             self.udp_blocked = False
             self._udp_answered = True
             self._udp_lost.clear()
-        if self.state is PathState.SILENT and probe.was_overdue and probe.sent_at < self._silent_since:
-            self._raise_margin(now)
+            if self.state is PathState.SILENT and probe.was_overdue and probe.sent_at < self._silent_since:
+                self._raise_margin(now)
+        else:
+            self._heard_tcp_at = max(self._heard_tcp_at, now)
         self._on_sign_of_life(now)
 
     def on_heard(self, now: float) -> None:
@@ -257,6 +259,12 @@ class PathHealth:
         usual = smoothed_s + 4 * self.rtt.variation_s + self._margin_s
         return min(max(usual, DEADLINE_LEAST_S), DEADLINE_MOST_S)
 
+    def _is_measurement(self, probe: _Probe, rtt_s: float) -> bool:
+        """Not where something else was measured: how long a radio takes to wake up, or TCP to send a ping again."""
+        if self.rtt.smoothed_s is None or (probe.over_udp and not probe.is_cold):
+            return True
+        return rtt_s <= self._usual_patience_s(self.rtt.smoothed_s)
+
     def _overdue(self, now: float) -> list[_Probe]:
         """The probes that speak for silence: unanswered past their deadline, and nothing was received since."""
         return [
@@ -281,25 +289,27 @@ class PathHealth:
         return self._sent_at + interval
 
     def _interval_s(self, now: float, suspicious: bool) -> float:
+        """The pause after the last probe. It follows from how things were when that was sent, lest it runs away."""
         if self.state is PathState.UNPROVEN:
-            return min(max((now - self._began_at) / IDLE_SHARE, UNPROVEN_INTERVAL_S), UNPROVEN_INTERVAL_MOST_S)
+            lasts = self._sent_at - self._began_at
+            return min(max(lasts / IDLE_SHARE, UNPROVEN_INTERVAL_S), UNPROVEN_INTERVAL_MOST_S)
         if self.state is PathState.SILENT:
-            return self._silent_interval_s(now)
+            return self._silent_interval_s()
         smoothed = self.rtt.smoothed_s
         if suspicious:
             if smoothed is None or now - self.heard_at > COLD_AFTER_S:
                 return BURST_MOST_S
             return min(max(smoothed / 2, BURST_LEAST_S), BURST_MOST_S)
         busy = BUSY_LEAST_S if smoothed is None else min(max(smoothed, BUSY_LEAST_S), BUSY_MOST_S)
-        idle_for = now - self._traffic_at
+        idle_for = self._sent_at - self._traffic_at
         if self._tariff is Tariff.METERED and idle_for > IDLE_SHARE * IDLE_MOST_S:
             return IDLE_METERED_S if self._legs else math.inf
         return min(max(idle_for / IDLE_SHARE, busy), IDLE_MOST_S)
 
-    def _silent_interval_s(self, now: float) -> float:
+    def _silent_interval_s(self) -> float:
         if self._answers:
             return SILENT_INTERVAL_S
-        lasts = now - self._silent_since
+        lasts = self._sent_at - self._silent_since
         if self.wanted and self.alone:
             return min(max(lasts / 50, SILENT_INTERVAL_S), SILENT_INTERVAL_MOST_S)
         if self.wanted:
@@ -312,7 +322,8 @@ class PathHealth:
         if self.udp_blocked and now - self._udp_sent_at >= UDP_RETRY_S:
             means |= Means.UDP
         # A second opinion: UDP alone may be what is blocked. More than one, as long as it never worked here.
-        if suspicious and (self._control_asked_at < self.heard_at or not self._udp_answered):
+        doubtful = self.state is not PathState.SILENT and not self._udp_answered
+        if suspicious and (doubtful or self._control_asked_at < self.heard_at):
             means |= Means.CONTROL
         return means
 

@@ -13,6 +13,7 @@ class ClientPosition:
     sends_from: int  # A: offset of the first upstream byte on the new leg
     up_fin: int | None  # offset at which the program ended its direction
     down_fin: int | None  # offset of the server's FIN, where the mobile has received it
+    handover: bool = False  # the old leg carries on to its end; the new one begins behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class StreamState:
     up_taken: int  # U: the server has ACKed it (splice), or the proxy has taken it (relay)
     up_fin: int | None  # offset of the program's FIN, once the proxy has it
     down_acknowledged: int  # highest ACK that any mobile leg sent
+    down_sent: int  # what the present leg has taken: where a handover begins
     down_available: int  # nothing beyond can have been received by the mobile: a larger R is a lie
     down_fin: int | None  # offset of the server's FIN, once the proxy has it
 
@@ -41,16 +43,21 @@ class OffsetError(ValueError):
 def resume(client: ClientPosition, proxy: StreamState) -> Resumption:
     """Decide where both streams begin on a new leg.
 
+    In a handover the new leg begins, in both directions, where what was sent on the old one ends. In a takeover
     D is max(R, highest ACK of an earlier leg): an earlier leg's kernel may have ACKed bytes that the program has not
     read when it counted R; they lie in the old socket, which the mobile drains up to D.
 
-    Raises OffsetError where R is more than was ever sent, A is more than was ever taken (the bytes between are gone),
-    or the ends of the streams disagree.
+    Raises OffsetError where R is more than was ever sent, A is more than was ever taken (the bytes between are gone, or
+    in a handover still to come: A is not below what was taken then), or the ends of the streams disagree.
     """
     if client.received > proxy.down_available:
         raise OffsetError(f"R is {client.received}, but only {proxy.down_available} bytes were sent downstream")
-    if client.sends_from > proxy.up_taken:
+    if client.sends_from > proxy.up_taken and not client.handover:
         raise OffsetError(f"A is {client.sends_from}, but only {proxy.up_taken} upstream bytes have arrived")
+    if client.handover and client.sends_from < proxy.up_taken:
+        raise OffsetError(
+            f"the old leg hands over up to A = {client.sends_from}, but has brought {proxy.up_taken} bytes"
+        )
     if client.up_fin is not None and client.up_fin < client.sends_from:
         raise OffsetError(f"the upstream ends at {client.up_fin}, before A = {client.sends_from}")
     if client.up_fin is not None and client.up_fin < proxy.up_taken:
@@ -59,4 +66,6 @@ def resume(client: ClientPosition, proxy: StreamState) -> Resumption:
         raise OffsetError(f"the upstream ended at {proxy.up_fin}, and now the client says {client.up_fin}")
     if client.down_fin is not None and client.down_fin != proxy.down_fin:
         raise OffsetError(f"the client has a FIN at {client.down_fin}, the server ended at {proxy.down_fin}")
+    if client.handover:
+        return Resumption(down_from=proxy.down_sent, up_taken=proxy.up_taken)
     return Resumption(down_from=max(client.received, proxy.down_acknowledged), up_taken=proxy.up_taken)

@@ -12,6 +12,7 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -88,6 +89,7 @@ class Dialer:
         """
         self._reactor = reactor
         self._worked: dict[str, Endpoint] = {}
+        self._took_s: dict[str, float] = {}
         self.addresses = ProxyAddresses(reactor.loop, endpoints)
 
     def candidates(self, link: Link) -> list[Endpoint]:
@@ -115,7 +117,7 @@ class Dialer:
             link: The link as it is now.
             timeout_s: For the lookup, where one is needed, and the connection together.
             first: Sent in the moment the connection stands; at most 16 KiB.
-            rtt_ms: The link's round-trip time where it is known: sets the pace of the race.
+            rtt_ms: The link's round-trip time where it is known: sets the pace of the race (else the last dial does).
 
         Returns:
             A non-blocking socket with the options of a leg, not watched by the reactor any more.
@@ -125,13 +127,15 @@ class Dialer:
             TimeoutError: Nothing answered in time.
             OSError: The last address that was tried refused; a note tells of each of the others.
         """
+        rtt_s = self._took_s.get(link.name) if rtt_ms is None else rtt_ms / 1000
+        stagger_s = UNKNOWN_STAGGER_S if rtt_s is None else min(max(LEAST_STAGGER_S, 2 * rtt_s), MOST_STAGGER_S)
         try:
             async with asyncio.timeout(timeout_s):
                 if link.state is not LinkState.DOWN and not self.addresses.known:
                     await self._look_up(link)
-                race = _Race(self._reactor, link, self._order(link), _stagger_s(rtt_ms), first)
+                race = _Race(self._reactor, link, self._order(link), stagger_s, first)
                 try:
-                    sock, endpoint = await race.run()
+                    sock, endpoint, took_s = await race.run()
                 finally:
                     race.close()
         except TimeoutError:
@@ -139,6 +143,7 @@ class Dialer:
                 errno.ETIMEDOUT, f"the proxy did not answer over {link.name} in {timeout_s:g} s"
             ) from None
         self._worked[link.name] = endpoint
+        self._took_s[link.name] = took_s
         return sock
 
     def close(self) -> None:
@@ -176,11 +181,6 @@ def _families_in_turn(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
     return [endpoint for pair in zip_longest(same, other) for endpoint in pair if endpoint is not None]
 
 
-def _stagger_s(rtt_ms: float | None) -> float:
-    """How long an address may be silent before the next is tried too."""
-    return UNKNOWN_STAGGER_S if rtt_ms is None else min(max(LEAST_STAGGER_S, 2 * rtt_ms / 1000), MOST_STAGGER_S)
-
-
 class _Race:
     """Connections to several addresses, of which the first that stands wins. Close it whatever happens."""
 
@@ -191,13 +191,14 @@ class _Race:
         self._started: set[Endpoint] = set()
         self._stagger_s = stagger_s
         self._first = first
-        self._sockets: dict[socket.socket, Endpoint] = {}
+        self._sockets: dict[socket.socket, tuple[Endpoint, float]] = {}
         self._errors: list[tuple[Endpoint, OSError]] = []
-        self._winner: tuple[socket.socket, Endpoint] | None = None
+        self._winner: tuple[socket.socket, Endpoint, float] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] = reactor.loop.create_future()
 
-    async def run(self) -> tuple[socket.socket, Endpoint]:
+    async def run(self) -> tuple[socket.socket, Endpoint, float]:
+        """The winner, where it leads, and how many seconds its handshake took."""
         self._start_next()
         await self._over
         assert self._winner is not None
@@ -248,7 +249,7 @@ class _Race:
         except OSError:
             sock.close()
             raise
-        self._sockets[sock] = endpoint
+        self._sockets[sock] = (endpoint, time.monotonic())
         if number == 0:
             self._connected(sock)
             return True
@@ -273,14 +274,15 @@ class _Race:
             return
         self._reactor.unwatch(sock.fileno())
         self._cancel_timer()
-        self._winner = (sock, self._sockets.pop(sock))
+        endpoint, began_at = self._sockets.pop(sock)
+        self._winner = (sock, endpoint, time.monotonic() - began_at)
         if self._over.done():
             return  # cancelled in this turn: close() is about to come
         self._over.set_result(None)
 
     def _failed(self, sock: socket.socket, error: OSError) -> None:
         self._reactor.unwatch(sock.fileno())
-        self._errors.append((self._sockets.pop(sock), error))
+        self._errors.append((self._sockets.pop(sock)[0], error))
         sock.close()
         self._start_next()
 

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from msocks.session.retention import acknowledged_bytes
-from msocks.transport.kernel import bytes_unacknowledged, bytes_unread
+from msocks.transport.kernel import bytes_unacknowledged, bytes_unread, reset_on_close
 
 _DISCARD_BYTES = 256 * 1024
 
@@ -18,6 +18,7 @@ class Leg:
 
     Attributes:
         early: Inbound stream bytes that were read together with the handshake.
+        handed_over: A successor begins where this leg ends: its FIN ends the leg, not the stream.
         failed: The connection is dead; what its queue holds stays readable.
         begins_at: Offset of the first outbound byte on this leg.
         overhead: Bytes written before that one: the leg's request or reply.
@@ -29,6 +30,7 @@ class Leg:
     generation: int
     early: bytes = b""
     failed: bool = False
+    handed_over: bool = False
     begins_at: int = 0
     overhead: int = 0
     fin_sent: bool = False
@@ -45,6 +47,10 @@ class Leg:
             return data
         return self.sock.recv(at_most)
 
+    def receive_is_empty(self) -> bool:
+        """Whether nothing is left to read."""
+        return self.unread() == 0
+
     def acknowledged_until(self, sent: int) -> int:
         """Offset up to which the peer's kernel has ACKed, when the leg has taken everything before `sent`."""
         written = self.overhead + sent - self.begins_at
@@ -54,6 +60,13 @@ class Leg:
     def all_acknowledged(self) -> bool:
         """Whether the FIN was sent and ACKed, and so everything before it."""
         return not self.failed and self.fin_sent and bytes_unacknowledged(self.sock) == 0
+
+    def close(self) -> None:
+        """Close the connection: with RST, or after a handover by an orderly end, which ACKs what came last."""
+        with contextlib.suppress(OSError):
+            if self.handed_over and not self.failed:
+                reset_on_close(self.sock, False)
+            self.sock.close()
 
     def discard(self) -> None:
         """Read away what repeats the stream behind its end: a leg that is closed unread is reset."""

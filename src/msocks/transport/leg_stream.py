@@ -3,11 +3,15 @@
 Outbound, bytes are retained until the peer's kernel has ACKed them, so that a new leg can begin anywhere from there.
 Inbound, the legs are drained in generation order, so that what a dead leg had received is read before its successor.
 The stream outlives its legs; when the last one is lost it simply waits for the next.
+
+A leg can be replaced by a takeover (the old one carries nothing more; the new one begins where the old one's ACKs
+ended) or by a handover (both carry: what was sent on the old leg arrives on it, the new one begins behind that). A
+handover that does not come to its end, because the old leg dies or falls silent, loses the new leg as well: the stream
+then waits for a takeover, for which it has kept everything.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -23,6 +27,8 @@ from msocks.transport.sweep import Sweep
 UNSENT_LIMIT_BYTES = 256 * 1024
 # Asking the kernel what was ACKed costs a system call: not for every write.
 _RELEASE_STEP_BYTES = 256 * 1024
+# An old leg that delivers nothing for so long does not hand over.
+_HANDOVER_PATIENCE_S = 1.0
 
 
 class StreamOwner(Protocol):
@@ -52,6 +58,8 @@ class LegStream:
         self._retention = Retention()
         self._legs: dict[int, Leg] = {}
         self._sending: Leg | None = None
+        self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
+        self._progress = -1  # of the handover under way, to find one that does not come to its end
         self._frozen = False
         self._finishing = False
         self._release_at = _RELEASE_STEP_BYTES
@@ -80,6 +88,11 @@ class LegStream:
         return max(self._sent_highest, self._retention.sent)
 
     @property
+    def sent_now(self) -> int:
+        """Outbound bytes up to what the present leg's kernel has taken: where a handover begins."""
+        return self._retention.sent
+
+    @property
     def retained(self) -> int:
         """Outbound bytes held in memory."""
         return self._retention.retained
@@ -100,14 +113,18 @@ class LegStream:
         return self._eof
 
     @property
+    def handing_over(self) -> bool:
+        """Whether a replaced leg still has to deliver, in either direction."""
+        return bool(self._tails) or self._chain.awaits_handover(self._unread)
+
+    @property
     def live_socket(self) -> socket.socket | None:
         """The socket of the leg that sends now."""
         return self._sending.sock if self._sending is not None and not self._sending.failed else None
 
     def received(self) -> int:
         """Inbound bytes in this side's kernel or already read: R at the mobile node, U at the proxy."""
-        newest = self._chain.newest
-        return self._chain.received(self._legs[newest].unread() if newest is not None else 0)
+        return self._chain.received(self._unread)
 
     def acknowledged(self) -> int:
         """Outbound bytes that the peer's kernel has ACKed; everything before is (or may be) forgotten."""
@@ -128,23 +145,39 @@ class LegStream:
         self.flush()
 
     def send_on(
-        self, sock: socket.socket, generation: int, begins_at: int, overhead: int = 0, preface: bytes = b""
+        self,
+        sock: socket.socket,
+        generation: int,
+        begins_at: int,
+        *,
+        overhead: int = 0,
+        preface: bytes = b"",
+        handover: bool = False,
     ) -> None:
-        """Send on a new leg, from stream offset `begins_at`.
+        """Send on a new leg, from stream offset `begins_at`; nothing more is sent on the leg before.
 
         `overhead` bytes were already written to the socket (a request), `preface` is written before the stream (a
-        reply). Nothing more is sent on the leg before. Raises ValueError when `begins_at` is not retained.
+        reply). With `handover` the leg before delivers what it has taken, which ends at `begins_at` (see `sent_now`).
+        Raises ValueError when `begins_at` is not retained.
         """
         self.check_basepoint(begins_at)
+        old = self._sending
         self.stop_sending()
+        if not handover:
+            self._drop_tails()
+        elif old is not None:
+            old.handed_over = True
+            self._tails.append(old)
+            self._watch_handover()
         self._retention.rewind(begins_at)
         leg = self._legs.get(generation)
         if leg is None:
-            leg = Leg(sock, generation)
-            self._legs[generation] = leg
+            leg = self._legs[generation] = Leg(sock, generation)
         leg.begins_at = begins_at
         leg.overhead = overhead
         self._sending = leg
+        if old is not None:
+            self._close_if_done(old)
         if preface:
             # A fresh leg has an empty send buffer, which takes a reply whole; if not, the leg is dead already.
             try:
@@ -167,6 +200,9 @@ class LegStream:
         if leg is None or leg.failed:
             return False
         self.stop_sending()
+        if leg in self._tails:
+            self._tails.remove(leg)
+            leg.handed_over = False
         self._retention.rewind(leg.sent_until)
         self._sending = leg
         self.flush()
@@ -174,25 +210,32 @@ class LegStream:
 
     def stop_sending(self) -> None:
         """The leg that sends now sends nothing more."""
+        self._release()
         leg, self._sending = self._sending, None
         if leg is not None:
-            self._release_from(leg)
             leg.sent_until = self._retention.sent
             self._sent_highest = max(self._sent_highest, leg.sent_until)
 
-    def receive_on(self, sock: socket.socket, generation: int, begins_at: int, early: bytes = b"") -> None:
+    def receive_on(
+        self, sock: socket.socket, generation: int, begins_at: int, early: bytes = b"", *, handover: bool = False
+    ) -> None:
         """Read from a new leg, whose first byte is at stream offset `begins_at`; `early` was already read from it.
 
-        Raises StreamGapError when the earlier legs cannot supply the bytes before; the stream is useless then.
+        With `handover` the bytes before are still to come on the present leg. Without, raises StreamGapError when the
+        earlier legs cannot supply them; the stream is useless then.
         """
         newest = self._chain.newest
-        self._chain.add(generation, begins_at, self._legs[newest].unread() if newest is not None else 0)
+        for gone in self._chain.add(generation, begins_at, self._unread, handover=handover):
+            self._close_if_done(self._legs[gone])
         leg = self._legs.get(generation)
         if leg is None:
             leg = self._legs[generation] = Leg(sock, generation, early)
         else:
             leg.early = early
         self._frozen = False
+        if handover and newest is not None:
+            self._legs[newest].handed_over = True
+            self._watch_handover()
         self._drop_exhausted()
         self._reactor.watch(sock.fileno(), lambda events: self._on_events(leg, events))
         if leg.early:
@@ -205,18 +248,33 @@ class LegStream:
         """Whether the leg of `generation` is the one that sends."""
         return self._sending is not None and self._sending.generation == generation
 
+    def break_handover(self) -> None:
+        """The old leg does not deliver what the new one counts on: keep what came, and wait for a takeover."""
+        newest = self._chain.newest
+        self._drop_tails()
+        self.stop_sending()
+        if self._chain.handing_over and newest is not None:
+            # What the old leg still holds is read when the takeover says up to where it is needed.
+            for generation in self._chain.drop_successors():
+                self._close_if_done(self._legs[generation])
+        if newest is not None:
+            self._owner.on_leg_lost(newest, ConnectionResetError(errno.ECONNRESET, "the old leg did not hand over"))
+
     def forget_leg(self, generation: int) -> None:
         """Close a leg that was only sent on (an attempt that came to nothing)."""
         leg = self._legs.pop(generation, None)
         if leg is not None:
             if self._sending is leg:
                 self._sending = None
+            if leg in self._tails:
+                self._tails.remove(leg)
             self._close(leg)
 
     def close(self) -> None:
         """Close every leg (with RST, where data or a FIN is outstanding) and forget all bytes."""
         self._sweep.discard(self)
         self._sending = None
+        self._tails.clear()
         for leg in list(self._legs.values()):
             self._close(leg)
         self._legs.clear()
@@ -264,7 +322,7 @@ class LegStream:
                     self._drop_exhausted()
                 if not reading.discard:
                     return data
-            elif leg.failed or not self._chain.first_is_last:
+            elif leg.failed or leg.handed_over or not self._chain.first_is_last:
                 self._end_of_leg(leg, ConnectionResetError(errno.ECONNRESET, "the leg was reset"))
                 return None
             else:
@@ -314,7 +372,7 @@ class LegStream:
             self._told_acknowledged = True
             self._owner.on_acknowledged()
         return self._sending is not None and (
-            self._retention.retained > 0 or (self._finishing and not self._told_acknowledged)
+            bool(self._tails) or self._retention.retained > 0 or (self._finishing and not self._told_acknowledged)
         )
 
     def _fin_acknowledged(self) -> bool:
@@ -322,12 +380,18 @@ class LegStream:
         return leg is not None and not self._frozen and self._retention.retained == 0 and leg.all_acknowledged()
 
     def _release(self) -> None:
+        if self._frozen:
+            return
+        while self._tails:
+            tail = self._tails[0]
+            acknowledged = tail.acknowledged_until(tail.sent_until)
+            self._retention.release(acknowledged)
+            if acknowledged < tail.sent_until:
+                return
+            del self._tails[0]
+            self._close_if_done(tail)
         if self._sending is not None:
-            self._release_from(self._sending)
-
-    def _release_from(self, leg: Leg) -> None:
-        if not self._frozen:
-            self._retention.release(leg.acknowledged_until(self._retention.sent))
+            self._retention.release(self._sending.acknowledged_until(self._retention.sent))
 
     def _on_events(self, leg: Leg, events: int) -> None:
         if events & FAILED:
@@ -349,28 +413,59 @@ class LegStream:
             self._owner.on_readable()
 
     def _end_of_leg(self, leg: Leg, error: OSError) -> None:
-        if self._chain.first_is_last:
+        if self._chain.first_is_last or self._chain.handing_over:
             self._fail(leg, error)
         else:
             raise self._chain.gap()
 
     def _fail(self, leg: Leg, error: OSError) -> None:
-        if leg.failed:
+        hands_over = leg in self._tails or (self._chain.handing_over and self._chain.first == leg.generation)
+        if not leg.failed:
+            leg.failed = True
+            if leg is self._sending:
+                self.stop_sending()
+            if leg.generation == self._chain.newest:
+                self._owner.on_leg_lost(leg.generation, error)
+                return
+        if hands_over and leg.receive_is_empty():
+            self.break_handover()
+
+    def _watch_handover(self) -> None:
+        """Look, now and then, whether the replaced legs deliver; if nothing comes of it, it is broken."""
+        if self._progress < 0:
+            self._progress = 0
+            self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
+
+    def _check_handover(self) -> None:
+        self._release()
+        before, self._progress = self._progress, -1
+        if not self.handing_over or not self._legs:
             return
-        leg.failed = True
-        if leg is self._sending:
-            self.stop_sending()
-        if leg.generation == self._chain.newest:
-            self._owner.on_leg_lost(leg.generation, error)
+        now = self._retention.base + self.received()
+        if now == before:
+            self.break_handover()
+        else:
+            self._progress = now
+            self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
+
+    def _drop_tails(self) -> None:
+        tails, self._tails = self._tails, []
+        for leg in tails:
+            self._close_if_done(leg)
 
     def _drop_exhausted(self) -> None:
         for generation in self._chain.exhausted():
-            leg = self._legs.pop(generation)
-            if leg is self._sending:
-                self._sending = None
+            self._close_if_done(self._legs[generation])
+
+    def _close_if_done(self, leg: Leg) -> None:
+        """Close a leg that is neither read, nor sent on, nor waits for ACKs."""
+        if leg is not self._sending and leg not in self._tails and not self._chain.has(leg.generation):
+            self._legs.pop(leg.generation, None)
             self._close(leg)
+
+    def _unread(self, generation: int) -> int:
+        return self._legs[generation].unread()
 
     def _close(self, leg: Leg) -> None:
         self._reactor.unwatch(leg.sock.fileno())
-        with contextlib.suppress(OSError):
-            leg.sock.close()
+        leg.close()

@@ -73,7 +73,8 @@ def request_unsigned(fields: Case) -> bytes:
         case "CONNECT" | "BIND":
             body = fixed_host(fields["destination"])
         case "RECONNECT":
-            body = struct.pack(">QQQQ", fields["received"], fields["upstream_from"], down_fin, up_fin)
+            offsets = (fields["received"], fields["upstream_from"], down_fin, up_fin)
+            body = struct.pack(">QQQQI", *offsets, fields.get("handover_from", 0))
         case "CLOSE":
             body = struct.pack(">B7xQ", CLOSE_MODES[fields["mode"]], up_fin)
     command = COMMANDS[fields["command"]]
@@ -131,11 +132,13 @@ def leg_requests() -> list[Case]:
             upstream_from=2**63 - 1,
             down_fin_at=2**63 - 1,
             up_fin_at=2**63 - 1,
+            handover_from=2**32 - 1,
         ),
         request_case("QUERY", "QUERY", 3, 12),
         request_case("QUERY before any leg", "QUERY", 0, 13),
         request_case("CLOSE graceful", "CLOSE", 3, 14, mode="GRACEFUL", up_fin_at=700),
         request_case("CLOSE reset", "CLOSE", 3, 15, mode="RESET"),
+        request_case("RECONNECT by handover", "RECONNECT", 3, 16, received=9, upstream_from=5, handover_from=2),
     ]
 
 
@@ -231,6 +234,7 @@ STATUSES = {
     "ENDED_CLOSED": 0x10,
     "ENDED_TIMED_OUT": 0x11,
     "ENDED_BYTES_LOST": 0x12,
+    "LEG_GONE": 0x13,
 }
 UNMACED = {"UNKNOWN_ASSOCIATION", "BAD_MAC", "MALFORMED"}
 ENDING = {"BAD_OFFSETS", "REFUSED", "UNKNOWN_SESSION"} | {name for name in STATUSES if name.startswith("ENDED")}
@@ -371,7 +375,7 @@ def invalid_replies() -> list[Case]:
         ("another method", bytes.fromhex("0500"), "method"),
         ("HTTP", b"HTTP/1.1 200 OK\r\n", "method"),
         ("reply version 2", altered(unsigned, (2, b"\x02")), "version"),
-        ("status 0x13", altered(unsigned, (3, b"\x13")), "field"),
+        ("status 0x13", altered(unsigned, (3, b"\x14")), "field"),
         ("reply code with status OK", altered(unsigned, (4, b"\x01")), "field"),
         ("REFUSED without reply code", altered(unsigned, (3, b"\x0b")), "field"),
         ("undefined flag", altered(unsigned, (5, b"\x04")), "field"),

@@ -56,6 +56,7 @@ class RelayConduit:
             up_taken=stream.received(),
             up_fin=stream.position if stream.at_eof else None,
             down_acknowledged=stream.acknowledged(),
+            down_sent=stream.sent_now,
             down_available=stream.sent,
             down_fin=stream.written if self._pump.socket_ended else None,
         )
@@ -66,15 +67,15 @@ class RelayConduit:
     def attach(self, leg: Attachment) -> None:
         stream = self._pump.stream
         stream.check_basepoint(leg.down_from)
-        if leg.up_from > stream.received():
+        if leg.up_from > stream.received() and not leg.handover:
             raise ValueError(
                 f"the leg begins at upstream byte {leg.up_from}, but only {stream.received()} have arrived"
             )
         prepare_leg(leg.sock)
         # Receiving first: the old leg's last word is taken before sending on the new one can displace it.
-        stream.receive_on(leg.sock, leg.generation, leg.up_from, leg.early)
+        stream.receive_on(leg.sock, leg.generation, leg.up_from, leg.early, handover=leg.handover)
         self._generation = leg.generation
-        stream.send_on(leg.sock, leg.generation, leg.down_from, preface=leg.reply)
+        stream.send_on(leg.sock, leg.generation, leg.down_from, preface=leg.reply, handover=leg.handover)
         self._start()
 
     def hang_up(self, up_end: int) -> None:

@@ -1,0 +1,111 @@
+"""A client of the lab's pattern server that keeps its side open until it has everything, as most programs do.
+
+    python -m benchmarks.bulk_client HOST PORT [--socks HOST:PORT] [--download N] [--upload N] [--record FILE]
+
+The lab's own client ends its side at once when it has nothing to send; a half-closed connection is another case (MPTCP
+for example opens no subflow on one). Prints its result as one line of JSON, and ends with 0 if every byte was right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from msocks_lab.arrival import ArrivalMeter
+from msocks_lab.errors import TransferError
+from msocks_lab.socks import connect_through
+from msocks_lab.transfer import Receipt, TransferRequest, read_line, receive_pattern, send_pattern
+
+
+def _connect(options: argparse.Namespace) -> socket.socket:
+    host, port = options.host, options.port
+    if options.socks:
+        host, _, text = options.socks.rpartition(":")
+        port = int(text)
+    connection = socket.create_connection((host, port), options.timeout)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if options.socks:
+        connect_through(connection, options.host, options.port)
+    return connection
+
+
+def _transfer(connection: socket.socket, options: argparse.Namespace, meter: ArrivalMeter) -> dict[str, Any]:
+    """Both directions at once, to their ends. Raises TransferError, OSError."""
+    verify = not options.no_verify
+    request = TransferRequest(
+        download=options.download,
+        upload=options.upload,
+        seed=options.seed,
+        id=options.id,
+        rate=options.rate,
+        verify=verify,
+    )
+    began = time.monotonic()
+    connection.sendall(request.encode())
+    digest, failures = "", list[OSError]()
+
+    def upload() -> None:
+        nonlocal digest
+        try:
+            digest = send_pattern(connection, request.seed, request.upload, request.rate, verify)
+        except OSError as error:
+            failures.append(error)
+
+    sender = threading.Thread(target=upload, daemon=True)
+    sender.start()
+    down = receive_pattern(connection, request.seed, request.download, meter, verify)
+    if down.error:
+        raise TransferError(down.error)
+    sender.join()
+    if failures:
+        raise failures[0]
+    connection.shutdown(socket.SHUT_WR)
+    up = Receipt(**json.loads(read_line(connection)))
+    if up.error or up.bytes != request.upload or up.sha256 != digest:
+        raise TransferError(f"The server got {up.bytes} of {request.upload} bytes. {up.error}")
+    if connection.recv(1):
+        raise TransferError("The server sent more than was asked for")
+    return {"seconds": time.monotonic() - began, "download": asdict(down), "upload": asdict(up)}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bulk_client", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--socks", metavar="HOST:PORT", help="go through this SOCKS5 server")
+    parser.add_argument("--download", type=int, default=0, metavar="BYTES")
+    parser.add_argument("--upload", type=int, default=0, metavar="BYTES")
+    parser.add_argument("--seed", type=int, default=1, help="of the pattern")
+    parser.add_argument("--rate", type=int, default=0, metavar="BYTES", help="per second, at most, in each direction")
+    parser.add_argument("--no-verify", action="store_true", help="do not look at the bytes")
+    parser.add_argument("--id", default="", help="names the server's record")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="without any progress")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="when the bytes arrived")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """See the module."""
+    options = _arguments()
+    meter = ArrivalMeter()
+    result: dict[str, Any] = {"error": ""}
+    try:
+        with _connect(options) as connection:
+            result |= _transfer(connection, options, meter)
+    except (OSError, ValueError, TransferError) as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+    if options.record:
+        meter.save(options.record)
+    print(json.dumps(result | {"received": meter.total}), flush=True)
+    sys.exit(1 if result["error"] else 0)
+
+
+if __name__ == "__main__":
+    main()

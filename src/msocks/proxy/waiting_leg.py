@@ -1,0 +1,111 @@
+"""A leg whose request is being considered, and what it can be told: an MSOCKS leg, or a plain SOCKS5 connection."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from msocks.datapath.interface import Attachment, Conduit
+from msocks.errors import EndReason
+from msocks.protocol.leg import LegReply, LegStatus
+from msocks.proxy.associations import Association
+from msocks.session.record import SessionRecord, Tombstone
+from msocks.session.resume import StreamState
+from msocks.values.endpoint import Endpoint
+
+
+@dataclass(slots=True)
+class Grant:
+    """What a leg is told that carries the session from now on.
+
+    Attributes:
+        generation: Of the leg.
+        conduit: The session's.
+        state: Where its streams are.
+        bound: The proxy's address toward the server.
+        down_from: D.
+        up_from: A.
+        handover: Whether the leg before delivers what was sent on it, and this one begins behind that.
+    """
+
+    generation: int
+    conduit: Conduit
+    state: StreamState
+    bound: Endpoint
+    down_from: int
+    up_from: int
+    handover: bool
+
+    def attachment(self, sock: socket.socket, reply: bytes, early: bytes) -> Attachment:
+        """The leg as the conduit gets it."""
+        return Attachment(
+            sock=sock,
+            generation=self.generation,
+            reply=reply,
+            down_from=self.down_from,
+            up_from=self.up_from,
+            early=early,
+            handover=self.handover,
+        )
+
+    def reply(self) -> LegReply:
+        """The same for an MSOCKS leg."""
+        return LegReply(
+            status=LegStatus.OK,
+            generation=self.generation,
+            down_from=self.down_from,
+            up_acked=self.state.up_taken,
+            down_fin_at=self.state.down_fin,
+            up_fin_at=self.state.up_fin,
+            bound=self.bound,
+            datapath=self.conduit.kind,
+            datapath_reason=self.conduit.reason,
+        )
+
+
+class WaitingLeg(Protocol):
+    """See the module."""
+
+    @property
+    def generation(self) -> int:
+        """The generation that it asks for; 1 for a plain client."""
+
+    @property
+    def leg_number(self) -> int:
+        """Unique in its association."""
+
+    @property
+    def association(self) -> Association | None:
+        """Whose keys it was authenticated with; None for a plain client."""
+
+    @property
+    def sockaddr(self) -> tuple[Any, ...]:
+        """Where it comes from, as `socket` gives it."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection was lost meanwhile."""
+
+    def grant(self, grant: Grant) -> Attachment:
+        """Give the connection away, with the reply that the conduit is to write."""
+
+    def answer(self, reply: LegReply) -> None:
+        """Say `reply` and close."""
+
+
+_VERDICTS = {
+    EndReason.SERVER_RESET: LegStatus.ENDED_RESET,
+    EndReason.CLOSED: LegStatus.ENDED_FIN,
+    EndReason.EXPIRED: LegStatus.ENDED_EXPIRED,
+    EndReason.REFUSED: LegStatus.REFUSED,
+    EndReason.BYTES_LOST: LegStatus.ENDED_BYTES_LOST,
+    EndReason.SERVER_TIMED_OUT: LegStatus.ENDED_TIMED_OUT,
+}
+
+
+def verdict(record: SessionRecord | Tombstone) -> LegReply:
+    """What a leg is told that asks for an ended session."""
+    status = _VERDICTS.get(record.end or EndReason.UNSPECIFIED, LegStatus.ENDED_CLOSED)
+    code = record.reply_code if status is LegStatus.REFUSED else 0
+    return LegReply(status=status, socks_reply=code, generation=record.generation)
