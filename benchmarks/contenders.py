@@ -110,4 +110,20 @@ class MptcpTwo(Mptcp):
     title = "MPTCP, two subflows"
 
 
-CONTENDERS: tuple[type[Contender], ...] = (Msocks, MptcpBackup, MptcpTwo)
+class PlainTcp(Contender):
+    """One TCP connection and nothing else: it stays on the link where it began."""
+
+    name = "tcp"
+    title = "TCP"
+
+    def start(self, links: Sequence[str]) -> None:
+        world.start_pattern_server(self.lab)
+
+    def transfer(self, *arguments: str) -> LabProcess:
+        return world.bulk_client(self.lab, *arguments)
+
+    def check(self) -> str:
+        return ""
+
+
+MOBILE: tuple[type[Contender], ...] = (Msocks, MptcpBackup, MptcpTwo)

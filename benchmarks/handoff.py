@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, provenance, publish, world
-from benchmarks.contenders import CONTENDERS, Contender
-from benchmarks.handoff_cases import CASES, WATCHED_S, Case, Moment
-from benchmarks.handoff_page import page
-from benchmarks.summary import LOST, shown
+from benchmarks.contenders import MOBILE, Contender
+from benchmarks.handoff_cases import CASES, Case
+from benchmarks.handoff_page import page, shown_ms
+from benchmarks.stalls import stalls
 from benchmarks.world import BenchmarkError
 from msocks_lab import STANDARD_LAB, ArrivalMeter, Lab, LabError, measure, measurement_lock
 
-_UNDER_WAY_BYTES = 2_000_000
-_WARM_S = 0.8
 _JITTER_S = 0.3  # so that the cut meets every phase of the transfer
 _LONGEST_S = 60.0
-_LISTED_GAP_S = 0.03
 
 
 def main() -> int:
@@ -62,7 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=1, help="of the order and the instants of the events")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
-    parser.add_argument("--contender", action="append", choices=[item.name for item in CONTENDERS])
+    parser.add_argument("--contender", action="append", choices=[item.name for item in MOBILE])
     parser.add_argument("--output", type=Path, default=publish.PAGES, help="directory for the page and the raw rounds")
     options = parser.parse_args()
     options.output = options.output.resolve()
@@ -80,7 +77,7 @@ def _measurement(case: Case, kind: type[Contender], direction: str, jitter: floa
     """One transfer in a lab of its own. What goes wrong is part of the result."""
     quiet = machine.wait_until_quiet()
     with measurement_lock(), Lab(STANDARD_LAB) as lab:
-        entry: dict[str, Any] = {"machine": asdict(quiet), "error": "", "stalls": {}}
+        entry: dict[str, Any] = {"machine": asdict(quiet), "error": "", "stalls": []}
         try:
             case.prepare(lab)
             contender = kind(lab)
@@ -89,7 +86,7 @@ def _measurement(case: Case, kind: type[Contender], direction: str, jitter: floa
         except (BenchmarkError, LabError) as error:
             entry["error"] = str(error)
         if entry["error"]:
-            entry["stalls"] = dict.fromkeys(case.figures)
+            entry["stalls"] = [{"figure": figure, "longest_ms": None, "resumed_ms": None} for figure in case.figures]
             entry["sockets"] = {
                 host: lab.host(host).run(["ss", "-tnoi"]).stdout for host in ("mobile", "proxy", "server")
             }
@@ -101,54 +98,33 @@ def _transfer(lab: Lab, case: Case, contender: Contender, direction: str, jitter
     record = lab.directory / "transfer.json"
     place = ["--record", str(record)] if direction == "download" else ["--id", record.stem]
     client = contender.transfer(f"--{direction}", str(case.transfer_bytes), *place)
-    wifi = lab.link("wifi")
 
     def under_way() -> bool:
-        crossed = wifi.counters()
-        return max(crossed.bytes_up, crossed.bytes_down) > _UNDER_WAY_BYTES
+        crossed = [link.counters() for link in lab.links]
+        return sum(link.bytes_up + link.bytes_down for link in crossed) > case.under_way_bytes
 
-    world.wait_for(under_way, f"{_UNDER_WAY_BYTES} bytes over Wi-Fi")
-    time.sleep(_WARM_S + jitter)
-    crossed = {link.name: link.counters() for link in lab.links}
+    world.wait_for(under_way, f"{case.under_way_bytes} bytes to cross the links")
+    time.sleep(case.warm_s + jitter if case.warm_s else 0)
+    before = {link.name: link.counters() for link in lab.links}
     moments = case.play(lab, contender)
     result = world.result_of(client, _LONGEST_S)
-    after = {link.name: asdict(link.counters().since(crossed[link.name])) for link in lab.links}
     entry = {
+        "error": result["error"] or contender.check(),
         "seconds": result.get("seconds"),
-        "crossed_since": after,
+        "crossed_since": {link.name: asdict(link.counters().since(before[link.name])) for link in lab.links},
         "events": [asdict(event) for event in lab.events()],
         "moments": [asdict(moment) for moment in moments],
     }
-    problem = result["error"] or contender.check()
-    if not record.exists():
-        return entry | {"error": problem or "there is no record of arrivals"}
-    entry |= _stalls(ArrivalMeter.load(record), moments)
-    if problem:
-        entry["error"] = problem
+    if not entry["error"]:
+        entry["stalls"] = [asdict(stall) for stall in stalls(ArrivalMeter.load(record), moments)]
     return entry
 
 
-def _stalls(meter: ArrivalMeter, moments: list[Moment]) -> dict[str, Any]:
-    """The longest gap after each moment, in ms, and all noticeable ones."""
-    stalls, noticeable = {}, {}
-    ends = [*(moment.began for moment in moments[1:]), float("inf")]
-    for moment, end in zip(moments, ends, strict=True):
-        if meter.times[-1] < (moment.usable or moment.began) + WATCHED_S:
-            return {"error": f"the transfer ended less than {WATCHED_S} s after {moment.figure}", "gaps": {}}
-        gap = meter.longest_gap(since=moment.began, until=end)
-        began = moment.began if moment.usable is None else moment.usable
-        milliseconds = gap.seconds * 1000 if moment.usable is None else (gap.ended - moment.usable) * 1000
-        stalls[moment.figure] = round(milliseconds, 1)
-        noticeable[moment.figure] = [
-            {"at_ms": round((item.began - began) * 1000, 1), "ms": round(item.seconds * 1000, 1)}
-            for item in meter.gaps(since=moment.began, until=end)
-            if item.seconds >= _LISTED_GAP_S
-        ]
-    return {"stalls": stalls, "gaps": noticeable}
-
-
 def _tell(entry: dict[str, Any]) -> None:
-    figures = ", ".join(f"{name} {shown(LOST if ms is None else ms)}" for name, ms in entry["stalls"].items())
+    figures = ", ".join(
+        f"{stall['figure']} {shown_ms(stall['resumed_ms'])} (longest {shown_ms(stall['longest_ms'])})"
+        for stall in entry["stalls"]
+    )
     head = f"{entry['round']:2}  {entry['contender']:13} {entry['direction']:9} {figures} ms"
     print(head + (f"   {entry['error']}" if entry["error"] else ""), flush=True)
 

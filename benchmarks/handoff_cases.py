@@ -5,27 +5,12 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.contenders import CONTENDERS, Contender, Msocks
+from benchmarks.contenders import MOBILE, Contender, Msocks, PlainTcp
+from benchmarks.stalls import WATCHED_S, Moment
 from benchmarks.summary import Target
 from msocks_lab import CutMode, Event, Lab
-
-WATCHED_S = 2.5  # after each event, so that what a move stirs up later still counts
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """An event whose stall counts. Instants are seconds of CLOCK_MONOTONIC.
-
-    `usable` is when the link that carries on was there with carrier, address and route; of a stall only what
-    exceeds that counts. None where it was there all along.
-    """
-
-    figure: str
-    began: float
-    usable: float | None = None
 
 
 class Case(ABC):
@@ -33,9 +18,11 @@ class Case(ABC):
 
     name: str
     figures: ClassVar[Mapping[str, tuple[str, Target]]]  # by name: title, what MSOCKS has to keep
-    contenders: tuple[type[Contender], ...] = CONTENDERS
+    contenders: tuple[type[Contender], ...] = MOBILE
     transfer_bytes = 20_000_000  # enough for 2 s on both links together, and `WATCHED_S` and more on LTE
     links: tuple[str, ...] = ("wifi", "lte")  # that are there at the start
+    under_way_bytes = 2_000_000  # have crossed the links, and
+    warm_s = 0.8  # has passed since then, when `play` is called
 
     def prepare(self, lab: Lab) -> None:
         """Before anything is started."""
@@ -45,7 +32,7 @@ class Case(ABC):
 
     @abstractmethod
     def play(self, lab: Lab, contender: Contender) -> list[Moment]:
-        """Do it, while data flows over Wi-Fi. Raises BenchmarkError where the contender refuses."""
+        """Do it, while data flows. Raises BenchmarkError where the contender refuses."""
 
 
 class LinkDown(Case):
@@ -118,4 +105,18 @@ class ExplicitMove(Case):
         return moments
 
 
-CASES: tuple[type[Case], ...] = (LinkDown, Silent, NoLink1, NoLink5, ExplicitMove)
+class NoMove(Case):
+    """Nothing happens: what one connection over LTE alone does by itself, from its beginning on."""
+
+    name = "none"
+    links = ("lte",)
+    figures: ClassVar = {"none": ("nothing happens (LTE alone, from the start)", Target())}
+    contenders = (PlainTcp,)
+    under_way_bytes = 20_000
+    warm_s = 0.0
+
+    def play(self, lab: Lab, contender: Contender) -> list[Moment]:
+        return [Moment("none", time.monotonic())]
+
+
+CASES: tuple[type[Case], ...] = (LinkDown, Silent, NoLink1, NoLink5, ExplicitMove, NoMove)

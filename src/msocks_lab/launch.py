@@ -17,7 +17,7 @@ from typing import Any
 from msocks_lab.config import LabConfig
 from msocks_lab.errors import SetupError
 from msocks_lab.namespaces import children_in_pid_namespace
-from msocks_lab.process import environment, python_argv
+from msocks_lab.process import python_argv
 from msocks_lab.wire import runtime_root
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}\Z")
@@ -94,7 +94,6 @@ def _spawn(name: str, report: int, log: Path, tied: bool) -> subprocess.Popen[by
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=environment(None),
             pass_fds=[report, *([owner] if tied else [])],
             start_new_session=True,
         )

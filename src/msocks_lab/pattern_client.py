@@ -113,7 +113,7 @@ def echo(connection: socket.socket, options: argparse.Namespace, meter: ArrivalM
         sent[number] = time.monotonic()
         connection.send(number.to_bytes(8, "big") + bytes(size - 8))
         time.sleep(max(0.0, began + (number + 1) * options.interval - time.monotonic()))
-    receiver.join(1.0 if options.udp else options.timeout)
+    receiver.join(min(1.0, options.timeout) if options.udp else options.timeout)
     if not options.udp and len(round_trips) < options.echo:
         raise TransferError(f"Only {len(round_trips)} of {options.echo} came back")
     ordered = [round_trips.get(number) for number in range(options.echo)]

@@ -14,7 +14,6 @@ from typing import IO, Any
 from msocks_lab.errors import ProcessFailed, SetupError
 from msocks_lab.namespaces import children_in_pid_namespace
 
-_PACKAGE_PARENT = str(Path(__file__).parent.parent)
 _TAIL = 4000
 
 Output = int | IO[Any] | None
@@ -105,10 +104,8 @@ def _primary_group(user: str) -> int:
 
 
 def environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    """The caller's environment with additions; Python programs in it find this package where the caller did."""
-    merged = {**os.environ, **(extra or {})}
-    merged["PYTHONPATH"] = os.pathsep.join(filter(None, [_PACKAGE_PARENT, merged.get("PYTHONPATH")]))
-    return merged
+    """The caller's environment with additions."""
+    return {**os.environ, **(extra or {})}
 
 
 def python_argv(module: str, *arguments: str) -> list[str]:

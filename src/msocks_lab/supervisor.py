@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -31,9 +31,11 @@ from msocks_lab.errors import CommandError, LabError
 from msocks_lab.node import Node
 from msocks_lab.proc_net import SocketEntry, sockets, tcp_passive_opens
 from msocks_lab.topology import Network
-from msocks_lab.wire import LARGEST_MESSAGE, runtime_root, socket_path
+from msocks_lab.wire import runtime_root, socket_path
 
 _RESOLV_CONF = "# Nothing answers here: names that are not in /etc/hosts fail at once.\nnameserver 127.0.0.1\n"
+
+_PATIENCE = 10.0  # seconds for a caller in the middle of a line
 
 
 class Supervisor:
@@ -142,7 +144,7 @@ class Server:
         self._supervisor = supervisor
         self._running = True
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(str(path))
         path.chmod(0o600)
         self._listener.listen(64)
@@ -162,21 +164,18 @@ class Server:
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
-        connection.settimeout(10.0)
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._converse(connection))
+        connection.settimeout(_PATIENCE)
+        reader = connection.makefile("rb")
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._converse(connection, reader))
 
-    def _converse(self, connection: socket.socket) -> None:
-        try:
-            message = connection.recv(LARGEST_MESSAGE)
-            if message:
-                if json.loads(message)["call"] == "shutdown":
-                    self._stop()
-                    return
-                connection.send(self._supervisor.answer(message))
+    def _converse(self, connection: socket.socket, reader: BinaryIO) -> None:
+        # A caller sends nothing more before it has its answer, so a line never waits unseen in the reader.
+        with contextlib.suppress(OSError):
+            if message := reader.readline():
+                connection.sendall(self._supervisor.answer(message) + b"\n")
                 return
-        except OSError:
-            pass
         self._selector.unregister(connection)
+        reader.close()
         connection.close()
 
     def _reap(self) -> None:

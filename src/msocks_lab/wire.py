@@ -1,11 +1,10 @@
-"""How the lab's processes speak with the supervisor: one JSON object per packet of a SOCK_SEQPACKET Unix socket.
+"""How the lab's users speak with its supervisor: lines of JSON over a Unix socket, one answer for each call.
 
 Call: {"call": NAME, "arguments": {...}}. Answer: {"result": ...} or {"error": {"message": ..., "remedy": ...}}.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -15,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from msocks_lab.errors import CommandError, SetupError
-
-LARGEST_MESSAGE = 200_000
 
 
 def runtime_root() -> Path:
@@ -39,7 +36,7 @@ class Channel:
 
     def __init__(self, path: Path, timeout: float = 30.0) -> None:
         self._lock = threading.Lock()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)
         try:
             self._socket.connect(str(path))
@@ -48,13 +45,14 @@ class Channel:
             raise SetupError(
                 f"No lab answers at {path}: {error.strerror}", "See `msocks-lab list`; start one with `msocks-lab up`"
             ) from error
+        self._reader = self._socket.makefile("rb")
 
     def call(self, name: str, **arguments: Any) -> Any:
         """Ask and wait for the answer. Raises CommandError where the lab refuses, SetupError where it is gone."""
         try:
             with self._lock:
-                self._socket.send(json.dumps({"call": name, "arguments": arguments}).encode())
-                answer = self._socket.recv(LARGEST_MESSAGE)
+                self._socket.sendall(json.dumps({"call": name, "arguments": arguments}).encode() + b"\n")
+                answer = self._reader.readline()
         except OSError as error:
             raise SetupError(f"The lab does not answer `{name}`: {error}") from error
         if not answer:
@@ -66,5 +64,5 @@ class Channel:
 
     def close(self) -> None:
         """Hang up."""
-        with contextlib.suppress(OSError):
-            self._socket.close()
+        self._reader.close()
+        self._socket.close()

@@ -26,6 +26,13 @@ MSOCKS = [sys.executable, "-m", "msocks"]
 PROXY_PORT = 7070
 LINKS = ("wifi", "lte")
 
+# What the agent's JSON has; others rely on it.
+FLOW_KEYS = {
+    "id", "session", "state", "link", "destination", "datapath", "datapath_reason", "generation", "moves",
+    "bytes_up", "bytes_down", "since", "last_move", "error",
+}  # fmt: skip
+LINK_KEYS = {"name", "state", "rtt_ms", "flows"}
+
 Service = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -130,6 +137,15 @@ class RunningAgent:
         assert reply[:4] == b"\x05\x00\x00\x01", reply
         return sock
 
+    def wait_authorised(self, timeout_s: float = 10.0) -> None:
+        """Return when the proxy has accepted the agent and both links are up and measured."""
+        end = time.monotonic() + timeout_s
+        while not self.client.status()["authorised"] or any(
+            link["state"] != "up" or link["rtt_ms"] is None for link in self.client.links()
+        ):
+            assert time.monotonic() < end, self.log
+            time.sleep(0.02)
+
     def flow(self, destination: Endpoint) -> dict[str, Any]:
         """The newest flow to a destination."""
         return [flow for flow in self.client.flows() if flow["destination"] == str(destination)][-1]
@@ -144,8 +160,31 @@ class RunningAgent:
 
     async def until_state(self, destination: Endpoint, state: str, timeout_s: float = 10.0) -> dict[str, Any]:
         """The newest flow to a destination, once it is in `state`."""
-        await self.until(lambda: self.flow(destination)["state"] == state, timeout_s)
+
+        def in_that_state() -> bool:
+            flows = [flow for flow in self.client.flows() if flow["destination"] == str(destination)]
+            return bool(flows) and flows[-1]["state"] == state
+
+        await self.until(in_that_state, timeout_s)
         return self.flow(destination)
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A numbered line every 10 ms, until the peer ends."""
+    number = 0
+    while not reader.at_eof():
+        writer.write(b"%08d\n" % number)
+        await writer.drain()
+        number += 1
+        await asyncio.sleep(0.01)
+    writer.close()
 
 
 def socks_request(destination: Endpoint) -> bytes:

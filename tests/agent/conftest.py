@@ -1,4 +1,4 @@
-"""A reactor on the test's event loop, and the agent's local port in front of a server that echoes."""
+"""A reactor and the agent's local port in front of an echo; and a lab with a running agent."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import IPv4Address
 
 import pytest
+from tests.agent.agent_lab import AgentLab, RunningAgent, agent_lab
 
 from msocks.agent.farewell import Farewells
 from msocks.agent.local_port import LocalPort, ProgramRequest
@@ -86,3 +87,18 @@ def make_echo_agent(reactor: Reactor) -> Iterator[Callable[..., EchoAgent]]:
 @pytest.fixture
 def echo_agent(make_echo_agent: Callable[..., EchoAgent]) -> EchoAgent:
     return make_echo_agent()
+
+
+@pytest.fixture(scope="package")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentLab]:
+    """Mobile host with two fast links, proxy host with a running proxy, server host."""
+    with agent_lab(tmp_path_factory.mktemp("lab")) as built:
+        yield built
+
+
+@pytest.fixture(scope="package")
+def agent(lab: AgentLab) -> RunningAgent:
+    """An agent that the proxy has accepted."""
+    running = lab.start_agent("main")
+    running.wait_authorised()
+    return running

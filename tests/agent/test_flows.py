@@ -7,14 +7,15 @@ import hashlib
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.agent.agent_lab import (
+    FLOW_KEYS,
     AgentLab,
     RunningAgent,
-    agent_lab,
+    drip,
+    echo,
     receive_all,
     receive_exactly,
     reset,
@@ -24,47 +25,6 @@ from tests.agent.agent_lab import (
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 from msocks_lab import CutMode
-
-FLOW_KEYS = {
-    "id", "session", "state", "link", "destination", "datapath", "datapath_reason", "generation", "moves",
-    "bytes_up", "bytes_down", "since", "last_move", "error",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentLab]:
-    with agent_lab(tmp_path_factory.mktemp("lab")) as built:
-        yield built
-
-
-@pytest.fixture(scope="module")
-def agent(lab: AgentLab) -> RunningAgent:
-    running = lab.start_agent("main")
-    end = time.monotonic() + 10
-    while not running.client.status()["authorised"]:
-        assert time.monotonic() < end, running.log
-        time.sleep(0.02)
-    return running
-
-
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
-
-
-async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A numbered line every 10 ms, until the peer ends."""
-    number = 0
-    while not reader.at_eof():
-        writer.write(b"%08d\n" % number)
-        await writer.drain()
-        number += 1
-        await asyncio.sleep(0.01)
-        await asyncio.sleep(0)
-    writer.close()
-
 
 # -- bytes ----------------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.agent.agent_lab import AgentLab, RunningAgent, agent_lab
 
 MSOCKS = [sys.executable, "-m", "msocks"]
 
@@ -40,3 +42,18 @@ class CommandLine:
 @pytest.fixture
 def msocks(tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path)
+
+
+@pytest.fixture(scope="package")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentLab]:
+    """Mobile host with two fast links, proxy host with a running proxy, server host."""
+    with agent_lab(tmp_path_factory.mktemp("lab")) as built:
+        yield built
+
+
+@pytest.fixture(scope="package")
+def agent(lab: AgentLab) -> RunningAgent:
+    """An agent that the proxy has accepted."""
+    running = lab.start_agent("main")
+    running.wait_authorised()
+    return running

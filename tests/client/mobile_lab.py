@@ -45,21 +45,17 @@ def on_host(lab: Lab, host: str) -> Iterator[None]:
         os.close(home)
 
 
-def proxy_endpoints(lab: Lab) -> list[Endpoint]:
-    return [Endpoint.of(lab.proxy.ipv4, PORT), Endpoint.of(lab.proxy.ipv6, PORT)]
-
-
-def start_proxy(lab: Lab, state: Path) -> LabProcess:
+def start_proxy(lab: Lab, state: Path, port: int = PORT) -> LabProcess:
     """The proxy of the state directory; it accepts when this returns."""
-    command = [sys.executable, "-m", "msocks", "proxy", "--state", str(state), "--listen", f"0.0.0.0:{PORT}"]
-    process = lab.proxy.popen([*command, "--listen", f"[::]:{PORT}"])
-    lab.proxy.wait_listening(PORT)
-    lab.proxy.wait_listening(PORT, protocol="udp")
+    command = [sys.executable, "-m", "msocks", "proxy", "--state", str(state), "--listen", f"0.0.0.0:{port}"]
+    process = lab.proxy.popen([*command, "--listen", f"[::]:{port}"])
+    lab.proxy.wait_listening(port)
+    lab.proxy.wait_listening(port, protocol="udp")
     return process
 
 
-def make_user(lab: Lab, state: Path, name: str = "alice") -> AccessLink:
-    return add_user(state, name, proxy_endpoints(lab))
+def make_user(lab: Lab, state: Path, name: str = "alice", port: int = PORT) -> AccessLink:
+    return add_user(state, name, [Endpoint.of(lab.proxy.ipv4, port), Endpoint.of(lab.proxy.ipv6, port)])
 
 
 class Told:
@@ -87,6 +83,7 @@ class LinksOfANode:
         loop = asyncio.get_running_loop()
         self.legs: dict[str, list[socket.socket]] = {}
         self.wanted = False
+        self.rebound: list[str] = []
         self.told = Told()
         self.reactor = Reactor(loop)
         self.association = Association()
@@ -99,6 +96,7 @@ class LinksOfANode:
             self.association,
             legs=lambda link: self.legs.get(link, ()),
             wanted=lambda: self.wanted,
+            rebound=self.rebound.append,
         )
         self.channels = ControlChannels(
             self.reactor, self.dialer, self.watch, self.association, access, owner=self.told, agent_name="test"

@@ -39,6 +39,9 @@ class ScriptedChannel:
         self._writer.write(self._channel.send(message))
         await self._writer.drain()
 
+    def write_raw(self, plaintext: bytes) -> None:
+        self._writer.write(plaintext)
+
     async def welcome(self, key: int = 1) -> Hello:
         """Take the HELLO and answer it with keys that are all `key`."""
         hello = await self.hear()

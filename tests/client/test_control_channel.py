@@ -6,14 +6,21 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.client.mobile_lab import LinksOfANode, links_of_a_node, make_user, on_host, start_proxy
+from tests.client.scripted_proxy import Script, ScriptedChannel, scripted_proxy
 
 from msocks.client.link_channel import ChannelState
-from msocks.errors import AuthenticationError, ControlUnavailable, EndReason, LinkUnavailable, PinMismatch, ProtocolError
+from msocks.errors import (
+    AuthenticationError,
+    ControlUnavailable,
+    EndReason,
+    PinMismatch,
+    ProtocolError,
+)
 from msocks.protocol.control import (
     Drain,
     Goodbye,
@@ -36,8 +43,6 @@ from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
 from msocks.values.link import LinkState
 from msocks_lab import CutMode, Lab, LabConfig, LinkConfig
-from tests.client.mobile_lab import LinksOfANode, links_of_a_node, make_user, on_host, start_proxy
-from tests.client.scripted_proxy import ScriptedChannel, scripted_proxy
 
 SCRIPTED_PORT = 7171
 
@@ -70,6 +75,16 @@ def scripted(access: AccessLink, lab: Lab) -> AccessLink:
 
 def identity(state: Path) -> Path:
     return ProxyIdentity.load_or_create(StateDirectory.existing(state)).path
+
+
+@contextlib.asynccontextmanager
+async def running(lab: Lab, access: AccessLink, state: Path, script: Script) -> AsyncIterator[LinksOfANode]:
+    """A node with the link wifi alone, and the scripted proxy that its access link leads to."""
+    async with (
+        scripted_proxy(lab, SCRIPTED_PORT, identity(state), script),
+        links_of_a_node(lab, access, ["wifi"]) as node,
+    ):
+        yield node
 
 
 def lost(node: LinksOfANode, link: str = "wifi") -> list[object]:
@@ -181,30 +196,200 @@ class TestWithTheProxy:
             assert not node.told.opened
 
     async def test_a_restarted_proxy_is_found_again_and_brings_new_keys(self, lab: Lab, tmp_path: Path):
-        """With its own proxy: it is killed while the channels are idle, so nobody is told."""
-        with on_host(lab, "proxy"):
-            pass
-        access, process = make_second_proxy(lab, tmp_path)
+        """Killed while the channels are idle; it knows nothing afterwards but its users."""
+        access = make_user(lab, tmp_path, port=7272)
+        process = start_proxy(lab, tmp_path, 7272)
         async with links_of_a_node(lab, access) as node:
             await node.until(lambda: len(node.told.opened) == 2)
             old, number = node.association.keys, node.association.next_leg_number()
             assert old is not None
-            await asyncio.to_thread(process.kill)
-            await asyncio.to_thread(process.wait, 5)
-            assert node.association.keys == old
+            process.kill()
+            process.end()
             with pytest.raises(ControlUnavailable):
-                await node.association.renew(old, 0.2)
-            again = await asyncio.to_thread(start_second_proxy, lab, tmp_path)
+                await node.association.renew(old, 0.3)
+            assert node.association.keys == old
+            process = await asyncio.to_thread(start_proxy, lab, tmp_path, 7272)
             new = await node.association.renew(old, 10)
             assert new != old
             assert node.association.next_leg_number() > number
-            await node.until(lambda: {"wifi", "lte"} <= set(node.told.opened[2:]))
-            assert node.association.keys == new, "both channels attached to one association"
-            await asyncio.to_thread(again.kill)
+            await node.until(lambda: set(node.told.opened[2:]) == {"wifi", "lte"})
+            assert node.association.keys == new, "both channels are attached to one association"
+        process.stop()
 
 
 class TestWithAScript:
-    async def run(
-        self, lab: Lab, access: AccessLink, state: Path, script: object, links: tuple[str, ...] = ("wifi",)
-    ) -> AsyncIterator[LinksOfANode]:
-        raise NotImplementedError
+    """One link, and a proxy of which each channel does what the test says."""
+
+    async def test_the_proxys_words_reach_the_owner_in_order(self, lab: Lab, scripted: AccessLink, state: Path):
+        session = SessionId.generate()
+        words: list[LegAccepted | SessionEnded | Drain] = [
+            LegAccepted(session, 3, 17),
+            SessionEnded(session, EndReason.SERVER_RESET),
+            Drain(Endpoint.of("proxy2.example", 443)),
+        ]
+        hellos: list[Hello] = []
+
+        async def script(channel: ScriptedChannel) -> None:
+            hellos.append(await channel.welcome())
+            for word in words:
+                await channel.say(word)
+            await channel.hear()
+
+        async with running(lab, scripted, state, script) as node:
+            await node.until(lambda: len(node.told.messages) == len(words))
+            assert node.told.messages == [("wifi", word) for word in words]
+            (hello,) = hellos
+            assert (hello.user, hello.link, hello.agent_name) == ("alice", "wifi", "test")
+            assert hello.secret == scripted.secret
+            assert hello.association == node.association.id
+            assert hello.smallest_mtu == 1500
+
+    async def test_pings_of_the_proxy_are_answered(self, lab: Lab, scripted: AccessLink, state: Path):
+        answers: list[object] = []
+
+        async def script(channel: ScriptedChannel) -> None:
+            await channel.welcome()
+            await channel.say(Ping(5, 6))
+            while True:
+                answers.append(await channel.hear())
+
+        async with running(lab, scripted, state, script) as node:
+            await node.until(lambda: Pong(5, 6) in answers)
+
+    async def test_a_channel_that_breaks_is_opened_anew_after_growing_pauses(
+        self, lab: Lab, scripted: AccessLink, state: Path
+    ):
+        async def script(channel: ScriptedChannel) -> None:
+            await channel.welcome()
+
+        async with running(lab, scripted, state, script) as node:
+            began = await node.until(lambda: node.told.opened)
+            ended = await node.until(lambda: len(node.told.opened) == 4)
+            assert 0.1 + 0.2 + 0.4 < ended - began < 0.2 + 0.4 + 0.8 + 0.5
+            assert all(isinstance(error, ControlUnavailable | OSError) for error in lost(node))
+
+    async def test_a_proxy_that_goes_down_says_so(self, lab: Lab, scripted: AccessLink, state: Path):
+        channels = 0
+
+        async def script(channel: ScriptedChannel) -> None:
+            nonlocal channels
+            channels += 1
+            if channels == 1:
+                await channel.welcome()
+                await channel.say(Goodbye())
+            elif channels == 2:
+                await channel.hear()
+                await channel.say(Refused(RefusalCode.SHUTTING_DOWN, "maintenance"))
+            else:
+                await channel.welcome()
+                await channel.hear()
+
+        async with running(lab, scripted, state, script) as node:
+            await node.until(lambda: len(node.told.opened) == 2)
+            assert [str(error) for error in lost(node)] == [
+                "the proxy said goodbye",
+                "the proxy refused the control channel: maintenance",
+            ]
+            assert node.association.refusal is None
+
+    async def test_an_identifier_that_is_taken_is_replaced_at_once(self, lab: Lab, scripted: AccessLink, state: Path):
+        seen: list[Hello] = []
+
+        async def script(channel: ScriptedChannel) -> None:
+            if seen:
+                seen.append(await channel.welcome())
+                await channel.hear()
+                return
+            hello = await channel.hear()
+            assert isinstance(hello, Hello)
+            seen.append(hello)
+            await channel.say(Refused(RefusalCode.ASSOCIATION_TAKEN))
+
+        async with running(lab, scripted, state, script) as node:
+            await node.association.wait_ready(2)
+            assert len({hello.association for hello in seen}) == 2
+
+    async def test_a_proxy_that_stops_answering_is_noticed_when_somebody_doubts(
+        self, lab: Lab, scripted: AccessLink, state: Path
+    ):
+        channels: list[int] = []
+
+        async def script(channel: ScriptedChannel) -> None:
+            channels.append(1)
+            await channel.welcome(key=len(channels))
+            if len(channels) == 1:
+                await asyncio.sleep(60)
+            while True:
+                ping = await channel.hear()
+                if isinstance(ping, Ping):
+                    await channel.say(Pong(ping.nonce, ping.time))
+
+        async with running(lab, scripted, state, script) as node:
+            old = await node.association.wait_ready(2)
+            new = await node.association.renew(old, 5)
+            assert new.up == bytes([2]) * 32
+            assert "stopped answering" in str(lost(node)[0])
+
+    async def test_goodbye_is_said_at_the_end(self, lab: Lab, scripted: AccessLink, state: Path):
+        last: list[object] = []
+
+        async def script(channel: ScriptedChannel) -> None:
+            await channel.welcome()
+            while True:
+                last.append(await channel.hear())
+
+        async with running(lab, scripted, state, script) as node:
+            await node.association.wait_ready(2)
+            await node.channels.close()
+            await node.until(lambda: Goodbye() in last)
+
+    async def test_a_proxy_that_violates_the_protocol_is_left_but_no_portal(
+        self, lab: Lab, scripted: AccessLink, state: Path
+    ):
+        async def script(channel: ScriptedChannel) -> None:
+            await channel.welcome()
+            channel.write_raw(b"\x00\x00\x02")
+            await asyncio.sleep(60)
+
+        async with running(lab, scripted, state, script) as node:
+            await node.until(lambda: lost(node))
+            assert isinstance(lost(node)[0], ProtocolError)
+            assert node.watch.state("wifi") is LinkState.UP
+
+    async def test_an_address_that_nobody_listens_on_is_an_error_to_see(self, lab: Lab, scripted: AccessLink):
+        async with links_of_a_node(lab, scripted, ["wifi"]) as node:
+            await node.until(lambda: len(node.told.lost) >= 2)
+            assert isinstance(node.channels.status()["wifi"].error, ConnectionRefusedError)
+            assert node.channels.status()["wifi"].state in (ChannelState.WAITING, ChannelState.CONNECTING)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x28"],
+    ids=["http", "tls-alert"],
+)
+async def test_a_captive_portal_is_recognised_and_seen_to_go(
+    lab: Lab, scripted: AccessLink, state: Path, answer: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    """It answers in the proxy's place, until the user has logged in."""
+    monkeypatch.setattr("msocks.client.link_channel._IMPOSTOR_FIRST_S", 0.5)
+
+    async def portal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+
+    async def script(channel: ScriptedChannel) -> None:
+        await channel.welcome()
+        await channel.hear()
+
+    with on_host(lab, "proxy"):
+        listener = socket.create_server((lab.proxy.ipv4, SCRIPTED_PORT))
+    server = await asyncio.start_server(portal, sock=listener)
+    async with links_of_a_node(lab, scripted, ["wifi"]) as node:
+        await node.until_state("wifi", LinkState.CAPTIVE)
+        assert isinstance(node.channels.status()["wifi"].error, ProtocolError)
+        server.close()
+        async with scripted_proxy(lab, SCRIPTED_PORT, identity(state), script):
+            await node.until_state("wifi", LinkState.UP)
+            assert node.told.opened == ["wifi"]

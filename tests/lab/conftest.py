@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +12,6 @@ from msocks_lab import Lab, LabConfig, LabProcess, LinkConfig
 from msocks_lab.process import python_argv
 
 PORT = 9000
-
-Client = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")

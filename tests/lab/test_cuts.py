@@ -87,14 +87,12 @@ def test_events_come_from_the_mobile_kernel_only_where_they_should(lab: Lab):
 @pytest.mark.parametrize("direction", [Direction.UP, Direction.DOWN])
 def test_a_silent_cut_may_be_one_way(lab: Lab, link: str, direction: Direction):
     target = lab.link(link)
-    server_before = lab.host("core").run(["cat", "/proc/net/snmp6"]).stdout
     counters = target.counters()
     target.cut(CutMode.SILENT, direction)
     assert lost(lab, link, count=5) == 5
     spent = target.counters().since(counters)
     target.restore()
     assert spent.packets_up >= 5
-    assert server_before
     assert target.describe()["state"] == "up"
     assert lost(lab, link) == 0
 

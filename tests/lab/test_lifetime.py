@@ -16,7 +16,6 @@ import pytest
 from tests.lab.conftest import lost, start_pattern_server
 
 from msocks_lab import CutMode, Lab, LabConfig, LinkConfig, ProcessFailed, SetupError, launch
-from msocks_lab.process import environment
 from msocks_lab.wire import runtime_root
 
 SMALL = LabConfig([LinkConfig("wifi", rtt_ms=1, rate_mbit=100, nat=True), LinkConfig("fat", fat=True)])
@@ -99,9 +98,7 @@ def test_nothing_is_left_after_the_block():
 @pytest.mark.parametrize("victim", ["owner", "supervisor"])
 def test_nothing_is_left_after_sigkill(victim: str, tmp_path: Path):
     name = f"crash-{victim}-{os.getpid()}"
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(None)
-    )
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert owner.stdout is not None
     supervisor = int(owner.stdout.readline())
     namespace = link_target(Path(f"/proc/{supervisor}/ns/pid"))
@@ -222,3 +219,12 @@ def test_a_program_may_be_started_from_another_thread_and_live_on():
         thread.join()
         time.sleep(0.1)
         assert started[0].poll() is None
+
+
+def test_answers_may_be_long():
+    script = (
+        "import socket, time; s = [socket.socket() for _ in range(3000)]; [x.listen() for x in s]; time.sleep(1000)"
+    )
+    with Lab(LabConfig()) as lab:
+        lab.server.popen(["sh", "-c", f"ulimit -n 4000; exec python3 -c '{script}'"])
+        assert eventually(lambda: len(lab.server.tcp_sockets()) == 3000)

@@ -96,18 +96,20 @@ def test_routes_prefer_links_in_their_order(lab: Lab):
 def test_a_smaller_path_mtu_is_discovered(lab: Lab):
     link = lab.link("wifi")
     link.set(mtu=1300)
-    before = link.emulator_counters()["up"]
+    before = link.emulator_counters()
+    both_ways = ["--device", "wifi", "--upload", "300000", "--download", "300000"]
     try:
-        result = run_client(lab, "--device", "wifi", "--upload", "300000", host="server4")
-        again = run_client(lab, "--device", "wifi", "--upload", "300000", host="server6")
+        result = run_client(lab, *both_ways, host="server4")
+        again = run_client(lab, *both_ways, host="server6")
     finally:
         link.set(mtu=1500)
         lab.mobile.run(["ip", "route", "flush", "cache"])
         lab.mobile.run(["ip", "-6", "route", "flush", "cache"])
-    after = link.emulator_counters()["up"]
+    after = link.emulator_counters()
     assert result["error"] == again["error"] == ""
-    size = (after["delivered_bytes"] - before["delivered_bytes"]) / (after["delivered"] - before["delivered"])
-    assert size < 1300
+    for side in ("up", "down"):
+        packets = after[side]["delivered"] - before[side]["delivered"]
+        assert (after[side]["delivered_bytes"] - before[side]["delivered_bytes"]) / packets < 1300
 
 
 def test_accepted_connections_and_sockets_are_seen(lab: Lab):

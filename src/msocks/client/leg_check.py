@@ -2,8 +2,8 @@
 the other.
 
 No byte of the leg can be spent on the question, so TCP asks: keep-alive segments now instead of in two minutes. A leg
-that lives ACKs them; one that the network has forgotten is reset by whoever gets them, or runs into a time-out of three
-seconds. Either way the kernel fails the socket, and the leg is replaced as after any other loss.
+that lives ACKs them; one that the network has forgotten is reset by whoever gets them, or runs into a time-out of two
+to three seconds. Either way the kernel fails the socket, and the leg is replaced as after any other loss.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from msocks.transport.kernel import tcp_info
 from msocks.transport.reactor import Reactor
 
 _INTERVAL_S = 1
-_PROBES = 3
-_GIVE_UP_MS = 3000
+_PROBES = 2
+_GIVE_UP_MS = 2000
 _LASTS_S = 5.0
 _TCP_USER_TIMEOUT = socket.TCP_USER_TIMEOUT
 

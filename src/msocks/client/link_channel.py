@@ -161,8 +161,8 @@ class LinkChannel:
             self.task.cancel()
             self.task = self._context.reactor.loop.create_task(self._keep())
         elif before.state is not link.state and LinkState.SILENT in (before.state, link.state):
-            # Silent: a connection that was given up is tried again with fresh SYNs, an old one backs off for long. Back:
-            # the old one may have died meanwhile, or the pause before the next attempt may have grown.
+            # Silent: TCP backs off on an old connection, fresh SYNs find a link's return sooner where UDP is blocked.
+            # Back: the old connection may have died meanwhile, or the pause before the next attempt may be long.
             self.verify()
 
     def status(self) -> ChannelStatus:

@@ -38,8 +38,8 @@ _OUTSTANDING_S = 3.0
 _WAKE_S = 0.25
 _LEAST_S = 0.001
 _SLEPT_S = 3.0
-# The shortest time in which a NAT forgets a UDP mapping that is in use (RFC 4787 asks for 2 min; many take 30 s).
-_MAPPING_LASTS_S = 25.0
+# No NAT forgets a UDP mapping within this time because of idleness: RFC 4787 asks for 2 min, many take 30 s.
+_IN_USE_S = 5.0
 
 
 class ControlPath(Protocol):
@@ -67,6 +67,7 @@ class PathWatch:
         *,
         legs: Callable[[str], Iterable[socket.socket]],
         wanted: Callable[[], bool],
+        rebound: Callable[[str], None] | None = None,
     ) -> None:
         """
         Args:
@@ -76,6 +77,8 @@ class PathWatch:
             association: Authenticates probes; none are sent before it stands.
             legs: The established legs on a link, by its name.
             wanted: Whether any session lives: a silent link is then asked more often.
+            rebound: Called with a link's name when its NAT has lost a mapping that was in use: its connections are in
+                all likelihood dead as well, although nothing tells. They are checked in any case, which takes longer.
         """
         self.control: ControlPath | None = None
         """Set by the control channels: the means to ask where UDP is blocked."""
@@ -86,6 +89,7 @@ class PathWatch:
         self._keys = ProbeKeys(association)
         self._legs = legs
         self._wanted = wanted
+        self._rebound = rebound
         self._checks = LegChecks(reactor)
         self._paths: dict[str, LinkPath] = {}
         self._picture: dict[str, Link] = {}
@@ -317,11 +321,18 @@ class PathWatch:
         path.health.on_answer(received_at, answer.sequence)
         path.answering = endpoint
         path.captive = False
-        known, path.public = path.public, answer.observed
-        if known not in (None, answer.observed) and received_at - path.public_at < _MAPPING_LASTS_S:
-            self._check_legs(path)  # the NAT has not just timed out: it has forgotten, perhaps its connections as well
-        path.public_at = received_at
+        self._note_public(path, answer.observed, received_at)
         self._after_news(path)
+
+    def _note_public(self, path: LinkPath, observed: Endpoint, now: float) -> None:
+        """A NAT that shows another address has forgotten the old one, and perhaps all connections with it."""
+        known, path.public = path.public, observed
+        age_s, path.public_at = now - path.public_at, now
+        if known in (None, observed):
+            return
+        self._check_legs(path)
+        if age_s < _IN_USE_S and self._rebound is not None:
+            self._rebound(path.link.name)
 
     def _listen_to_legs(self, path: LinkPath, health: PathHealth, now: float) -> None:
         """Take into account what only the kernel has heard: ACKs, and data that nobody has read yet."""

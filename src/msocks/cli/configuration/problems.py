@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from msocks.errors import ConfigurationError, MsocksError
 
@@ -59,10 +58,10 @@ def from_error(key: str, error: MsocksError) -> Problem:
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """What pydantic found, in terms of the file; `model` is that of the whole file."""
-    return [_problem(details, model) for details in error.errors()]
+    return [_problem(cast(dict[str, Any], details), model) for details in error.errors()]
 
 
-def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
+def _problem(details: dict[str, Any], model: type[BaseModel]) -> Problem:
     location = details["loc"]
     key = _key(location)
     match details["type"]:
@@ -77,7 +76,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
     return Problem(key, f"is {_shown(details['input'])}; it {_expected(details)}", _example(location, model))
 
 
-def _expected(details: ErrorDetails) -> str:
+def _expected(details: dict[str, Any]) -> str:
     limits = details.get("ctx", {})
     match details["type"]:
         case "too_short":

@@ -1,0 +1,143 @@
+"""A lab with the product in it: proxy, agent, and pattern traffic whose every byte is checked by the lab."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msocks_lab import Lab, LabConfig, LabProcess, LinkConfig
+from msocks_lab.process import python_argv
+
+MSOCKS = str(Path(sys.executable).with_name("msocks"))
+PORT = 1080
+SERVER_PORT = 7000
+WIFI = LinkConfig("wifi", rtt_ms=5, rate_mbit=50)
+LTE = LinkConfig("lte", rtt_ms=50, rate_mbit=20)
+
+
+class Transfer:
+    """A pattern client on the mobile host, through the agent."""
+
+    def __init__(self, process: LabProcess, record: Path) -> None:
+        self.process = process
+        self.record = record
+
+    def received(self) -> int:
+        """Bytes so far, by the lab's own count (not by the product's)."""
+        lines = self.process.output().splitlines()
+        return int(json.loads(lines[-1])["received"]) if lines else 0
+
+    def wait_for(self, received: int, timeout: float = 20) -> None:
+        deadline = time.monotonic() + timeout
+        while self.received() < received:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{self.received()} of {received} bytes came:\n{self.process.tail()}")
+            time.sleep(0.02)
+
+    def result(self, timeout: float = 60) -> dict[str, Any]:
+        """The end: every byte right, in both directions."""
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the transfer hangs after {self.received()} bytes:\n{self.process.tail()}")
+        result: dict[str, Any] = json.loads(self.process.output().splitlines()[-1])
+        return result
+
+
+class Field:
+    """The lab and what runs in it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.directory = lab.directory
+        self.state = self.directory / "state"
+        self.control = self.directory / "agent.sock"
+        self.access = self.directory / "access"
+        self._transfers = 0
+        addresses = [f"{lab.proxy.ipv4}:{PORT}", f"[{lab.proxy.ipv6}]:{PORT}"]
+        options = [word for address in addresses for word in ("--address", address)]
+        link = lab.proxy.run([MSOCKS, "user", "add", "alice", "--state", str(self.state), *options]).stdout
+        self.access.write_text(link)
+        self.access.chmod(0o600)
+        lab.server.popen(python_argv("msocks_lab.pattern_server", "--port", str(SERVER_PORT)))
+        lab.server.wait_listening(SERVER_PORT)
+
+    def start_proxy(self) -> None:
+        listen = ["--listen", f"0.0.0.0:{PORT}", "--listen", f"[::]:{PORT}"]
+        allow = ["--allow", f"{self.lab.server.ipv4}/32", "--allow", f"{self.lab.server.ipv6}/128"]
+        self.proxy = self._ready(
+            self.lab.proxy.popen([MSOCKS, "proxy", *listen, *allow, "--state", str(self.state)], stdout=subprocess.PIPE)
+        )
+
+    def start_agent(self, *links: str) -> LabProcess:
+        argv = [MSOCKS, "agent", "--access-file", str(self.access), "--control", str(self.control)]
+        argv += ["--listen", f"127.0.0.1:{PORT}", *[word for link in links for word in ("--link", link)]]
+        return self._ready(self.lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
+
+    def _ready(self, process: LabProcess) -> LabProcess:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line == b"ready\n", process.tail()
+        return process
+
+    def msocks(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = {"MSOCKS_CONTROL": str(self.control)}
+        return self.lab.mobile.run([MSOCKS, *arguments], env=environment, check=check)
+
+    def flows(self) -> list[dict[str, Any]]:
+        flows: list[dict[str, Any]] = json.loads(self.msocks("flows", "--json").stdout)["flows"]
+        return flows
+
+    def transfer(self, *options: str, host: str = "server") -> Transfer:
+        """Start a pattern client; options as `python -m msocks_lab.pattern_client --help` tells."""
+        self._transfers += 1
+        record = self.directory / f"transfer-{self._transfers}.json"
+        argv = python_argv("msocks_lab.pattern_client", "--socks", f"127.0.0.1:{PORT}", "--record", str(record))
+        seed = ["--seed", str(self._transfers)]
+        process = self.lab.mobile.popen([*argv, "--progress", *seed, *options, host, str(SERVER_PORT)])
+        return Transfer(process, record)
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 15) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"it never came about\n{self.lab.logs('mobile')}"
+            time.sleep(0.02)
+
+    def carrying(self, link: str, seconds: float = 0.5) -> int:
+        """Bytes that the mobile's interface counts, both directions, in a while."""
+        before = self.lab.link(link).counters()
+        time.sleep(seconds)
+        crossed = self.lab.link(link).counters().since(before)
+        return crossed.bytes_down + crossed.bytes_up
+
+
+@pytest.fixture
+def make_field() -> Iterator[Callable[..., Field]]:
+    """Builds a lab with the given links; the proxy runs, the agent does not yet."""
+    labs: list[Lab] = []
+
+    def make(*links: LinkConfig) -> Field:
+        lab = Lab(LabConfig(links or (WIFI, LTE)))
+        lab.__enter__()
+        labs.append(lab)
+        return Field(lab)
+
+    yield make
+    for lab in labs:
+        lab.close()
+
+
+@pytest.fixture
+def field(make_field: Callable[..., Field]) -> Field:
+    """The two standard links, a running proxy, a running agent that prefers wifi."""
+    field = make_field(WIFI, LTE)
+    field.start_proxy()
+    field.start_agent("wifi", "lte")
+    return field

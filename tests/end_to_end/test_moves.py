@@ -1,0 +1,166 @@
+"""Connections of ordinary programs outlive every kind of move; judged by the lab, byte by byte."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from tests.end_to_end.conftest import LTE, WIFI, Field, Transfer
+
+from msocks_lab import CutMode
+
+MB = 1_000_000
+BOTH_WAYS = ("--download", str(12 * MB), "--upload", str(6 * MB))
+
+
+def passed_by(transfer: Transfer, field: Field) -> None:
+    """Every byte right, and the server saw one connection."""
+    result = transfer.result()
+    assert result["error"] == "", result
+    assert field.lab.server.accepted_connections() == 1
+
+
+def test_an_explicit_move_takes_both_directions_along_and_leaves_other_flows(field: Field) -> None:
+    staying = field.transfer("--download", str(8 * MB), "--rate", "500000")
+    staying.wait_for(100_000)
+    moving = field.transfer("--download", str(20 * MB), "--rate", "1500000")
+    moving.wait_for(500_000)
+    flow = max(field.flows(), key=lambda flow: flow["since"])
+    assert (flow["link"], flow["state"], flow["datapath"]) == ("wifi", "live", "relay")
+    assert field.carrying("lte") < 50_000
+    assert field.msocks("move", flow["id"], "--to", "lte").returncode == 0
+    before = moving.received(), staying.received()
+    wifi, lte = field.carrying("wifi", 1.0), field.carrying("lte", 1.0)
+    assert 300_000 < wifi < 900_000  # the flow that stayed
+    assert lte > 1_200_000
+    assert moving.received() > before[0]
+    assert staying.received() > before[1]
+    for transfer in (staying, moving):
+        assert transfer.result()["error"] == ""
+    assert field.lab.server.accepted_connections() == 2
+
+
+@pytest.mark.parametrize("mode", list(CutMode))
+def test_a_link_that_goes_away(field: Field, mode: CutMode) -> None:
+    transfer = field.transfer(*BOTH_WAYS)
+    transfer.wait_for(3 * MB)
+    field.lab.link("wifi").cut(mode)
+    passed_by(transfer, field)
+
+
+def test_without_any_link_it_waits(field: Field) -> None:
+    transfer = field.transfer(*BOTH_WAYS)
+    transfer.wait_for(3 * MB)
+    field.lab.link("wifi").cut(CutMode.CARRIER)
+    field.lab.link("lte").cut(CutMode.CARRIER)
+    field.wait_until(lambda: field.flows()[0]["state"] == "parked")
+    time.sleep(2)
+    field.lab.link("lte").restore()
+    passed_by(transfer, field)
+
+
+def test_it_goes_back_to_the_preferred_link(field: Field) -> None:
+    transfer = field.transfer("--download", str(30 * MB), "--rate", "1500000")
+    transfer.wait_for(MB)
+    field.lab.link("wifi").cut(CutMode.CARRIER)
+    field.wait_until(lambda: field.carrying("lte", 0.3) > 200_000)
+    field.lab.link("wifi").restore()
+    field.wait_until(lambda: field.carrying("wifi", 0.3) > 200_000)
+    assert field.carrying("lte") < 100_000
+    transfer.process.stop()
+
+
+def test_from_an_ipv4_only_link_to_an_ipv6_only_link_and_back(make_field: Callable[..., Field]) -> None:
+    field = make_field(replace(WIFI, ipv6=False, nat=True), replace(LTE, ipv4=False))
+    field.start_proxy()
+    field.start_agent("wifi", "lte")
+    transfer = field.transfer(*BOTH_WAYS)
+    transfer.wait_for(2 * MB)
+    field.msocks("move", "all", "--to", "lte")
+    transfer.wait_for(transfer.received() + MB)
+    field.msocks("move", "all", "--to", "wifi")
+    passed_by(transfer, field)
+
+
+def test_a_nat_that_forgets_its_mappings(make_field: Callable[..., Field]) -> None:
+    field = make_field(replace(WIFI, ipv6=False, nat=True))
+    field.start_proxy()
+    field.start_agent()
+    transfer = field.transfer(*BOTH_WAYS)
+    transfer.wait_for(3 * MB)
+    field.lab.link("wifi").rebind_nat()
+    passed_by(transfer, field)
+
+
+def test_a_new_address_on_the_same_interface(make_field: Callable[..., Field]) -> None:
+    field = make_field(WIFI)
+    field.start_proxy()
+    field.start_agent()
+    transfer = field.transfer(*BOTH_WAYS)
+    transfer.wait_for(3 * MB)
+    field.lab.link("wifi").readdress()
+    passed_by(transfer, field)
+
+
+def test_an_agent_that_starts_offline(make_field: Callable[..., Field]) -> None:
+    field = make_field(replace(WIFI, attached=False))
+    field.start_agent()
+    transfer = field.transfer("--download", str(MB), "--upload", str(MB))
+    field.wait_until(lambda: [flow["state"] for flow in field.flows()] == ["connecting"])
+    field.start_proxy()
+    field.lab.link("wifi").attach()
+    passed_by(transfer, field)
+
+
+def test_a_link_that_is_lost_in_the_middle_of_connect(make_field: Callable[..., Field]) -> None:
+    slow = replace(WIFI, rtt_ms=600)
+    field = make_field(slow, LTE)
+    field.start_proxy()
+    field.start_agent("wifi", "lte")
+    field.wait_until(lambda: "up" in field.msocks("links").stdout)
+    time.sleep(2)  # control channels over both links
+    transfer = field.transfer("--download", str(2 * MB), "--upload", str(MB))
+    time.sleep(0.9)  # the leg's handshake is done, its request is on the way, the reply is not back
+    field.lab.link("wifi").cut(CutMode.CARRIER)
+    passed_by(transfer, field)
+
+
+def test_moves_at_random_moments_lose_nothing(field: Field) -> None:
+    transfers = [field.transfer("--download", str(6 * MB), "--upload", str(3 * MB)) for _ in range(4)]
+    for transfer in transfers:
+        transfer.wait_for(100_000)
+    for turn in range(10):
+        field.msocks("move", "all", "--to", ("lte", "wifi")[turn % 2], check=False)
+        time.sleep(0.05 * turn)
+    for transfer in transfers:
+        assert transfer.result()["error"] == ""
+    assert field.lab.server.accepted_connections() == 4
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_a_half_closed_connection_moves_like_any_other(field: Field, who: str) -> None:
+    transfer = field.transfer("--download", str(8 * MB), "--upload", str(4 * MB), "--half-close", who)
+    transfer.wait_for(MB)
+    field.lab.link("wifi").cut(CutMode.CARRIER)
+    passed_by(transfer, field)
+
+
+def test_a_reset_of_the_server_reaches_the_program(field: Field) -> None:
+    transfer = field.transfer("--download", str(8 * MB), "--abort-after", str(2 * MB))
+    result = transfer.result()
+    assert "ConnectionResetError" in result["error"]
+
+
+def test_a_restarted_relay_proxy_ends_its_sessions_loudly_and_serves_new_ones(field: Field) -> None:
+    field.transfer("--download", "1000").result()
+    transfer = field.transfer("--download", str(20 * MB))
+    transfer.wait_for(MB)
+    field.proxy.kill()
+    field.proxy.wait()
+    field.start_proxy()
+    result = transfer.result()
+    assert "ConnectionResetError" in result["error"]  # never a clean end: bytes are missing
+    again = field.transfer("--download", str(MB))
+    assert again.result()["error"] == ""
