@@ -20,10 +20,11 @@ from benchmarks.handoff_cases import CASES, Case
 from benchmarks.handoff_page import page, shown_ms
 from benchmarks.stalls import stalls
 from benchmarks.world import BenchmarkError
-from msocks_lab import STANDARD_LAB, ArrivalMeter, Lab, LabError, measure, measurement_lock
+from msocks_lab import STANDARD_LAB, ArrivalMeter, Lab, LabError, LinkCounters, measure, measurement_lock
 
 _JITTER_S = 0.3  # so that the cut meets every phase of the transfer
 _LONGEST_S = 60.0
+_MOVED_BYTES = 4_000_000  # at least, after the event
 
 
 def main() -> int:
@@ -108,16 +109,26 @@ def _transfer(lab: Lab, case: Case, contender: Contender, direction: str, jitter
     before = {link.name: link.counters() for link in lab.links}
     moments = case.play(lab, contender)
     result = world.result_of(client, _LONGEST_S)
+    crossed = {link.name: link.counters().since(before[link.name]) for link in lab.links}
     entry = {
-        "error": result["error"] or contender.check(),
+        "error": result["error"] or contender.check() or _unmoved(crossed["lte"]),
         "seconds": result.get("seconds"),
-        "crossed_since": {link.name: asdict(link.counters().since(before[link.name])) for link in lab.links},
+        "crossed_since": {name: asdict(counters) for name, counters in crossed.items()},
         "events": [asdict(event) for event in lab.events()],
         "moments": [asdict(moment) for moment in moments],
     }
     if not entry["error"]:
+        world.wait_for(record.exists, "the record of arrivals")
         entry["stalls"] = [asdict(stall) for stall in stalls(ArrivalMeter.load(record), moments)]
     return entry
+
+
+def _unmoved(lte: LinkCounters) -> str:
+    """What contradicts that data and acknowledgements crossed LTE, by the counters of the mobile's interface."""
+    data, acknowledgements = max(lte.bytes_up, lte.bytes_down), min(lte.bytes_up, lte.bytes_down)
+    if data < _MOVED_BYTES or acknowledgements < _MOVED_BYTES // 1000:
+        return f"only {lte.bytes_down} bytes down and {lte.bytes_up} up crossed LTE: the transfer did not move"
+    return ""
 
 
 def _tell(entry: dict[str, Any]) -> None:

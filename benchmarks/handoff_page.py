@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.contenders import MOBILE, Msocks, PlainTcp
+from benchmarks.contenders import MOBILE, Contender, Msocks, PlainTcp
 from benchmarks.handoff_cases import CASES
 from benchmarks.publish import origin
 from benchmarks.stalls import WATCHED_S
@@ -85,7 +85,8 @@ def _cell(spread: Spread | None) -> str:
 
 def _stall_table(found: dict[tuple[str, str, str], Spread], *, judged: bool) -> str:
     present = {contender for _, _, contender in found}
-    contenders = [contender for contender in (*MOBILE, PlainTcp) if contender.name in present]
+    known: tuple[type[Contender], ...] = (*MOBILE, PlainTcp)
+    contenders = [contender for contender in known if contender.name in present]
     rows = []
     for figure, title, target in _figures():
         for direction in ("download", "upload"):

@@ -19,6 +19,20 @@ from msocks_lab.link import Event, Link
 from msocks_lab.measurement import LinkMeasurement, measure, measurement_lock
 
 _SCHEMA = 1
+_HELP = """Build networks with a mobile host on this machine, and disturb them.
+
+A lab has the hosts mobile, proxy, server, core, and one access router radio-LINK per link of the mobile. All of them are
+anonymous network namespaces: nothing outside the lab is touched, and `down` leaves nothing behind. It needs root. The
+exit code is 0, 1 where the lab refuses or is not there, 2 for a wrong command line.
+
+\b
+  msocks-lab up --link wifi:rtt=5,rate=50 --link lte:rtt=50,rate=20
+  msocks-lab shell server -- nginx -c /tmp/nginx.conf
+  msocks-lab shell mobile
+  msocks-lab cut wifi --silent
+  msocks-lab restore wifi
+  msocks-lab down
+"""
 _LINK_HELP = """A link is NAME or NAME:KEY=VALUE,... with the keys rtt (ms, both ways together), rate (Mbit/s),
 queue (ms), queue_bytes, jitter (ms), loss, duplicate, reorder (percent), reorder_ms, mtu, interface_mtu,
 nat_tcp_idle_s, nat_udp_idle_s; up.KEY and down.KEY set one direction (delay instead of rtt there). Words without a
@@ -39,10 +53,10 @@ def _print_json(data: dict[str, Any]) -> None:
 
 
 def _choose(name: str | None) -> str:
-    """The lab that is meant: the named one, else the only one that runs."""
+    """The lab that is meant: the named one, else the only one from `up`."""
     if name is not None:
         return name
-    names = launch.running()
+    names = [item for item in launch.running() if not launch.is_tied(item)]
     if len(names) == 1:
         return names[0]
     if not names:
@@ -60,26 +74,14 @@ def _attached(name: str | None) -> Iterator[Lab]:
             lab.close()
 
 
-_lab = click.option("--lab", "lab_name", metavar="NAME", help="The lab that is meant; needless while only one runs.")
+_lab = click.option("--lab", "lab_name", metavar="NAME", help="The lab that is meant, where several run.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="msocks", prog_name="msocks-lab")
 def main() -> None:
-    r"""Build networks with a mobile host on this machine, and disturb them.
-
-    A lab has the hosts mobile, proxy, server, core, and one access router radio-LINK per link of the mobile. All of
-    them are anonymous network namespaces: nothing outside the lab is touched, and `down` leaves nothing behind.
-    It needs root.
-
-    \b
-    msocks-lab up --link wifi:rtt=5,rate=50 --link lte:rtt=50,rate=20
-    msocks-lab shell server -- nginx -c /tmp/nginx.conf
-    msocks-lab shell mobile
-    msocks-lab cut wifi --silent
-    msocks-lab restore wifi
-    msocks-lab down
-    """
+    """The program."""
 
 
 @main.command(epilog=_LINK_HELP)
@@ -211,8 +213,8 @@ def cut(link: str, mode: str, direction: str, lab_name: str | None, as_json: boo
         _report(target.cut(CutMode(mode), Direction(direction)), as_json)
 
 
-def _simple(name: str, method: str, text: str) -> None:
-    @main.command(name, help=text)
+def _simple(name: str, method: str, text: str, summary: str | None = None) -> None:
+    @main.command(name, help=text, short_help=summary)
     @click.argument("link")
     @_lab
     @_json
@@ -221,10 +223,14 @@ def _simple(name: str, method: str, text: str) -> None:
             _report(getattr(target, method)(), as_json)
 
 
-_simple("restore", "restore", "Undo a cut of LINK; its addresses and default routes are there again.")
+_simple(
+    "restore", "restore", "Undo a cut of LINK; its addresses and default routes are there again.", "Undo a cut of LINK."
+)
 _simple("detach", "detach", "Take the mobile's addresses and routes on LINK away.")
 _simple("attach", "attach", "Give the mobile its addresses and routes on LINK.")
-_simple("readdress", "readdress", "Give the mobile new addresses on LINK instead of the present ones.")
+_simple(
+    "readdress", "readdress", "Give the mobile new addresses on LINK instead of the present ones.", "Change addresses."
+)
 _simple("nat-rebind", "rebind_nat", "Let the NAT of LINK forget its mappings.")
 
 
@@ -254,7 +260,10 @@ def set_link(link: str, changes: tuple[str, ...], lab_name: str | None, as_json:
 @_lab
 @_json
 def validate(links: tuple[str, ...], lab_name: str | None, as_json: bool) -> None:
-    """Measure RTT, loss and rate of links (all by default), about three seconds each."""
+    """Measure links.
+
+    RTT, loss and rate of each LINK, or of all, take about three seconds a link and load it.
+    """
     with _told():
         _validate(_choose(lab_name), list(links), as_json)
 

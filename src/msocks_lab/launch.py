@@ -23,6 +23,7 @@ from msocks_lab.wire import runtime_root
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}\Z")
 _LONGEST_CLAIM = 2.0  # seconds between the making of the directory and the writing of the number
 _LONGEST_END = 10.0
+_NO_OWNER = -1
 
 
 def start_supervisor(name: str, config: LabConfig, *, tied: bool, log: Path | None = None) -> subprocess.Popen[bytes]:
@@ -84,7 +85,7 @@ def _claim(name: str) -> Path:
 
 def _spawn(name: str, report: int, log: Path, tied: bool) -> subprocess.Popen[bytes]:
     with contextlib.ExitStack() as stack:
-        owner = os.pidfd_open(os.getpid()) if tied else -1
+        owner = os.pidfd_open(os.getpid()) if tied else _NO_OWNER
         if tied:
             stack.callback(os.close, owner)
         output = stack.enter_context(log.open("ab"))
@@ -109,15 +110,26 @@ def _pid_file(name: str) -> Path:
 
 def supervisor_pid(name: str) -> int:
     """The process number of a lab's supervisor, as this process sees it. Raises SetupError where there is none."""
+    return _find_supervisor(name)[0]
+
+
+def is_tied(name: str) -> bool:
+    """Whether a lab ends with the process that built it. Raises SetupError where there is none."""
+    return _find_supervisor(name)[1] != str(_NO_OWNER)
+
+
+def _find_supervisor(name: str) -> tuple[int, str]:
+    """The supervisor's process number and its OWNER_PIDFD."""
+    expected = _command_line(name)
     try:
         pid = int(_pid_file(name).read_text())
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except (OSError, ValueError):
         words = []
     # The number of one that was killed may belong to somebody else by now.
-    if words[1:4] != [word.encode() for word in _command_line(name)[1:]]:
+    if words[1 : len(expected)] != expected[1:]:
         raise SetupError(f"There is no lab {name!r}", "See `msocks-lab list`; start one with `msocks-lab up`")
-    return pid
+    return pid, words[len(expected)]
 
 
 def alive(name: str) -> bool:

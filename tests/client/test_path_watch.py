@@ -207,11 +207,13 @@ async def leg_over(lab: Lab, node: LinksOfANode, name: str) -> AsyncIterator[Leg
     with on_host(lab, "proxy"):
         listener = socket.create_server((lab.proxy.ipv4, SINK_PORT))
     listener.setblocking(False)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     loop = asyncio.get_running_loop()
     with listener:
         sock = socket.socket()
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         await loop.sock_connect(sock, (lab.proxy.ipv4, SINK_PORT))
         peer, _ = await loop.sock_accept(listener)
     leg = Leg(sock, peer)

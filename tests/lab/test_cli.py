@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from msocks_lab import launch
 from msocks_lab.cli import main as program
 
 VERBS = sorted(program.commands)
@@ -44,6 +45,7 @@ def name() -> Iterator[str]:
 
 
 def test_it_outlives_the_program_that_built_it(name: str):
+    assert not launch.is_tied(name)
     assert name in told("list")["labs"]
     assert name in lab_program("list").stdout.split()
 

@@ -89,6 +89,7 @@ def test_nothing_is_left_after_the_block():
         assert networks <= network_namespaces()
         assert len(processes_in(namespace)) >= 3
         assert launch.alive(lab.name)
+        assert launch.is_tied(lab.name)
     assert processes_in(namespace) == []
     assert not networks & network_namespaces()
     assert not (runtime_root() / lab.name).exists()

@@ -38,6 +38,7 @@ class LegChecks:
             # While data waits for its ACK there are no keep-alives: the retransmissions ask. They may wait long.
             if tcp_info(leg).unacked_segments:
                 leg.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, _GIVE_UP_MS)
+            leg.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_S)
             leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
             leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _INTERVAL_S)

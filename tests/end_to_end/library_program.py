@@ -1,0 +1,130 @@
+"""Programs that use the library, run on the mobile host by test_library.py: NAME ACCESS_FILE CERTIFICATE LOOP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import ssl
+import sys
+import threading
+from typing import Any
+
+import uvloop
+
+import msocks
+
+ECHO, TLS_ECHO, UPGRADE = 7001, 7002, 7003
+
+
+def client_context(certificate: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certificate)
+
+
+async def move_about(reader: asyncio.StreamReader, writer: msocks.MobileStreamWriter, links: list[str]) -> list[str]:
+    """Echo 300 kB on every link; what came back must be what was sent."""
+    seen = []
+    for link in links:
+        await writer.move(link)
+        block = hashlib.sha256(link.encode()).digest() * 10_000
+        writer.write(block)
+        await writer.drain()
+        assert await reader.readexactly(len(block)) == block
+        seen.append(str(writer.link))
+    return seen
+
+
+async def streams(access: str, certificate: str) -> dict[str, Any]:
+    del certificate
+    reader, writer = await msocks.open_connection("server", ECHO, access=access)
+    events: list[str] = []
+
+    async def listen() -> None:
+        events.extend([type(event).__name__ async for event in writer.events()])
+
+    listening = asyncio.create_task(listen())
+    seen = await move_about(reader, writer, ["lte", "wifi", "lte"])
+    writer.write_eof()
+    rest = await reader.read()
+    peer = writer.get_extra_info("peername")
+    session = writer.session
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.wait_for(listening, 10)
+    await msocks.close_nodes()
+    return {"seen": seen, "rest": len(rest), "peer": peer, "session": session, "events": events}
+
+
+async def tls(access: str, certificate: str) -> dict[str, Any]:
+    context = client_context(certificate)
+    reader, writer = await msocks.open_connection("server", TLS_ECHO, access=access, ssl=context)
+    cipher = writer.get_extra_info("cipher")
+    seen = await move_about(reader, writer, ["lte", "wifi"])
+    writer.close()
+    return {"seen": seen, "tls": cipher[1]}
+
+
+async def start_tls(access: str, certificate: str) -> dict[str, Any]:
+    reader, writer = await msocks.open_connection("server", UPGRADE, access=access)
+    writer.write(b"STARTTLS\n")
+    assert await reader.readline() == b"go ahead\n"
+    await writer.start_tls(client_context(certificate), server_hostname="server")
+    seen = await move_about(reader, writer, ["lte", "wifi"])
+    writer.close()
+    return {"seen": seen, "tls": writer.get_extra_info("cipher")[1]}
+
+
+async def refused(access: str, certificate: str) -> dict[str, Any]:
+    del certificate
+    found = {}
+    for name, destination in {"closed": ("server", 9), "denied": ("127.0.0.1", 80), "unknown": ("nowhere", 80)}.items():
+        try:
+            await msocks.open_connection(*destination, access=access)
+        except msocks.DestinationError as error:
+            found[name] = [type(error).__mro__[1].__name__, error.reply_code, isinstance(error, OSError)]
+    reader, writer = await msocks.open_connection("server", ECHO, access=access)
+    try:
+        await writer.move("eth9")
+    except msocks.LinkUnavailable as error:
+        found["link"] = [error.link]
+    writer.write(b"still here")
+    found["after"] = [(await reader.readexactly(10)).decode()]
+    writer.transport.abort()
+    return found
+
+
+def blocking(access: str, certificate: str) -> dict[str, Any]:
+    kinds: list[str] = []
+    seen = []
+    with msocks.create_connection(("server", ECHO), timeout=20, access=access) as connection:
+        connection.on_event(lambda event: kinds.append(type(event).__name__))
+        for link in ("lte", "wifi"):
+            connection.move(link)
+            block = hashlib.sha256(link.encode()).digest() * 10_000
+            sender = threading.Thread(target=connection.sendall, args=(block,))
+            sender.start()
+            with connection.makefile("rb") as file:
+                assert file.read(len(block)) == block
+            sender.join()
+            seen.append(str(connection.link))
+        connection.shutdown(1)
+        rest = connection.recv(100)
+    raw = msocks.create_connection(("server", TLS_ECHO), timeout=20, access=access)
+    with client_context(certificate).wrap_socket(raw, server_hostname="server") as wrapped:
+        wrapped.sendall(b"through tls")
+        answer = wrapped.recv(100).decode()
+    return {"seen": seen, "rest": len(rest), "events": kinds, "tls": answer}
+
+
+def main() -> None:
+    name, access, certificate, loop = sys.argv[1:]
+    program = {"streams": streams, "tls": tls, "start_tls": start_tls, "refused": refused, "blocking": blocking}[name]
+    result = program(access, certificate)
+    if asyncio.iscoroutine(result):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
+            result = runner.run(result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
