@@ -21,9 +21,9 @@ from msocks_lab.measurement import LinkMeasurement, measure, measurement_lock
 _SCHEMA = 1
 _HELP = """Build networks with a mobile host on this machine, and disturb them.
 
-A lab has the hosts mobile, proxy, server, core, and one access router radio-LINK per link of the mobile. All of them are
-anonymous network namespaces: nothing outside the lab is touched, and `down` leaves nothing behind. It needs root. The
-exit code is 0, 1 where the lab refuses or is not there, 2 for a wrong command line.
+A lab has the hosts mobile, proxy, server, core, and one access router radio-LINK per link of the mobile. All of them
+are anonymous network namespaces: nothing outside the lab is touched, and `down` leaves nothing behind. It needs root.
+The exit code is 0, 1 where the lab refuses or is not there, 2 for a wrong command line.
 
 \b
   msocks-lab up --link wifi:rtt=5,rate=50 --link lte:rtt=50,rate=20

@@ -61,7 +61,7 @@ def test_status_and_links_have_exactly_their_keys(lab: AgentLab, agent: RunningA
     for link in answer["links"]:
         assert set(link) == LINK_KEYS
         assert link["state"] == "up"
-        assert 0 < link["rtt_ms"] < 100
+        assert link["rtt_ms"] > 0
 
 
 def test_the_socket_is_for_its_owner_alone(agent: RunningAgent):

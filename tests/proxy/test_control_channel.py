@@ -66,6 +66,16 @@ async def test_an_association_without_channels_is_forgotten_after_the_grace(star
     assert (await node.query(SessionId.generate())).status is LegStatus.UNKNOWN_ASSOCIATION
 
 
+async def test_an_association_whose_channel_comes_back_is_not_forgotten(start_proxy: StartProxy):
+    proxy = await start_proxy(detach_grace_s=0.3)
+    node = await proxy.node()
+    node.channels[0].close()
+    await asyncio.sleep(0.05)
+    await node.associate()
+    await asyncio.sleep(0.5)
+    assert (await node.query(SessionId.generate())).status is LegStatus.UNKNOWN_SESSION
+
+
 async def test_a_wrong_secret_and_an_unknown_user_are_refused_alike(proxy: RunningProxy):
     node = await proxy.node()
     before = asyncio.get_running_loop().time()

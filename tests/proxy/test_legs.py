@@ -337,6 +337,20 @@ async def test_a_parked_session_expires(start_proxy: StartProxy, server: Server)
     assert (await node.query(session)).status is LegStatus.ENDED_EXPIRED
 
 
+async def test_a_session_that_was_resumed_does_not_expire(start_proxy: StartProxy, server: Server):
+    proxy = await start_proxy(detach_grace_s=0.3)
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    reset(leg.sock)
+    await eventually(lambda: bool(proxy.events("session_parked")))
+    second = await node.reconnect(session, 2, 0, 0)
+    assert (await second.reply()).status is LegStatus.OK
+    await asyncio.sleep(0.5)
+    await send(remote, b"alive")
+    assert await read_exactly(second.sock, 5) == b"alive"
+
+
 async def test_park_stops_the_leg_that_it_names_and_no_newer_one(proxy: RunningProxy, server: Server):
     node = await proxy.node()
     channel = node.channels[0]
@@ -353,6 +367,9 @@ async def test_park_stops_the_leg_that_it_names_and_no_newer_one(proxy: RunningP
     await channel.say(Park((ParkedLeg(session, 1, 0),)))
     assert (await channel.hear(Parked)).sessions == ()
     assert await read_exactly(second.sock, 4) == b"held"
+    for generation, parked in ((2, ((session, 2),)), (1, ()), (2, ((session, 2),))):
+        await channel.say(Park((ParkedLeg(session, generation, 4),)))
+        assert (await channel.hear(Parked)).sessions == parked
 
 
 async def test_close_with_reset_resets_the_server_and_can_be_repeated(proxy: RunningProxy, server: Server):

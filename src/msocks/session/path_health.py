@@ -39,7 +39,7 @@ BUSY_LEAST_S = 0.05
 BUSY_MOST_S = 0.25
 BURST_LEAST_S = 0.02
 BURST_MOST_S = 0.1
-SAMPLE_S = 0.25
+SAMPLE_S = 0.1
 """While other bytes arrive, a probe is sent this often to measure the round-trip time."""
 IDLE_SHARE = 8
 """A path that has been idle for this many seconds is asked once a second, and so on in proportion."""
@@ -285,7 +285,7 @@ class PathHealth:
         if self.state is PathState.ALIVE and not suspicious:
             # What has arrived since the last probe is as good as an answer to it.
             quiet = max(self._sent_at, self.heard_at) + interval
-            return min(quiet, self._sent_at + max(SAMPLE_S, 4 * interval))
+            return min(quiet, self._sent_at + max(SAMPLE_S, 2 * interval))
         return self._sent_at + interval
 
     def _interval_s(self, now: float, suspicious: bool) -> float:

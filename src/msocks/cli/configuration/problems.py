@@ -95,7 +95,7 @@ def _expected(details: dict[str, Any]) -> str:
             return "has to be a list, in [ ]"
         case "model_type":
             return "has to be a table"
-    return details["msg"].removeprefix("Input ")
+    return str(details["msg"]).removeprefix("Input ")
 
 
 def _key(location: Iterable[int | str]) -> str:
