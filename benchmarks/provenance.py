@@ -55,3 +55,8 @@ def provenance(versions: dict[str, str]) -> dict[str, Any]:
             **versions,
         },
     }
+
+
+def python_version(package: str) -> str:
+    """The version of an installed Python package."""
+    return version(package)

@@ -44,14 +44,14 @@ def msocks(tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentLab]:
     """Mobile host with two fast links, proxy host with a running proxy, server host."""
     with agent_lab(tmp_path_factory.mktemp("lab")) as built:
         yield built
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def agent(lab: AgentLab) -> RunningAgent:
     """An agent that the proxy has accepted."""
     running = lab.start_agent("main")

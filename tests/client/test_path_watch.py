@@ -46,7 +46,7 @@ async def node_of(lab: Lab, access: AccessLink) -> AsyncIterator[LinksOfANode]:
     async with links_of_a_node(lab, access) as node:
         await node.until(lambda: set(node.told.opened) == {"wifi", "lte"})
         await node.until(lambda: node.watch.public_endpoint("wifi") and node.watch.public_endpoint("lte"))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.15)
         try:
             yield node
         finally:
@@ -198,9 +198,9 @@ class Leg:
 
 
 @contextlib.asynccontextmanager
-async def leg_over(lab: Lab, node: LinksOfANode, name: str) -> AsyncIterator[Leg]:
+async def leg_over(lab: Lab, node: LinksOfANode, name: str, port: int = SINK_PORT) -> AsyncIterator[Leg]:
     with on_host(lab, "proxy"):
-        listener = socket.create_server((lab.proxy.ipv4, SINK_PORT))
+        listener = socket.create_server((lab.proxy.ipv4, port))
     listener.setblocking(False)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     loop = asyncio.get_running_loop()
@@ -209,14 +209,14 @@ async def leg_over(lab: Lab, node: LinksOfANode, name: str) -> AsyncIterator[Leg
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-        await loop.sock_connect(sock, (lab.proxy.ipv4, SINK_PORT))
+        await loop.sock_connect(sock, (lab.proxy.ipv4, port))
         peer, _ = await loop.sock_accept(listener)
     leg = Leg(sock, peer)
-    node.legs[name] = [sock]
+    node.legs.setdefault(name, []).append(sock)
     try:
         yield leg
     finally:
-        node.legs.clear()
+        node.legs[name].remove(sock)
         await leg.close()
 
 
@@ -231,7 +231,7 @@ async def test_a_transfer_that_fills_a_long_queue_raises_no_alarm_and_its_cut_is
         async with node_of(lab, access) as node, leg_over(lab, node, "lte") as leg:
             sending = asyncio.create_task(leg.send(leg.sock if upload else leg.peer, node, "lte"))
             node.changes.clear()
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.2)
             assert not node.changes, "a false alarm"
             if upload:
                 rtt_ms = node.watch.rtt_ms("lte")
@@ -252,7 +252,7 @@ async def test_where_udp_is_blocked_pings_do_the_work(lab: Lab, access: AccessLi
         async with links_of_a_node(lab, access) as node:
             await node.until(lambda: set(node.told.opened) == {"wifi", "lte"})
             traffic = asyncio.create_task(use(node, "wifi", 30))
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(1.0)
             assert [change.after.state for _, change in node.changes if change.after] == [LinkState.UP] * 2
             rtt_ms = node.watch.rtt_ms("wifi")
             assert rtt_ms is not None
@@ -267,18 +267,26 @@ async def test_where_udp_is_blocked_pings_do_the_work(lab: Lab, access: AccessLi
         await asyncio.to_thread(lambda: lab.proxy.run(["nft", "delete table inet noudp"]))
 
 
-async def test_a_nat_that_forgets_is_noticed_and_an_idle_leg_behind_it_fails(lab: Lab, access: AccessLink):
-    """The peer's segments do not get through any more, and this side would never have sent one."""
-    async with node_of(lab, access) as node, leg_over(lab, node, "lte") as leg:
+async def test_a_nat_that_forgets_is_noticed_and_the_legs_behind_it_fail(lab: Lab, access: AccessLink):
+    """The peer's segments do not get through any more. One leg is idle and would never have sent one itself; the other
+    has sent something, which TCP would repeat for a quarter of an hour.
+    """
+    async with (
+        node_of(lab, access) as node,
+        leg_over(lab, node, "lte") as idle,
+        leg_over(lab, node, "lte", SINK_PORT + 1) as busy,
+    ):
         traffic = asyncio.create_task(use(node, "lte", 30))
         await asyncio.sleep(0.3)
         before = node.watch.public_endpoint("lte")
         await asyncio.to_thread(lab.link("lte").rebind_nat)
+        busy.sock.send(b"never acknowledged")
         await node.until(lambda: node.watch.public_endpoint("lte") != before, 1)
         assert node.watch.state("lte") is LinkState.UP
         assert node.rebound == ["lte"]
-        await node.until(lambda: leg.error, 5)
-        assert isinstance(leg.error, TimeoutError)
+        await node.until(lambda: idle.error and busy.error, 6)
+        assert isinstance(idle.error, TimeoutError)
+        assert isinstance(busy.error, TimeoutError)
         traffic.cancel()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msocks_lab import TransferError
 from msocks_lab.pattern import CHUNK, Pattern, PatternVerifier
 
-STREAM = Pattern(7).at(0, 6 * CHUNK)
+STREAM = Pattern(7).at(0, 7 * CHUNK)
 
 
 @given(st.integers(0, 5 * CHUNK), st.integers(0, CHUNK + 100))

@@ -161,6 +161,18 @@ async def test_another_address_on_the_same_interface_is_a_change(network: OwnNet
         assert seen.calls[0][0].before == before
 
 
+async def test_another_metric_is_another_order_of_preference(network: OwnNetwork):
+    wifi_is_up(network)
+    network.add_veth("lte")
+    network.ip("address add 198.51.100.7/24 dev lte\nroute add default via 198.51.100.1 dev lte metric 700")
+    with started() as seen:
+        assert list(seen.monitor.links()) == ["wifi", "lte"]
+        way = "default via 192.0.2.1 dev wifi"
+        network.ip(f"route add {way} metric 800\nroute delete {way} metric 600")
+        await seen.until(lambda links: list(links) == ["lte", "wifi"])
+        assert seen.calls == [[]]
+
+
 async def test_a_lost_route_makes_a_link_useless(network: OwnNetwork):
     wifi_is_up(network)
     with started() as seen:

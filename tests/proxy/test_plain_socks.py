@@ -284,13 +284,18 @@ async def test_an_open_proxy_says_so_loudly(open_proxy: RunningProxy):
     assert [line["log_level"] for line in open_proxy.events("open_proxy")] == ["warning"]
 
 
-async def test_a_password_is_taken_away_at_once(proxy: RunningProxy, server: Server):
-    await proxy.add_user("alice")
-    await asyncio.to_thread(set_password, proxy.state, "alice", "p")
+@pytest.mark.parametrize("changed_to", [None, "another"])
+async def test_a_password_that_was_right_is_refused_as_soon_as_it_is_changed(
+    proxy: RunningProxy, server: Server, changed_to: str | None
+):
+    for name in ("alice", "bob"):
+        await proxy.add_user(name)
+        await asyncio.to_thread(set_password, proxy.state, name, "p")
     client = PythonSocks.from_url(f"socks5://alice:p@{proxy.endpoint}")
-    sock = await client.connect("127.0.0.1", server.endpoint.port)
-    sock.close()
-    await asyncio.to_thread(set_password, proxy.state, "alice", None)
+    for _ in range(2):
+        sock = await client.connect("127.0.0.1", server.endpoint.port)
+        sock.close()
+    await asyncio.to_thread(set_password, proxy.state, "alice", changed_to)
     with pytest.raises(ProxyError):
         await client.connect("127.0.0.1", server.endpoint.port)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Protocol
 
 from msocks.client.leg_attempt import LegAttempt
+from msocks.client.network import Authority, ConnectionListener, Network
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
 from msocks.protocol.leg import Connect, DatapathKind, DatapathReason, LegRequest, LegStatus, ReceivedReply, Reconnect
 from msocks.protocol.leg_request_codec import encode_request
@@ -15,74 +15,8 @@ from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile import MobileSession
 from msocks.session.mobile_effects import SessionState
 from msocks.transport.leg_stream import LegStream
-from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
-from msocks.values.ids import AssociationId, SessionId
-
-
-class Authority(Protocol):
-    """Where legs get their keys: the association with the proxy."""
-
-    @property
-    def id(self) -> AssociationId:
-        """What the proxy knows the keys by."""
-
-    @property
-    def key_up(self) -> bytes:
-        """Authenticates requests."""
-
-    @property
-    def key_down(self) -> bytes:
-        """Authenticates replies."""
-
-    def next_leg_number(self) -> int:
-        """A number that no leg of this association had."""
-
-    def expiry_ms(self) -> int:
-        """The proxy's time until which a request that is written now is good."""
-
-    def proxy_time_is(self, proxy_ms: int) -> None:
-        """A verified reply told the proxy's time."""
-
-    def forgotten(self, key_up: bytes) -> None:
-        """The proxy refused a request signed with `key_up`, unverifiably: the association may be gone there."""
-
-
-class Network(Protocol):
-    """What a connection needs of the node."""
-
-    @property
-    def reactor(self) -> Reactor:
-        """Where sockets are watched."""
-
-    @property
-    def authority(self) -> Authority | None:
-        """The keys; None while there are none."""
-
-    async def dial(self, link: str) -> socket.socket:
-        """Connect to the proxy over a link. Raises OSError, MsocksError."""
-
-    def close_session(self, session: SessionId, generation: int) -> None:
-        """Tell the proxy, now or as soon as it can be told, that a session is to be reset."""
-
-    def sent(self, link: str) -> None:
-        """Bytes were written to a leg on this link."""
-
-    def forget(self, connection: Connection) -> None:
-        """The connection has ended."""
-
-
-class ConnectionListener(Protocol):
-    """Who is told what becomes of a connection; calls come from the event loop, none may block."""
-
-    def on_carried(self, carried: mobile.Carried) -> None:
-        """A leg stands: the first one, or one that the session has moved to."""
-
-    def on_parked(self) -> None:
-        """The leg is gone; the session waits for another."""
-
-    def on_ended(self, error: MsocksError | None) -> None:
-        """The session is over. What had arrived can still be read from the stream."""
+from msocks.values.ids import SessionId
 
 
 class Connection:

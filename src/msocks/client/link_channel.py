@@ -245,7 +245,11 @@ class LinkChannel:
         sock = await context.dialer.dial(
             self.link, timeout_s=_DIAL_S, first=tls.outgoing(), rtt_ms=context.watch.rtt_ms(name)
         )
-        self.connection = ControlConnection(context.reactor, sock, tls, self)
+        try:
+            self.connection = ControlConnection(context.reactor, sock, tls, self)
+        except OSError:
+            sock.close()  # reset already: it has no peer any more
+            raise
         self._set_timer(_HANDSHAKE_S, self._on_handshake_time_out)
         self.connection.start()
         context.watch.control_heard(name)

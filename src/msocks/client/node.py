@@ -8,8 +8,9 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 
 from msocks.client.association import Association
-from msocks.client.connection import Connection, ConnectionListener
+from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
+from msocks.client.network import ConnectionListener
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser

@@ -124,7 +124,10 @@ class PathWatch:
         return MappingProxyType(self._picture)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with what has changed in `links`. Returns what ends that."""
+        """Call `subscriber` with what has changed in `links`; with nothing where only their order has.
+
+        Returns what ends that.
+        """
         self._subscribers.append(subscriber)
 
         def unsubscribe() -> None:
@@ -227,7 +230,7 @@ class PathWatch:
             if path.health is not None and path.health.state is PathState.SILENT:
                 self._arm(path)  # how urgent it is depends on the others
         changed = changes(before, self._picture)
-        if changed:
+        if changed or list(before) != list(self._picture):
             for subscriber in list(self._subscribers):
                 subscriber(changed)
 
@@ -319,7 +322,8 @@ class PathWatch:
         if path.health is None:
             return
         path.health.on_answer(received_at, answer.sequence)
-        path.answering = endpoint
+        if path.answering != endpoint:
+            path.answering, path.public = endpoint, None  # each address of the proxy sees its own mapping
         path.captive = False
         self._note_public(path, answer.observed, received_at)
         self._after_news(path)

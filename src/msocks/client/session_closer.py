@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Protocol
 
-from msocks.client.connection import Authority
+from msocks.client.network import Authority
 from msocks.errors import MsocksError
 from msocks.protocol.leg import Close, CloseMode
 from msocks.protocol.leg_reply_codec import LegReplyDecoder

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from msocks.client.connection import Connection, Network
+from msocks.client.connection import Connection
 from msocks.client.events import EventLog
+from msocks.client.network import Network
 from msocks.errors import MsocksError
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile_effects import Carried, SessionState

@@ -78,7 +78,10 @@ class LinkMonitor:
         return MappingProxyType(self._links)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with what has changed, from the loop. Returns what ends that."""
+        """Call `subscriber` with what has changed, from the loop; with nothing where only the order of preference has.
+
+        Returns what ends that.
+        """
         self._subscribers.append(subscriber)
 
         def unsubscribe() -> None:
@@ -164,6 +167,6 @@ class LinkMonitor:
     def _publish(self) -> None:
         before, self._links = self._links, self._table.links()
         changed = changes(before, self._links)
-        if changed:
+        if changed or list(before) != list(self._links):
             for subscriber in list(self._subscribers):
                 subscriber(changed)

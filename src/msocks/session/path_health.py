@@ -24,7 +24,7 @@ FALSE_ALARM = 1e-7
 """The chance, for each probe, that independent losses alone look like a silent path."""
 
 DEADLINE_LEAST_S = 0.05
-DEADLINE_MOST_S = 2.0
+DEADLINE_MOST_S = 5.0
 DEADLINE_UNPROVEN_S = 1.0
 """Before the first sample; the initial RTO of RFC 6298 section 2."""
 DEADLINE_COLD_S = 0.5

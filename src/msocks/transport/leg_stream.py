@@ -18,15 +18,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 from msocks.session.leg_chain import LegChain
-from msocks.session.retention import Retention
 from msocks.transport.leg import Leg
+from msocks.transport.outbound import Outbound
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.sweep import Sweep
 
 # More than this waiting in user space, and the source of the stream is not read: back-pressure.
 UNSENT_LIMIT_BYTES = 256 * 1024
-# Asking the kernel what was ACKed costs a system call: not for every write.
-_RELEASE_STEP_BYTES = 256 * 1024
 # An old leg that delivers nothing for so long does not hand over.
 _HANDOVER_PATIENCE_S = 1.0
 
@@ -54,20 +52,14 @@ class LegStream:
         self._reactor = reactor
         self._owner = owner
         self._sweep = sweep
-        self._chain = LegChain()
-        self._retention = Retention()
         self._legs: dict[int, Leg] = {}
-        self._sending: Leg | None = None
-        self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
+        self._chain = LegChain()
+        self._out = Outbound()
         self._progress = -1  # of the handover under way, to find one that does not come to its end
-        self._frozen = False
-        self._finishing = False
-        self._release_at = _RELEASE_STEP_BYTES
         self._full = False  # the writer was told to wait
         self._eof = False
-        self._told_acknowledged = False
-        self._sent_highest = 0
         self._end_at: int | None = None
+        self._told_acknowledged = False
         self.on_sent: Callable[[], None] | None = None  # whoever watches over the path hears of every flight
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -80,32 +72,32 @@ class LegStream:
     @property
     def written(self) -> int:
         """Outbound bytes accepted from the writer."""
-        return self._retention.end
+        return self._out.written
 
     @property
     def sent(self) -> int:
         """Outbound bytes that any leg's kernel has taken; the peer cannot have received more."""
-        return max(self._sent_highest, self._retention.sent)
+        return self._out.sent
 
     @property
     def sent_now(self) -> int:
         """Outbound bytes up to what the present leg's kernel has taken: where a handover begins."""
-        return self._retention.sent
+        return self._out.sent_now
 
     @property
     def retained(self) -> int:
         """Outbound bytes held in memory."""
-        return self._retention.retained
+        return self._out.retained
 
     @property
     def writable(self) -> bool:
         """Whether the writer should go on."""
-        return self._retention.unsent < UNSENT_LIMIT_BYTES and not self._finishing
+        return self._out.unsent < UNSENT_LIMIT_BYTES and not self._out.finishing
 
     @property
     def finishing(self) -> bool:
         """Whether the writer has ended its direction."""
-        return self._finishing
+        return self._out.finishing
 
     @property
     def at_eof(self) -> bool:
@@ -115,12 +107,13 @@ class LegStream:
     @property
     def handing_over(self) -> bool:
         """Whether a replaced leg still has to deliver, in either direction."""
-        return bool(self._tails) or self._chain.awaits_handover(self._unread)
+        return self._out.handing_over or self._chain.awaits_handover(self._unread)
 
     @property
     def live_socket(self) -> socket.socket | None:
         """The socket of the leg that sends now."""
-        return self._sending.sock if self._sending is not None and not self._sending.failed else None
+        leg = self._out.leg
+        return leg.sock if leg is not None and not leg.failed else None
 
     def received(self) -> int:
         """Inbound bytes in this side's kernel or already read: R at the mobile node, U at the proxy."""
@@ -128,20 +121,24 @@ class LegStream:
 
     def acknowledged(self) -> int:
         """Outbound bytes that the peer's kernel has ACKed; everything before is (or may be) forgotten."""
-        self._release()
-        return self._retention.base
+        self._close_done(self._out.release())
+        return self._out.base
+
+    def sends_on(self, generation: int) -> bool:
+        """Whether the leg of `generation` is the one that sends."""
+        return self._out.leg is not None and self._out.leg.generation == generation
 
     # -- legs -------------------------------------------------------------------------------------------------------
 
     def freeze(self) -> int:
         """Stop forgetting what is ACKed, for as long as a reconnect is under way; returns the basepoint for it."""
         basepoint = self.acknowledged()
-        self._frozen = True
+        self._out.frozen = True
         return basepoint
 
     def thaw(self) -> None:
         """The reconnect did not happen: forget again what the present leg's peer ACKs, and go on sending on it."""
-        self._frozen = False
+        self._out.frozen = False
         self.flush()
 
     def send_on(
@@ -160,24 +157,11 @@ class LegStream:
         reply). With `handover` the leg before delivers what it has taken, which ends at `begins_at` (see `sent_now`).
         Raises ValueError when `begins_at` is not retained.
         """
-        self.check_basepoint(begins_at)
-        old = self._sending
-        self.stop_sending()
-        if not handover:
-            self._drop_tails()
-        elif old is not None:
-            old.handed_over = True
-            self._tails.append(old)
+        self._out.check(begins_at)
+        leg = self._legs.setdefault(generation, Leg(sock, generation))
+        self._close_done(self._out.replace(leg, begins_at, overhead, handover=handover))
+        if handover:
             self._watch_handover()
-        self._retention.rewind(begins_at)
-        leg = self._legs.get(generation)
-        if leg is None:
-            leg = self._legs[generation] = Leg(sock, generation)
-        leg.begins_at = begins_at
-        leg.overhead = overhead
-        self._sending = leg
-        if old is not None:
-            self._close_if_done(old)
         if preface:
             # A fresh leg has an empty send buffer, which takes a reply whole; if not, the leg is dead already.
             try:
@@ -189,32 +173,20 @@ class LegStream:
 
     def check_basepoint(self, offset: int) -> None:
         """Raise ValueError unless a leg can begin to send at `offset`."""
-        if not self._retention.base <= offset <= self._retention.end:
-            raise ValueError(
-                f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
-            )
+        self._out.check(offset)
 
     def resume_sending(self, generation: int) -> bool:
         """Go back to an earlier leg after an attempt that came to nothing; False when that leg is gone."""
         leg = self._legs.get(generation)
         if leg is None or leg.failed:
             return False
-        self.stop_sending()
-        if leg in self._tails:
-            self._tails.remove(leg)
-            leg.handed_over = False
-        self._retention.rewind(leg.sent_until)
-        self._sending = leg
+        self._close_done(self._out.resume(leg))
         self.flush()
         return True
 
     def stop_sending(self) -> None:
         """The leg that sends now sends nothing more."""
-        self._release()
-        leg, self._sending = self._sending, None
-        if leg is not None:
-            leg.sent_until = self._retention.sent
-            self._sent_highest = max(self._sent_highest, leg.sent_until)
+        self._close_done(self._out.stop())
 
     def receive_on(
         self, sock: socket.socket, generation: int, begins_at: int, early: bytes = b"", *, handover: bool = False
@@ -225,14 +197,11 @@ class LegStream:
         earlier legs cannot supply them; the stream is useless then.
         """
         newest = self._chain.newest
-        for gone in self._chain.add(generation, begins_at, self._unread, handover=handover):
-            self._close_if_done(self._legs[gone])
-        leg = self._legs.get(generation)
-        if leg is None:
-            leg = self._legs[generation] = Leg(sock, generation, early)
-        else:
-            leg.early = early
-        self._frozen = False
+        gone = self._chain.add(generation, begins_at, self._unread, handover=handover)
+        self._close_done([self._legs[each] for each in gone])
+        leg = self._legs.setdefault(generation, Leg(sock, generation))
+        leg.early = early
+        self._out.frozen = False
         if handover and newest is not None:
             self._legs[newest].handed_over = True
             self._watch_handover()
@@ -244,19 +213,13 @@ class LegStream:
             lost = ConnectionResetError(errno.ECONNRESET, "the leg was reset")
             self._reactor.call_soon(lambda: self._owner.on_leg_lost(generation, lost))
 
-    def sends_on(self, generation: int) -> bool:
-        """Whether the leg of `generation` is the one that sends."""
-        return self._sending is not None and self._sending.generation == generation
-
     def break_handover(self) -> None:
         """The old leg does not deliver what the new one counts on: keep what came, and wait for a takeover."""
         newest = self._chain.newest
-        self._drop_tails()
-        self.stop_sending()
-        if self._chain.handing_over and newest is not None:
+        self._close_done([*self._out.drop_tails(), *self._out.stop()])
+        if self._chain.handing_over:
             # What the old leg still holds is read when the takeover says up to where it is needed.
-            for generation in self._chain.drop_successors():
-                self._close_if_done(self._legs[generation])
+            self._close_done([self._legs[generation] for generation in self._chain.drop_successors()])
         if newest is not None:
             self._owner.on_leg_lost(newest, ConnectionResetError(errno.ECONNRESET, "the old leg did not hand over"))
 
@@ -264,33 +227,29 @@ class LegStream:
         """Close a leg that was only sent on (an attempt that came to nothing)."""
         leg = self._legs.pop(generation, None)
         if leg is not None:
-            if self._sending is leg:
-                self._sending = None
-            if leg in self._tails:
-                self._tails.remove(leg)
+            self._out.forget(leg)
             self._close(leg)
 
     def close(self) -> None:
         """Close every leg (with RST, where data or a FIN is outstanding) and forget all bytes."""
         self._sweep.discard(self)
-        self._sending = None
-        self._tails.clear()
-        for leg in list(self._legs.values()):
+        legs, self._legs = self._legs, {}
+        for leg in legs.values():
+            self._out.forget(leg)
             self._close(leg)
-        self._legs.clear()
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         """Append to the outbound stream and send what the leg takes. Never blocks, never fails: see `writable`."""
-        self._retention.append(data)
+        self._out.append(data)
         self.flush()
         self._full = not self.writable
 
     def finish(self) -> None:
         """End the outbound direction: a FIN follows the last byte, on this leg and on every later one."""
-        if not self._finishing:
-            self._finishing = True
+        if not self._out.finishing:
+            self._out.finishing = True
             self.flush()
 
     def read(self, at_most: int) -> bytes | None:
@@ -334,32 +293,20 @@ class LegStream:
         self._end_at = offset
         self._reactor.call_soon(self._notify_readable)
 
-    # -- inside -----------------------------------------------------------------------------------------------------
-
     def flush(self) -> None:
         """Send what the leg takes now. For whoever watches a leg that is sent on and not yet received on."""
-        leg = self._sending
-        if leg is None or leg.failed:
+        leg = self._out.leg
+        if leg is None:
             return
-        retention = self._retention
-        before = retention.sent
         try:
-            while (view := retention.next_unsent()) is not None:
-                retention.mark_sent(leg.sock.send(view))
-            if self._finishing and not leg.fin_sent:
-                leg.sock.shutdown(socket.SHUT_WR)
-                leg.fin_sent = True
-        except BlockingIOError:
-            pass  # EPOLLOUT will tell
+            sent = self._out.push()
         except OSError as error:
             self._fail(leg, error)
             return
-        if self.on_sent is not None and retention.sent != before:
+        if sent and self.on_sent is not None:
             self.on_sent()
-        if retention.retained >= self._release_at:
-            self._release()
-            self._release_at = 2 * retention.retained + _RELEASE_STEP_BYTES
-        if retention.retained or self._finishing:
+        self._close_done(self._out.release_when_due())
+        if self._out.outstanding:
             self._sweep.add(self)
         if self._full and self.writable:
             self._full = False
@@ -367,40 +314,22 @@ class LegStream:
 
     def sweep(self) -> bool:
         """Forget what was ACKed meanwhile; False when there is nothing left to look after (for Sweep)."""
-        self._release()
-        if self._finishing and not self._told_acknowledged and self._fin_acknowledged():
+        self._close_done(self._out.release())
+        if not self._told_acknowledged and self._out.all_acknowledged():
             self._told_acknowledged = True
             self._owner.on_acknowledged()
-        return self._sending is not None and (
-            bool(self._tails) or self._retention.retained > 0 or (self._finishing and not self._told_acknowledged)
-        )
+        return self._out.outstanding and not self._told_acknowledged
 
-    def _fin_acknowledged(self) -> bool:
-        leg = self._sending
-        return leg is not None and not self._frozen and self._retention.retained == 0 and leg.all_acknowledged()
-
-    def _release(self) -> None:
-        if self._frozen:
-            return
-        while self._tails:
-            tail = self._tails[0]
-            acknowledged = tail.acknowledged_until(tail.sent_until)
-            self._retention.release(acknowledged)
-            if acknowledged < tail.sent_until:
-                return
-            del self._tails[0]
-            self._close_if_done(tail)
-        if self._sending is not None:
-            self._retention.release(self._sending.acknowledged_until(self._retention.sent))
+    # -- inside -----------------------------------------------------------------------------------------------------
 
     def _on_events(self, leg: Leg, events: int) -> None:
         if events & FAILED:
             code = leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 self._fail(leg, OSError(code, errno.errorcode.get(code, "error")))
-        if events & WRITABLE and leg is self._sending:
+        if events & WRITABLE and leg is self._out.leg:
             self.flush()
-            if self._finishing:
+            if self._out.finishing:
                 self.sweep()
         if events & READABLE:
             if self._eof:
@@ -419,10 +348,12 @@ class LegStream:
             raise self._chain.gap()
 
     def _fail(self, leg: Leg, error: OSError) -> None:
-        hands_over = leg in self._tails or (self._chain.handing_over and self._chain.first == leg.generation)
+        self._close_done(self._out.release())
+        tail = leg is not self._out.leg and self._out.uses(leg)
+        hands_over = tail or (self._chain.handing_over and self._chain.first == leg.generation)
         if not leg.failed:
             leg.failed = True
-            if leg is self._sending:
+            if leg is self._out.leg:
                 self.stop_sending()
             if leg.generation == self._chain.newest:
                 self._owner.on_leg_lost(leg.generation, error)
@@ -437,31 +368,27 @@ class LegStream:
             self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
 
     def _check_handover(self) -> None:
-        self._release()
         before, self._progress = self._progress, -1
-        if not self.handing_over or not self._legs:
+        if not self._legs:
             return
-        now = self._retention.base + self.received()
+        now = self.acknowledged() + self.received()
+        if not self.handing_over:
+            return
         if now == before:
             self.break_handover()
         else:
             self._progress = now
             self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
 
-    def _drop_tails(self) -> None:
-        tails, self._tails = self._tails, []
-        for leg in tails:
-            self._close_if_done(leg)
-
     def _drop_exhausted(self) -> None:
-        for generation in self._chain.exhausted():
-            self._close_if_done(self._legs[generation])
+        self._close_done([self._legs[generation] for generation in self._chain.exhausted()])
 
-    def _close_if_done(self, leg: Leg) -> None:
-        """Close a leg that is neither read, nor sent on, nor waits for ACKs."""
-        if leg is not self._sending and leg not in self._tails and not self._chain.has(leg.generation):
-            self._legs.pop(leg.generation, None)
-            self._close(leg)
+    def _close_done(self, legs: list[Leg]) -> None:
+        """Close those of the legs that are neither read, nor sent on, nor wait for ACKs."""
+        for leg in legs:
+            if not self._out.uses(leg) and not self._chain.has(leg.generation):
+                self._legs.pop(leg.generation, None)
+                self._close(leg)
 
     def _unread(self, generation: int) -> int:
         return self._legs[generation].unread()

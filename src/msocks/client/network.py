@@ -1,0 +1,79 @@
+"""What a connection needs of the node that it belongs to, and whom it tells what becomes of it."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+from msocks.errors import MsocksError
+from msocks.session.mobile_effects import Carried
+from msocks.transport.reactor import Reactor
+from msocks.values.ids import AssociationId, SessionId
+
+if TYPE_CHECKING:
+    from msocks.client.connection import Connection
+
+
+class Authority(Protocol):
+    """Where legs get their keys: the association with the proxy."""
+
+    @property
+    def id(self) -> AssociationId:
+        """What the proxy knows the keys by."""
+
+    @property
+    def key_up(self) -> bytes:
+        """Authenticates requests."""
+
+    @property
+    def key_down(self) -> bytes:
+        """Authenticates replies."""
+
+    def next_leg_number(self) -> int:
+        """A number that no leg of this association had."""
+
+    def expiry_ms(self) -> int:
+        """The proxy's time until which a request that is written now is good."""
+
+    def proxy_time_is(self, proxy_ms: int) -> None:
+        """A verified reply told the proxy's time."""
+
+    def forgotten(self, key_up: bytes) -> None:
+        """The proxy refused a request signed with `key_up`, unverifiably: the association may be gone there."""
+
+
+class Network(Protocol):
+    """What a connection needs of the node."""
+
+    @property
+    def reactor(self) -> Reactor:
+        """Where sockets are watched."""
+
+    @property
+    def authority(self) -> Authority | None:
+        """The keys; None while there are none."""
+
+    async def dial(self, link: str) -> socket.socket:
+        """Connect to the proxy over a link. Raises OSError, MsocksError."""
+
+    def close_session(self, session: SessionId, generation: int) -> None:
+        """Tell the proxy, now or as soon as it can be told, that a session is to be reset."""
+
+    def sent(self, link: str) -> None:
+        """Bytes were written to a leg on this link."""
+
+    def forget(self, connection: Connection) -> None:
+        """The connection has ended."""
+
+
+class ConnectionListener(Protocol):
+    """Who is told what becomes of a connection; calls come from the event loop, none may block."""
+
+    def on_carried(self, carried: Carried) -> None:
+        """A leg stands: the first one, or one that the session has moved to."""
+
+    def on_parked(self) -> None:
+        """The leg is gone; the session waits for another."""
+
+    def on_ended(self, error: MsocksError | None) -> None:
+        """The session is over. What had arrived can still be read from the stream."""

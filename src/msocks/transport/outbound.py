@@ -1,0 +1,182 @@
+"""The outbound direction of a leg stream: what is retained, which leg it goes to, what its peer has ACKed.
+
+It closes no socket: methods that let go of legs return them, and the stream decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from msocks.session.retention import Retention
+from msocks.transport.leg import Leg
+
+# Asking the kernel what was ACKed costs a system call: not for every write.
+_RELEASE_STEP_BYTES = 256 * 1024
+
+
+class Outbound:
+    """See the module. Offsets are absolute, in bytes; a FIN counts in none."""
+
+    def __init__(self) -> None:
+        self.leg: Leg | None = None  # the one that is sent on
+        self.finishing = False  # a FIN follows the last byte
+        self.frozen = False  # nothing is forgotten while a reconnect is under way
+        self._retention = Retention()
+        self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
+        self._sent_highest = 0
+        self._release_at = _RELEASE_STEP_BYTES
+
+    @property
+    def base(self) -> int:
+        """Everything before is known to have arrived, and forgotten."""
+        return self._retention.base
+
+    @property
+    def written(self) -> int:
+        """Bytes accepted from the writer."""
+        return self._retention.end
+
+    @property
+    def retained(self) -> int:
+        """Bytes held in memory."""
+        return self._retention.retained
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the present leg has not taken."""
+        return self._retention.unsent
+
+    @property
+    def sent(self) -> int:
+        """Bytes that any leg's kernel has taken."""
+        return max(self._sent_highest, self._retention.sent)
+
+    @property
+    def sent_now(self) -> int:
+        """Bytes up to what the present leg's kernel has taken."""
+        return self._retention.sent
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether a replaced leg still has bytes on the way."""
+        return bool(self._tails)
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether a leg is sent on, and not everything that it has to bring has been ACKed."""
+        return self.leg is not None and (self.handing_over or self.retained > 0 or self.finishing)
+
+    def uses(self, leg: Leg) -> bool:
+        """Whether bytes go, or went and are not ACKed, over a leg."""
+        return leg is self.leg or leg in self._tails
+
+    def check(self, offset: int) -> None:
+        """Raise ValueError unless a leg can begin at `offset`."""
+        if not self._retention.base <= offset <= self._retention.end:
+            raise ValueError(
+                f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
+            )
+
+    def append(self, data: bytes) -> None:
+        """Add to the end of the stream."""
+        self._retention.append(data)
+
+    def push(self) -> bool:
+        """Send what the leg takes, the FIN included; whether it took anything. Raises OSError where the leg is dead."""
+        leg, retention = self.leg, self._retention
+        if leg is None or leg.failed:
+            return False
+        before = retention.sent
+        with contextlib.suppress(BlockingIOError):  # EPOLLOUT will tell
+            while (view := retention.next_unsent()) is not None:
+                retention.mark_sent(leg.sock.send(view))
+            if self.finishing and not leg.fin_sent:
+                leg.sock.shutdown(socket.SHUT_WR)
+                leg.fin_sent = True
+        return retention.sent != before
+
+    def replace(self, leg: Leg, begins_at: int, overhead: int, *, handover: bool) -> list[Leg]:
+        """Send on another leg, from `begins_at` on; returns the legs that nothing is sent on any more.
+
+        Raises ValueError when `begins_at` is not retained.
+        """
+        self.check(begins_at)
+        old = self.leg
+        done = self.stop()
+        if handover and old is not None:
+            old.handed_over = True
+            self._tails.append(old)
+        else:
+            done += self.drop_tails()
+            if old is not None:
+                done.append(old)
+        leg.begins_at, leg.overhead = begins_at, overhead
+        self._retention.rewind(begins_at)
+        self.leg = leg
+        return done
+
+    def resume(self, leg: Leg) -> list[Leg]:
+        """Go back to an earlier leg after an attempt that came to nothing; returns as `replace` does."""
+        abandoned, done = self.leg, self.stop()
+        if leg in self._tails:
+            self._tails.remove(leg)
+            leg.handed_over = False
+        self._retention.rewind(leg.sent_until)
+        self.leg = leg
+        return done + ([abandoned] if abandoned is not None and abandoned is not leg else [])
+
+    def stop(self) -> list[Leg]:
+        """Send nothing more on the present leg; returns the tails that are done."""
+        done = self.release()
+        if self.leg is not None:
+            self.leg.sent_until = self._retention.sent
+            self._sent_highest = max(self._sent_highest, self.leg.sent_until)
+            self.leg = None
+        return done
+
+    def forget(self, leg: Leg) -> None:
+        """A leg is gone, whatever was on it."""
+        if self.leg is leg:
+            self.leg = None
+        if leg in self._tails:
+            self._tails.remove(leg)
+
+    def drop_tails(self) -> list[Leg]:
+        """Count on nothing that replaced legs were to bring; returns them."""
+        tails, self._tails = self._tails, []
+        return tails
+
+    def release_when_due(self) -> list[Leg]:
+        """As `release`, but only after enough has been sent for it to be worth a system call."""
+        if self._retention.retained < self._release_at:
+            return []
+        done = self.release()
+        self._release_at = 2 * self._retention.retained + _RELEASE_STEP_BYTES
+        return done
+
+    def release(self) -> list[Leg]:
+        """Forget what was ACKed, in the order of the stream; returns the tails that are done."""
+        done: list[Leg] = []
+        if self.frozen:
+            return done
+        while self._tails:
+            tail = self._tails[0]
+            acknowledged = tail.acknowledged_until(tail.sent_until)
+            self._retention.release(acknowledged)
+            if acknowledged < tail.sent_until:
+                return done
+            done.append(self._tails.pop(0))
+        if self.leg is not None:
+            self._retention.release(self.leg.acknowledged_until(self._retention.sent))
+        return done
+
+    def all_acknowledged(self) -> bool:
+        """Whether the FIN was ACKed, and so everything."""
+        return (
+            self.finishing
+            and self.leg is not None
+            and not self.frozen
+            and self.retained == 0
+            and self.leg.all_acknowledged()
+        )
