@@ -9,6 +9,7 @@ for example opens no subflow on one). Prints its result as one line of JSON, and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 from msocks_lab.arrival import ArrivalMeter
 from msocks_lab.errors import TransferError
 from msocks_lab.socks import connect_through
-from msocks_lab.transfer import Receipt, TransferRequest, read_line, receive_pattern, send_pattern
+from msocks_lab.transfer import RECEIVE_SIZE, Receipt, TransferRequest, read_line, receive_pattern, send_pattern
 
 
 def _connect(options: argparse.Namespace) -> socket.socket:
@@ -67,12 +68,21 @@ def _transfer(connection: socket.socket, options: argparse.Namespace, meter: Arr
     if failures:
         raise failures[0]
     connection.shutdown(socket.SHUT_WR)
+    if options.no_receipt:
+        _read_to_end(connection)
+        return {"seconds": time.monotonic() - began, "download": asdict(down)}
     up = Receipt(**json.loads(read_line(connection)))
     if up.error or up.bytes != request.upload or up.sha256 != digest:
         raise TransferError(f"The server got {up.bytes} of {request.upload} bytes. {up.error}")
     if connection.recv(1):
         raise TransferError("The server sent more than was asked for")
     return {"seconds": time.monotonic() - began, "download": asdict(down), "upload": asdict(up)}
+
+
+def _read_to_end(connection: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(RECEIVE_SIZE):
+            pass
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,6 +95,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the pattern")
     parser.add_argument("--rate", type=int, default=0, metavar="BYTES", help="per second, at most, in each direction")
     parser.add_argument("--no-verify", action="store_true", help="do not look at the bytes")
+    parser.add_argument(
+        "--no-receipt",
+        action="store_true",
+        help="do not ask the server what it got: some proxies end both directions at the first FIN",
+    )
     parser.add_argument("--id", default="", help="names the server's record")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="without any progress")
     parser.add_argument("--record", type=Path, metavar="FILE", help="when the bytes arrived")

@@ -34,14 +34,15 @@ def throughput(relay: Relay) -> dict[str, Any]:
         record = relay.lab.directory / f"bulk-{direction}.json"
         place = ["--record", str(record)] if direction == "down" else ["--id", record.stem]
         busy, used = machine.busy_seconds(), _used_seconds(relay)
-        client = world.bulk_client(
-            relay.lab, f"--{direction}load", str(BULK_BYTES), "--no-verify", *place, *_way(relay)
-        )
+        what = [f"--{direction}load", str(BULK_BYTES), "--no-verify", "--no-receipt"]
+        client = world.bulk_client(relay.lab, *what, *place, *_way(relay))
         result = world.result_of(client, _LONGEST_S)
         if result["error"]:
             raise BenchmarkError(f"{direction}: {result['error']}")
         world.wait_for(record.exists, "the record of arrivals")
         meter = ArrivalMeter.load(record)
+        if meter.total != BULK_BYTES:
+            raise BenchmarkError(f"{direction}: {meter.total} of {BULK_BYTES} bytes arrived")
         begun = meter.time_of(int(meter.total * _SLOW_START))
         counted = meter.total - meter.total_at(begun)
         measured[direction] = {

@@ -24,8 +24,8 @@ in a lab of its own. Cells are *median (least - most)*.
 
 ## Throughput
 
-One connection, {bulk_gb:g} GB each way, payload in Gbit/s, and the processor seconds that the relay's processes spend on
-each GB.
+One connection, {bulk_gb:g} GB each way, payload in Gbit/s, and the processor seconds that the relay's processes spend
+on each GB.
 
 {throughput}
 

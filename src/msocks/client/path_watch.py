@@ -262,10 +262,11 @@ class PathWatch:
         now = time.monotonic()
         self._listen_to_legs(path, health, now)
         asked = health.advance(now)
+        now = time.monotonic()
         sent = Means.NOTHING
         if Means.UDP in asked and self._send_probe(path, health, now):
             sent |= Means.UDP
-        if Means.CONTROL in asked and self._send_ping(path, health):
+        if Means.CONTROL in asked and self._send_ping(path, health, now):
             sent |= Means.CONTROL
         if asked and not sent:
             health.on_mute(now)
@@ -300,7 +301,7 @@ class PathWatch:
             return False  # netlink will tell, or has told and is not read yet
         if probe is None or not probe.send(number, int(now * 1e6)):
             return False
-        health.on_probe_sent(time.monotonic(), number, Means.UDP)
+        health.on_probe_sent(now, number, Means.UDP)
         return True
 
     def _probe_socket(self, path: LinkPath, endpoint: Endpoint) -> ProbeSocket:
@@ -311,11 +312,11 @@ class PathWatch:
             )
         return path.probes[endpoint]
 
-    def _send_ping(self, path: LinkPath, health: PathHealth) -> bool:
+    def _send_ping(self, path: LinkPath, health: PathHealth, now: float) -> bool:
         number = self._association.next_probe_number()
         if self.control is None or not self.control.ping(path.link.name, number):
             return False
-        health.on_probe_sent(time.monotonic(), number, Means.CONTROL)
+        health.on_probe_sent(now, number, Means.CONTROL)
         return True
 
     def _on_probe_answer(self, path: LinkPath, endpoint: Endpoint, answer: ProbeAnswer, received_at: float) -> None:

@@ -162,7 +162,9 @@ class PathHealth:
     # -- events -----------------------------------------------------------------------------------------------------
 
     def on_probe_sent(self, now: float, number: int, means: Means) -> None:
-        """A probe has left, by one of the means. Numbers are never used twice."""
+        """A probe has left, by one of the means. Numbers are never used twice; those sent by two means at a time share
+        `now`.
+        """
         over_udp = means is Means.UDP
         if over_udp:
             self._udp_sent_at = now
@@ -225,7 +227,8 @@ class PathHealth:
                 probe.was_overdue = True
                 if probe.over_udp:
                     self._on_udp_lost(probe)
-        if self.state is not PathState.SILENT and len(overdue) >= self._needed():
+        moments = {probe.sent_at for probe in overdue}  # what is sent at once is lost at once
+        if self.state is not PathState.SILENT and len(moments) >= self._needed():
             self._fall_silent(now)
         elif self.state is PathState.SILENT and any(probe.sent_at >= self._first_answer_at for probe in overdue):
             self._answers = 0
@@ -321,6 +324,8 @@ class PathHealth:
         means = Means.CONTROL if self.udp_blocked else Means.UDP
         if self.udp_blocked and now - self._udp_sent_at >= UDP_RETRY_S:
             means |= Means.UDP
+        if self.rtt.smoothed_s is None and self.state is not PathState.SILENT:
+            means |= Means.CONTROL  # whichever answers first
         # A second opinion: UDP alone may be what is blocked. More than one, as long as it never worked here.
         doubtful = self.state is not PathState.SILENT and not self._udp_answered
         if suspicious and (doubtful or self._control_asked_at < self.heard_at):
