@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -56,6 +57,7 @@ class MobileNode:
             self._association,
             legs=self._legs_on,
             wanted=lambda: bool(self.connections),
+            rebound=self._on_rebound,
         )
         self._channels = ControlChannels(
             self.reactor, self._dialer, self._watch, self._association, access, owner=self, agent_name=agent_name
@@ -211,6 +213,13 @@ class MobileNode:
             if after is not None and change.before is not None and change.before != after:
                 self._check_addresses(after)
         self._offer_links()
+
+    def _on_rebound(self, link: str) -> None:
+        """The link's NAT has forgotten its mappings: what the legs there send reaches nobody who knows them."""
+        error = OSError(errno.ECONNRESET, f"the NAT of {link} has forgotten its mappings")
+        for connection in list(self.connections.values()):
+            if connection.leg is not None and connection.link == link:
+                connection.leg_lost(connection.generation, error)
 
     def _check_addresses(self, link: Link) -> None:
         """A leg whose own address has left its link carries nothing more, although no error tells of it."""
