@@ -14,12 +14,11 @@ _PAGE = """\
 # The relay
 
 What it costs a connection to go through the proxy, with links that nothing slows down (veth between network
-namespaces of one machine), beside programs that do comparable work in the same run: [pproxy], a SOCKS proxy in Python,
+namespaces of one machine), beside programs that do comparable work in the same run: pproxy, a SOCKS proxy in Python,
 and [dante], one in C. Client, relay and server share the machine's processors, so a faster relay also leaves more
 to the two ends. {rounds} rounds, in which all relays and measurements take turns in random order (seed {seed}), each
 in a lab of its own. Cells are *median (least - most)*.
 
-[pproxy]: https://pypi.org/project/pproxy/
 [dante]: https://www.inet.no/dante/
 
 ## Throughput

@@ -1,4 +1,4 @@
-"""What every datapath does, whichever it is: driven through the interface, judged at the two ends."""
+"""What every datapath does with the bytes, whichever it is: driven through the interface, judged at the two ends."""
 
 from __future__ import annotations
 
@@ -7,123 +7,13 @@ import contextlib
 import hashlib
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 
 import pytest
+from tests.datapath.bench import Bench, eventually, read, read_into, write
 
-from msocks.datapath.interface import Attachment, Conduit, Datapath, LegEnd
-from msocks.datapath.relay import RelayDatapath
-from msocks.protocol.leg import DatapathReason
-from msocks.session.resume import ClientPosition, StreamState, resume
-from msocks.transport.kernel import prepare_leg, reset_on_close
-from msocks.transport.reactor import Reactor
-
-REPLY = b"<reply>"
-
-
-def relay(reactor: Reactor) -> Datapath:
-    return RelayDatapath(reactor, DatapathReason.CHOSEN_BY_OPERATOR)
-
-
-@dataclass
-class Owner:
-    legs_ended: list[tuple[int, LegEnd]] = field(default_factory=list)
-    resets: list[OSError] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def on_leg_ended(self, generation: int, end: LegEnd) -> None:
-        self.legs_ended.append((generation, end))
-
-    def on_server_reset(self, error: OSError) -> None:
-        self.resets.append(error)
-
-    def on_bytes_lost(self, reason: str) -> None:
-        self.lost.append(reason)
-
-    def on_finished(self) -> None:
-        self.finished.set()
-
-
-async def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    near.setblocking(False)
-    far.setblocking(False)
-    return near, far
-
-
-@dataclass
-class Bench:
-    """A conduit between a server that this test plays and mobile legs that it plays as well."""
-
-    conduit: Conduit
-    owner: Owner
-    server: socket.socket
-    mobiles: list[socket.socket] = field(default_factory=list)
-    down_from: int = 0  # D of the last leg
-
-    async def attach(
-        self, generation: int, received: int = 0, upstream_from: int = 0, early: bytes = b"", handover: bool = False
-    ) -> socket.socket:
-        mobile, leg = await tcp_pair()
-        self.mobiles.append(mobile)
-        prepare_leg(mobile)
-        if not handover:
-            self.conduit.stop_leg()
-            await self.conduit.settle()
-        position = ClientPosition(received, upstream_from, None, None, handover)
-        decided = resume(position, self.conduit.state())
-        self.conduit.attach(Attachment(leg, generation, REPLY, decided.down_from, upstream_from, early, handover))
-        self.down_from = decided.down_from
-        assert await read(mobile, len(REPLY)) == REPLY
-        return mobile
-
-
-@pytest.fixture(params=[relay])
-async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-    reactor = Reactor(asyncio.get_running_loop())
-    make: Callable[[Reactor], Datapath] = request.param
-    datapath = make(reactor)
-    server, server_leg = await tcp_pair()
-    owner = Owner()
-    conduit = datapath.open(server_leg, owner, resumable=True)
-    made = Bench(conduit, owner, server)
-    yield made
-    conduit.close(reset=True)
-    datapath.close()
-    for sock in (server, *made.mobiles):
-        sock.close()
-    reactor.close()
-
-
-async def read(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, size - len(data)), 10)
-        if not piece:
-            break
-        data += piece
-    return data
-
-
-async def write(sock: socket.socket, data: bytes) -> None:
-    await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(sock, data), 10)
-
-
-async def read_into(target: bytearray, sock: socket.socket, until: int) -> None:
-    while len(target) < until:
-        target += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, until - len(target)), 10)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it never came about")
+from msocks.datapath.interface import LegEnd
+from msocks.session.resume import StreamState
+from msocks.transport.kernel import reset_on_close
 
 
 async def test_bytes_go_both_ways_behind_the_reply(bench: Bench) -> None:
@@ -174,7 +64,7 @@ async def test_both_ends_make_it_finished(bench: Bench) -> None:
     assert await read(mobile, 1) == b""
     assert await read(bench.server, 1) == b""
     await asyncio.wait_for(bench.owner.finished.wait(), 10)
-    assert bench.owner.resets == []
+    assert bench.owner.servers_lost == []
 
 
 async def test_a_reset_of_the_mobile_leg_only_detaches(bench: Bench) -> None:
@@ -194,7 +84,7 @@ async def test_a_reset_of_the_server_leg_is_told(bench: Bench) -> None:
     await bench.attach(1)
     reset_on_close(bench.server)
     bench.server.close()
-    await eventually(lambda: len(bench.owner.resets) == 1)
+    await eventually(lambda: bench.owner.servers_lost == [LegEnd.RESET])
 
 
 async def test_an_abort_resets_the_server(bench: Bench) -> None:
@@ -286,15 +176,6 @@ async def test_a_handover_that_breaks_off_loses_the_new_leg_and_no_byte(bench: B
         await read(new, 1)
 
 
-@pytest.mark.parametrize("offset", [-1, 1])
-async def test_offsets_outside_what_is_there_are_refused(bench: Bench, offset: int) -> None:
-    await bench.attach(1)
-    bench.mobiles += (pair := await tcp_pair())
-    leg = pair[1]
-    with pytest.raises(ValueError, match="retained"):
-        bench.conduit.attach(Attachment(leg, 2, REPLY, bench.conduit.state().down_available + offset, 0))
-
-
 async def test_the_state_tells_what_is_on_the_way(bench: Bench) -> None:
     await bench.attach(1)
     assert bench.conduit.state() == StreamState(
@@ -323,4 +204,4 @@ async def test_megabytes_both_ways_over_many_legs(bench: Bench) -> None:
     assert hashlib.sha256(got).digest() == hashlib.sha256(downstream).digest()
     await sender
     assert hashlib.sha256(await receiver).digest() == hashlib.sha256(upstream).digest()
-    assert bench.owner.lost == []
+    assert bench.owner.bytes_lost == []

@@ -10,8 +10,11 @@ from ipaddress import ip_address
 import pytest
 
 from msocks.proxy.happy_eyeballs import ATTEMPT_DELAY_S, ConnectRace, interleave, most_telling
+from msocks.transport.kernel import tcp_info
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address
+
+TCP_CLOSE = 7
 
 
 def addresses(text: str) -> list[Address]:
@@ -48,13 +51,22 @@ def silent(host: str, port: int) -> Iterator[None]:
 class Race:
     """A race and the time it took."""
 
-    def __init__(self, reactor: Reactor, to: list[Address], port: int) -> None:
+    def __init__(self, reactor: Reactor, to: list[Address], port: int, unfit: frozenset[int] = frozenset()) -> None:
+        """`unfit` are the numbers of the attempts whose preparation fails."""
+        self._unfit = unfit
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._outcome: asyncio.Future[socket.socket | OSError] = self._loop.create_future()
         self._reactor = reactor
-        self.race = ConnectRace(reactor, to, port, self._outcome.set_result)
+        self.prepared: list[int] = []  # families, in the order of the attempts
+        self.race = ConnectRace(reactor, to, port, self._prepare, self._outcome.set_result)
         assert not self._outcome.done(), "the outcome came before the constructor had returned"
+
+    def _prepare(self, sock: socket.socket) -> None:
+        assert tcp_info(sock).state == TCP_CLOSE, "the SYN is sent, and what it says cannot be changed any more"
+        self.prepared.append(sock.family)
+        if len(self.prepared) in self._unfit:
+            raise OSError(errno.EADDRNOTAVAIL, "no local port is left")
 
     async def won_by(self) -> tuple[str, float]:
         outcome = await asyncio.wait_for(self._outcome, 3)
@@ -112,6 +124,23 @@ async def test_a_refusal_starts_the_next_attempt_at_once(reactor: Reactor):
         host, took = await Race(reactor, to, live.getsockname()[1]).won_by()
     assert host == "127.0.0.4"
     assert took < ATTEMPT_DELAY_S
+
+
+async def test_every_socket_is_prepared_before_it_connects(reactor: Reactor):
+    with listening("127.0.0.1") as live, silent("::1", live.getsockname()[1]):
+        race = Race(reactor, interleave(addresses("::1 127.0.0.1")), live.getsockname()[1])
+        await race.won_by()
+    assert race.prepared == [socket.AF_INET6, socket.AF_INET]
+
+
+async def test_a_preparation_that_fails_costs_that_attempt_only(reactor: Reactor):
+    with listening("127.0.0.2") as first, listening("127.0.0.3", first.getsockname()[1]):
+        port = first.getsockname()[1]
+        host, took = await Race(reactor, addresses("127.0.0.2 127.0.0.3"), port, frozenset({1})).won_by()
+        error = await Race(reactor, addresses("127.0.0.2 127.0.0.3"), port, frozenset({1, 2})).error()
+    assert host == "127.0.0.3"
+    assert took < ATTEMPT_DELAY_S
+    assert error.errno == errno.EADDRNOTAVAIL
 
 
 async def test_attempts_under_way_go_on_while_the_next_one_fails(reactor: Reactor):

@@ -3,15 +3,29 @@
 A *conduit* carries one session between its server leg and one mobile leg after the other. The interface speaks of
 stream offsets, stopped legs and replies, never of buffers, because a splice has none: it reads the state of a stopped
 leg from packet headers, and must know the reply before it is written, for the reply's sequence numbers are part of the
-mapping that it installs.
+mapping that it installs. It says who owns a socket, because a splice makes sockets vanish; and it is asked before a
+socket listens or connects, because what two ends have agreed on in their SYNs cannot be changed afterwards.
 
-The order of a reconnect, in any datapath::
+How a session begins, in any datapath::
 
-    conduit.stop_leg()                     # the old leg carries nothing more
-    await conduit.settle()                 # packets that are already on their way through the datapath finish
-    state = conduit.state()                # U, what the old leg had ACKed, the FINs
-    resume = session.resume(request, state)  # D, or a refusal: nothing has changed yet but the stopped leg
-    conduit.attach(leg, generation, reply, resume.., early)   # or conduit.restart_leg() after a refusal
+    datapath.prepare_listener(listening)        # bound, not yet listening
+    datapath.prepare_server_leg(server, ..)     # made, not yet connecting
+    conduit = datapath.open(server, owner, resumable=..)    # connected
+    carriage = conduit.carriage_for(leg)        # what will carry it: the reply says so
+    conduit.attach(Attachment(leg, ..))
+
+And how it is reconnected, where everything that can be refused is refused before the live leg is touched::
+
+    carriage = conduit.carriage_for(leg)        # NONE: CANNOT_SPLICE; no handover: LEG_GONE
+    resume(position, conduit.state())           # OffsetError: BAD_OFFSETS
+    conduit.stop_leg(handover=..)               # only now is the live leg touched
+    await conduit.settle()                      # packets that are already inside the datapath finish
+    carriage = conduit.carriage_for(leg)        # the new leg may have been lost meanwhile, or the live one
+    begin = resume(position, conduit.state())   # exact now
+    conduit.attach(Attachment(leg, ..))         # or conduit.restart_leg(), where the new leg came to nothing
+
+Everything but `settle` is synchronous and returns at once. From the last `carriage_for` to `attach` nothing may be
+awaited. Neither datapaths nor conduits are thread-safe.
 """
 
 from __future__ import annotations
@@ -26,105 +40,207 @@ from msocks.session.resume import StreamState
 
 
 class LegEnd(StrEnum):
-    """How a mobile leg ended, seen from the proxy."""
+    """How a leg ended, seen from the proxy."""
 
     RESET = "reset"  # an RST came, which on a mobile leg means detached
-    TIMED_OUT = "timed-out"
+    TIMED_OUT = "timed-out"  # this host's kernel gave up, or a router said that there is no way
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
+class Carriage:
+    """What carries a session over a certain leg, as the reply tells it.
+
+    Attributes:
+        kind: NONE where the leg cannot be carried at all (LegStatus.CANNOT_SPLICE).
+        reason: Why it is not the splice; UNSPECIFIED where it is.
+        handover: Whether the present leg could hand over to it. Where not, the client must take over instead.
+    """
+
+    kind: DatapathKind
+    reason: DatapathReason
+    handover: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
-    """Bytes that went through, by direction, retransmissions and repetitions not counted."""
+    """Bytes that went through, by direction; retransmissions and repetitions not counted, FINs neither."""
 
     up: int
     down: int
 
 
 class ConduitOwner(Protocol):
-    """Who is told what becomes of a conduit; calls come from the event loop, none may block."""
+    """Who is told what becomes of a conduit.
+
+    Calls come from the event loop, never from within a call of the owner to the conduit or the datapath; none may
+    block. After `Conduit.close` none comes.
+    """
 
     def on_leg_ended(self, generation: int, end: LegEnd) -> None:
-        """The mobile leg is gone; the session waits for another."""
+        """The mobile leg of that generation is gone, and is stopped; the session waits for another.
 
-    def on_server_reset(self, error: OSError) -> None:
-        """The server leg was reset or timed out. close() comes next."""
+        Comes at most once for a generation, and for no generation but the newest attached (a handover that does not
+        come to its end ends the new leg). It need not come: a leg that just falls silent has no timer in a splice.
+        """
+
+    def on_server_lost(self, end: LegEnd) -> None:
+        """The server leg was reset or given up. close() comes next. Comes at most once.
+
+        Bytes that the server had sent before may not have reached the mobile. A relay, which has them, waits until
+        they have; in a splice only the server could send them again.
+        """
 
     def on_bytes_lost(self, reason: str) -> None:
         """The session cannot go on without a gap. close() comes next."""
 
     def on_finished(self) -> None:
-        """Both directions have ended and everything was delivered. close() comes next."""
+        """Both directions have ended and everything was delivered, FINs included. close() comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A mobile leg whose request was accepted, before its reply is written.
+
+    Attributes:
+        sock: The leg: connected, non-blocking, no other descriptor of it anywhere (no `dup`, no copy kept by a process
+            that passed it on: a splice makes the connection vanish from this host by closing it). A reactor that
+            watches it hands the watch over. What was written to it before (a method selection) counts in no offset.
+        generation: Above that of every leg before.
+        reply: Written by the conduit before the first byte of the stream.
+        down_from: D, from `resume`.
+        up_from: A: the offset of the first upstream byte on this leg, from the request.
+        early: Upstream bytes that were read from `sock` behind the request, from A on. More of them may lie unread in
+            the socket; the conduit finds those itself. A relay takes them. A splice may not take them from a mobile
+            that can reconnect: U does not include them, the mobile keeps them, the server only gets a copy.
+        handover: The present leg was stopped with `handover`; it delivers what was sent on it, this one begins behind.
+    """
+
+    sock: socket.socket
+    generation: int
+    reply: bytes
+    down_from: int
+    up_from: int
+    early: bytes = b""
+    handover: bool = False
 
 
 class Conduit(Protocol):
-    """One session's datapath. Not thread-safe."""
+    """One session's datapath."""
 
     @property
     def kind(self) -> DatapathKind:
-        """Which datapath this is."""
+        """What carries the session: NONE before the first leg, then what `carriage_for` said of the newest leg."""
 
     @property
     def reason(self) -> DatapathReason:
         """Why it is not the splice."""
 
-    def stop_leg(self) -> None:
-        """Let the present mobile leg (if any) carry nothing more in either direction; it is not closed yet."""
+    def carriage_for(self, leg: socket.socket) -> Carriage:
+        """What would carry the session over this leg, which stays the caller's. Changes nothing.
+
+        The first leg decides between splice and relay, as only then the options of both legs are known. A later leg
+        may force a spliced session into the relay, or be refused (kind NONE). An `attach` that follows in the same
+        turn of the event loop does what the answer says. A leg that is lost already gets some answer.
+        """
+
+    def stop_leg(self, *, handover: bool = False) -> None:
+        """Let the present mobile leg (if any) carry nothing more in either direction; it is not closed yet.
+
+        With `handover` it carries nothing new downstream, but delivers what was sent on it, and goes on receiving.
+        What comes for a stopped leg in a splice is lost and sent again, so that stopping in vain costs the session a
+        retransmission. No-op where no leg carries.
+        """
 
     async def settle(self) -> None:
-        """Wait until what was on its way through the datapath when the leg was stopped has left it."""
+        """Wait until what was inside the datapath when the leg was stopped has left it: a few milliseconds at most."""
 
     def state(self) -> StreamState:
-        """Where both streams are. Exact only while no leg carries."""
+        """Where both streams are.
+
+        Exact once the leg is stopped and settled (`down_sent` with either way of stopping, the rest without a
+        handover; the `up_taken` of a relay may still grow, which harms nobody who was told less). While a leg carries,
+        every offset was true a moment ago; none ever decreases (`down_sent`, which a takeover sets back, excepted), and
+        a FIN once known stays. Hence what `resume` refuses then it would refuse later too.
+
+        `down_acknowledged` and `up_taken` count no FIN. `up_fin` and `down_fin` mean that the FIN has come to the
+        datapath, not that it was ACKed: a new leg carries both FINs again, whoever has seen them.
+        """
 
     def restart_leg(self) -> None:
-        """Let the stopped leg carry again: the reconnect was refused."""
+        """Let the stopped leg carry again: the new one came to nothing. No-op where it is gone, or none was stopped."""
 
     def attach(self, leg: Attachment) -> None:
         """Carry on over a new leg; the stopped one is drained where it still holds bytes, and closed.
 
-        Raises ValueError where an offset is outside what state() gave.
+        The conduit owns the socket once this returns. A leg that was lost meanwhile is no error: on_leg_ended follows.
+
+        Raises ValueError where an offset is outside what state() gives, or `carriage_for` denies it: nothing has
+        changed then, and the socket is still the caller's.
         """
 
     def hang_up(self, up_end: int) -> None:
         """The mobile node is done with the session: the server gets the upstream up to `up_end`, then a FIN.
 
-        No leg carries any more, and what the server still sends is discarded. on_finished() comes when the server has
-        ended its direction too; on_server_reset() as ever. `up_end` is what state() gave as `up_taken`.
+        No leg carries any more, and what the server still sends is received and discarded. on_finished() comes when
+        the server has ended its direction too; on_server_lost() as ever. `up_end` is what state() gave as `up_taken`.
+        The conduit stops the leg and lets it settle by itself, before the FIN.
         """
 
     def counters(self) -> Counters:
-        """Bytes so far."""
+        """Bytes so far. Costs a system call in a splice."""
 
     def close(self, *, reset: bool) -> None:
-        """End it: the server gets RST (`reset`) or the orderly end that both directions have agreed on."""
+        """End it: the server gets RST (`reset`) or the orderly end that both directions have agreed on.
 
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A mobile leg whose request was accepted, before its reply is written. The conduit owns the socket from now on."""
-
-    sock: socket.socket  # connected, non-blocking
-    generation: int
-    reply: bytes  # written by the conduit before the first byte of the stream
-    down_from: int  # D
-    up_from: int  # A: offset of the first upstream byte on this leg
-    early: bytes = b""  # upstream bytes that came in behind the request
-    handover: bool = False  # the present leg was not stopped: it delivers what was sent on it, this one begins behind
+        Returns at once. The sockets that the conduit still has are closed; what has to outlast that (an RST repeated
+        until the server takes it, TIME-WAIT of both legs, silence toward the mobile) is the datapath's.
+        """
 
 
 class Datapath(Protocol):
-    """Makes conduits."""
+    """Makes conduits. One per proxy process; several processes may share one port."""
 
     @property
     def kind(self) -> DatapathKind:
-        """Which datapath this is."""
+        """The best that this datapath can do; a session may get less, see `Conduit.carriage_for`."""
+
+    def prepare_listener(self, sock: socket.socket) -> None:
+        """To be called for a TCP socket that is bound and does not listen yet, whose connections may become legs.
+
+        From the first SYN on, the datapath sees to it that the host's kernel promises a mobile nothing that a splice
+        could not keep (options that no server leg can match; ACKs of upstream bytes behind a RECONNECT). It ends when
+        the socket is closed.
+        """
+
+    def prepare_server_leg(self, sock: socket.socket, *, leg: socket.socket | None, smallest_mtu: int | None) -> None:
+        """To be called for every TCP socket that may become a server leg, after socket() and before connect().
+
+        The datapath may bind it (a port of its own range; the address stays open) and set options. What the caller
+        sets does not survive a splice: keep-alive of a session is the datapath's. A socket that does not come to
+        `open` is simply closed, nothing is left of the preparation.
+
+        Args:
+            sock: Not bound; its family says whether the server is reached over IPv4 or IPv6.
+            leg: The mobile leg that waits for it: what it has agreed on (timestamps, SACK, MSS) is asked of the server
+                too. It stays the caller's. None where the leg was lost meanwhile.
+            smallest_mtu: Bytes; the smallest of the mobile node's links, as it told on its control channel. The
+                server's segments must fit all of them. None for a plain client.
+
+        Raises:
+            OSError: EADDRNOTAVAIL where no local port is left for a server leg.
+        """
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> Conduit:
         """A conduit for a connected, non-blocking server leg, which it owns from now on.
 
-        `resumable` is False for plain SOCKS5 clients: their only leg's RST is the program's.
+        `server` was prepared, nothing was read from it or written to it, and no other descriptor of it exists. A
+        reactor that watches it hands the watch over. Until the first leg is attached the server may be kept from
+        sending.
+
+        `resumable` is False for plain SOCKS5 clients: their only leg's RST is the program's, and a splice lets it
+        through to the server.
         """
 
     def close(self) -> None:
-        """Let go of what the datapath itself holds; conduits are closed by their owners."""
+        """Let go of what the datapath itself holds in this process; conduits are closed by their owners before."""

@@ -36,11 +36,22 @@ class Association:
         key_down: Authenticates what the proxy sends.
         probe_key_up: The same for probes.
         probe_key_down: The same for probes.
+        smallest_mtu: In bytes, of all the client's links; None where it has told none.
         leg_numbers: Those that were used.
         channels: The open control channels, one per link of the client.
     """
 
-    __slots__ = ("channels", "id", "key_down", "key_up", "leg_numbers", "probe_key_down", "probe_key_up", "user")
+    __slots__ = (
+        "channels",
+        "id",
+        "key_down",
+        "key_up",
+        "leg_numbers",
+        "probe_key_down",
+        "probe_key_up",
+        "smallest_mtu",
+        "user",
+    )  # fmt: skip
 
     def __init__(self, association: AssociationId, user: str) -> None:
         self.id = association
@@ -49,8 +60,14 @@ class Association:
         self.key_down = secrets.token_bytes(KEY_BYTES)
         self.probe_key_up = probe_key(self.key_up)
         self.probe_key_down = probe_key(self.key_down)
+        self.smallest_mtu: int | None = None
         self.leg_numbers = ReplayWindow()
         self.channels: set[Channel] = set()
+
+    def told_mtu(self, mtu: int) -> None:
+        """A HELLO told the smallest MTU of the links that its sender knew; 0 where it did not."""
+        if mtu:
+            self.smallest_mtu = min(mtu, self.smallest_mtu or mtu)
 
     def announce(self, message: ControlMessage) -> None:
         """Say `message` on every channel."""

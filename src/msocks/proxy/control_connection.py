@@ -211,6 +211,7 @@ class ControlConnection:
             _log.warning("channel_limit", client=str(self._incoming.peer), user=hello.user, reason=str(limit))
             self._refuse(RefusalCode.LIMIT, str(limit))
             return
+        association.told_mtu(hello.smallest_mtu)
         self._association = association
         self.say(
             Welcome(

@@ -52,11 +52,18 @@ DialResult: TypeAlias = socket.socket | DialFailure
 class Dial:
     """One attempt to reach a destination. `cancel` ends it, and nobody is told."""
 
-    __slots__ = ("_dialler", "_on_done", "_race", "_task", "destination")
+    __slots__ = ("_dialler", "_on_done", "_prepare", "_race", "_task", "destination")
 
-    def __init__(self, dialler: Dialler, destination: Endpoint, on_done: Callable[[DialResult], None]) -> None:
+    def __init__(
+        self,
+        dialler: Dialler,
+        destination: Endpoint,
+        prepare: Callable[[socket.socket], None],
+        on_done: Callable[[DialResult], None],
+    ) -> None:
         self.destination = destination
         self._dialler = dialler
+        self._prepare = prepare
         self._on_done: Callable[[DialResult], None] | None = on_done
         self._race: ConnectRace | None = None
         self._task: asyncio.Task[None] | None = None
@@ -107,7 +114,7 @@ class Dial:
         if not allowed:
             self._dialler.reactor.call_soon(lambda: self._finish(DialFailure(ReplyCode.NOT_ALLOWED, reason)))
             return
-        self._race = ConnectRace(self._dialler.reactor, interleave(allowed), port, self._on_raced)
+        self._race = ConnectRace(self._dialler.reactor, interleave(allowed), port, self._prepare, self._on_raced)
 
     def _on_raced(self, outcome: socket.socket | OSError) -> None:
         self._race = None
@@ -157,12 +164,15 @@ class Dialler:
         self._own_endpoints = own_endpoints
         self._waiting: Deadlines[Dial] = Deadlines(reactor.loop, timeout_s, Dial.expire)
 
-    def dial(self, destination: Endpoint, on_done: Callable[[DialResult], None]) -> Dial:
+    def dial(
+        self, destination: Endpoint, prepare: Callable[[socket.socket], None], on_done: Callable[[DialResult], None]
+    ) -> Dial:
         """Begin to connect to `destination`; `on_done` gets the connected non-blocking socket, or the failure.
 
+        `prepare` gets every socket before it connects: there may be several, of which one remains.
         The socket is still watched by the reactor, so that its next owner takes the watch over.
         """
-        dial = Dial(self, destination, on_done)
+        dial = Dial(self, destination, prepare, on_done)
         self._waiting.add(dial)
         dial.start()
         return dial

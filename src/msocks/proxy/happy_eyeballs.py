@@ -48,22 +48,25 @@ def most_telling(errors: Sequence[OSError]) -> OSError:
 class ConnectRace:
     """One connection to any of `addresses`, which must be at least one, in the order of trying.
 
-    `on_done` is called once, not before the constructor has returned, with the connected non-blocking socket or with
-    the error of the attempts; after `cancel` it is not called.
+    `prepare` gets each socket before it connects; an OSError that it raises is that attempt's. `on_done` is called
+    once, not before the constructor has returned, with the connected non-blocking socket or with the error of the
+    attempts; after `cancel` it is not called.
     """
 
-    __slots__ = ("_addresses", "_attempts", "_errors", "_next", "_on_done", "_port", "_reactor", "_timer")
+    __slots__ = ("_addresses", "_attempts", "_errors", "_next", "_on_done", "_port", "_prepare", "_reactor", "_timer")
 
     def __init__(
         self,
         reactor: Reactor,
         addresses: Sequence[Address],
         port: int,
+        prepare: Callable[[socket.socket], None],
         on_done: Callable[[socket.socket | OSError], None],
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
         self._port = port
+        self._prepare = prepare
         self._on_done: Callable[[socket.socket | OSError], None] | None = on_done
         self._next = 0
         self._attempts: dict[int, socket.socket] = {}
@@ -114,6 +117,7 @@ class ConnectRace:
         try:
             for level, option, value in _KEEPALIVE:
                 sock.setsockopt(level, option, value)
+            self._prepare(sock)
             sock.connect((str(address), self._port))
         except BlockingIOError:
             pass

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from msocks.protocol.greeting import Announcement, classify
 from msocks.proxy.admission import Admission, Source, source_of
 from msocks.proxy.deadlines import Deadlines
+from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import FAILED, Reactor
 from msocks.values.endpoint import Endpoint
 
@@ -112,6 +113,13 @@ class Incoming:
         """The owner of the socket wants nothing more of it but to say a last word: `answer_and_close` comes next."""
         self._closed = False
         self._reception.reactor.watch(self.sock.fileno(), self._on_events)
+
+    def discard_given(self) -> None:
+        """Close the socket that was given away, with RST: nobody took it."""
+        if self.sock.fileno() >= 0:
+            self._reception.reactor.unwatch(self.sock.fileno())
+            reset_on_close(self.sock)
+            self.sock.close()
 
     def answer_and_close(self, data: bytes) -> None:
         """Send the last word, so that it arrives although the client may still be sending: then close."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from typing import Protocol
 
 import structlog
@@ -148,6 +149,10 @@ class LegConnection:
     # -- WaitingLeg -------------------------------------------------------------------------------------------------
 
     @property
+    def sock(self) -> socket.socket:
+        return self._incoming.sock
+
+    @property
     def generation(self) -> int:
         return self._signed.request.generation if self._signed is not None else 0
 
@@ -160,6 +165,10 @@ class LegConnection:
         assert self.association is not None
         reply = encode_reply(self._timed(grant.reply()), self._signed.mac, self.association.key_down)
         return grant.attachment(self._incoming.give_away(), reply, self._decoder.take_trailing())
+
+    def discard(self) -> None:
+        self.gone = True
+        self._incoming.discard_given()
 
     def answer(self, reply: LegReply) -> None:
         assert self._signed is not None

@@ -44,6 +44,7 @@ class Listener:
 
     Attributes:
         endpoint: Where it listens, a free port resolved.
+        tcp: Bound; listens from `begin` on.
         udp: The socket for probes, non-blocking, which tells the local address of each datagram.
     """
 
@@ -57,12 +58,12 @@ class Listener:
             ListenError: The address is not this host's, or the port is taken or not allowed.
         """
         for attempt in range(_PORT_ATTEMPTS):
-            self._tcp = _bind(endpoint, socket.SOCK_STREAM, both_families)
-            self.endpoint = Endpoint.from_sockaddr(self._tcp.getsockname())
+            self.tcp = _bind(endpoint, socket.SOCK_STREAM, both_families)
+            self.endpoint = Endpoint.from_sockaddr(self.tcp.getsockname())
             try:
                 self.udp = _bind(self.endpoint, socket.SOCK_DGRAM, both_families)
             except ListenError:
-                self._tcp.close()
+                self.tcp.close()
                 # A port that is free for TCP may be taken for UDP.
                 if endpoint.port or attempt == _PORT_ATTEMPTS - 1:
                     raise
@@ -72,18 +73,18 @@ class Listener:
 
     def begin(self, reactor: Reactor, on_accepted: Callable[[socket.socket, tuple[Any, ...]], None]) -> None:
         """Accept: `on_accepted` gets each connection as a non-blocking socket, with the peer's address."""
-        self._tcp.listen(_BACKLOG)
+        self.tcp.listen(_BACKLOG)
         self._reactor = reactor
         self._on_accepted = on_accepted
         self._refusing = False
-        reactor.watch(self._tcp.fileno(), self._on_events)
+        reactor.watch(self.tcp.fileno(), self._on_events)
 
     def stop(self) -> None:
         """Accept nothing more; the UDP socket goes on."""
         if self._reactor is not None:
-            self._reactor.unwatch(self._tcp.fileno())
+            self._reactor.unwatch(self.tcp.fileno())
             self._reactor = None
-        self._tcp.close()
+        self.tcp.close()
 
     def close(self) -> None:
         """Close both."""
@@ -99,7 +100,7 @@ class Listener:
             return
         for _ in range(_BATCH):
             try:
-                sock, sockaddr = self._tcp.accept()
+                sock, sockaddr = self.tcp.accept()
             except BlockingIOError:
                 return
             except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
+import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,17 +13,16 @@ import structlog
 from msocks.datapath.interface import Conduit, Counters, Datapath, LegEnd
 from msocks.errors import EndReason
 from msocks.protocol.control import LegAccepted, SessionEnded
-from msocks.protocol.leg import LegReply, LegStatus
+from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
+from msocks.proxy.reconnection import consider, stale
 from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
 from msocks.session.record import SessionRecord, SessionState
-from msocks.session.resume import ClientPosition, OffsetError, Resumption, StreamState, resume
+from msocks.session.resume import ClientPosition
 from msocks.values.endpoint import Endpoint
 
 _log = structlog.get_logger("msocks.proxy.session")
 
-_NOTHING_YET = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_sent=0, down_available=0, down_fin=None)
-_BEGINNING = Resumption(down_from=0, up_taken=0)
 _FROM_THE_BEGINNING = ClientPosition(received=0, sends_from=0, up_fin=None, down_fin=None)
 
 
@@ -108,7 +107,7 @@ class ProxiedSession:
     def view(self) -> SessionView:
         """The state for the operator."""
         conduit = self._conduit
-        if conduit is None:
+        if conduit is None or conduit.kind is DatapathKind.NONE:
             return SessionView(self.record, self.client, "", "", Counters(0, 0))
         kind, reason = conduit.kind.name.lower(), conduit.reason.name.lower().replace("_", " ")
         return SessionView(self.record, self.client, kind, reason, conduit.counters())
@@ -118,6 +117,15 @@ class ProxiedSession:
     def dialling(self, dial: Dial) -> None:
         """The way to the server is being sought."""
         self._dial = dial
+
+    def prepare_server_leg(self, sock: socket.socket) -> None:
+        """A socket is about to be connected to the server. Raises OSError where the datapath cannot take it."""
+        leg, association = self._waiting, self._association
+        self._host.datapath.prepare_server_leg(
+            sock,
+            leg=leg.sock if leg is not None and not leg.gone else None,
+            smallest_mtu=association.smallest_mtu if association is not None else None,
+        )
 
     def on_dialled(self, result: DialResult) -> None:
         """The dial is over."""
@@ -129,8 +137,13 @@ class ProxiedSession:
         self._bound = Endpoint.from_sockaddr(result.getsockname())
         self._conduit = self._host.datapath.open(result, self, resumable=self.record.resumable)
         if leg is not None and not leg.gone:
-            self._attach(leg, self._grant(leg.generation, self._conduit, _NOTHING_YET, _BEGINNING, _FROM_THE_BEGINNING))
-        elif self.record.resumable:
+            decision = consider(self.record, self._conduit, self._bound, leg, _FROM_THE_BEGINNING, handover_from=0)
+            if isinstance(decision, Grant):
+                self._attach(leg, self._conduit, decision)
+                return
+            self.record.withdraw(leg.generation)
+            leg.answer(decision)
+        if self.record.resumable:
             self.record.connected_without_leg(self._host.now())
             self._host.on_parked(self)
         else:
@@ -166,12 +179,12 @@ class ProxiedSession:
         if self._conduit is not None:
             self._carry_on(leg, None)
         elif not record.claim(leg.generation):
-            leg.answer(self._stale())
+            leg.answer(stale(self.record))
         else:
             earlier, self._waiting = self._waiting, leg
             self._association, self._sockaddr = leg.association, leg.sockaddr
             if earlier is not None:
-                earlier.answer(self._stale())
+                earlier.answer(stale(self.record))
 
     # -- legs -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +198,7 @@ class ProxiedSession:
 
     def _carry_on(self, leg: WaitingLeg, position: ClientPosition | None, handover_from: int = 0) -> None:
         if not self.record.claim(leg.generation):
-            leg.answer(self._stale())
+            leg.answer(stale(self.record))
             return
         self._host.spawn(self._take_over_or_fail(leg, position, handover_from))
 
@@ -193,52 +206,31 @@ class ProxiedSession:
         try:
             await self._take_over(leg, position, handover_from)
         except Exception:
-            _log.exception("reconnect_failed", user=self.record.user, session=self.record.session.short)
-            self.end(EndReason.PROXY_FAILED)
+            self._failed()
             leg.answer(verdict(self.record))
 
     async def _take_over(self, leg: WaitingLeg, position: ClientPosition | None, handover_from: int) -> None:
         if self._settling is None:
             self._settling = asyncio.Lock()
-        record = self.record
+        record, conduit, bound = self.record, self._conduit, self._bound
+        assert conduit is not None  # else the leg had joined those
+        assert bound is not None  # who wait for the server
         async with self._settling:
-            conduit = self._conduit
-            handover = handover_from != 0
-            if conduit is not None and record.holds_claim(leg.generation) and not handover:
-                conduit.stop_leg()
+            # What can be refused is refused before the live leg is touched: to stop in vain costs retransmissions.
+            decision = consider(record, conduit, bound, leg, position, handover_from)
+            if isinstance(decision, Grant):
+                conduit.stop_leg(handover=handover_from != 0)
                 await conduit.settle()
-            if record.state is SessionState.ENDED or conduit is None:
-                leg.answer(verdict(record))
-                return
-            if not record.holds_claim(leg.generation):
-                leg.answer(self._stale())
-                return
-            if handover and (record.state is not SessionState.LIVE or record.generation != handover_from):
-                record.withdraw(leg.generation)
-                leg.answer(LegReply(status=LegStatus.LEG_GONE, generation=record.generation))
-                return
-            state = conduit.state()
-            if position is None:
-                # A CONNECT whose reply was lost: everything from the beginning.
-                position = ClientPosition(received=0, sends_from=0, up_fin=state.up_fin, down_fin=None)
-            try:
-                resumption = resume(position, state)
-            except OffsetError as error:
-                self._not_taken_over(leg, conduit, handover)
-                _log.warning("offsets_refused", user=record.user, session=record.session.short, reason=str(error))
-                leg.answer(LegReply(status=LegStatus.BAD_OFFSETS, generation=record.generation))
-                return
-            if leg.gone:
-                self._not_taken_over(leg, conduit, handover)
-                return
-            self._attach(leg, self._grant(leg.generation, conduit, state, resumption, position))
+                decision = consider(record, conduit, bound, leg, position, handover_from)
+                if isinstance(decision, Grant):
+                    self._attach(leg, conduit, decision)
+                    return
+                if record.state is SessionState.LIVE:
+                    conduit.restart_leg()
+            record.withdraw(leg.generation)
+            leg.answer(decision)
 
-    def _not_taken_over(self, leg: WaitingLeg, conduit: Conduit, handover: bool) -> None:
-        self.record.withdraw(leg.generation)
-        if self.record.state is SessionState.LIVE and not handover:
-            conduit.restart_leg()
-
-    def _attach(self, leg: WaitingLeg, grant: Grant) -> None:
+    def _attach(self, leg: WaitingLeg, conduit: Conduit, grant: Grant) -> None:
         record = self.record
         attachment = leg.grant(grant)
         first = record.generation == 0
@@ -255,17 +247,35 @@ class ProxiedSession:
                 generation=leg.generation,
                 client=str(self.client),
             )
-        grant.conduit.attach(attachment)
+        try:
+            conduit.attach(attachment)
+        except Exception:
+            self._failed()
+            leg.discard()
+
+    def _failed(self) -> None:
+        """The exception that is being handled is a fault of the proxy's."""
+        _log.exception("session_failed", user=self.record.user, session=self.record.session.short)
+        self.end(EndReason.PROXY_FAILED)
 
     def query(self, leg: WaitingLeg) -> None:
         """Tell the state; nothing changes."""
-        if self._conduit is None:
+        conduit, bound = self._conduit, self._bound
+        if conduit is None or bound is None:
             leg.answer(LegReply(status=LegStatus.OK, generation=self.record.newest_claim))
             return
-        state = self._conduit.state()
-        known = Resumption(down_from=state.down_acknowledged, up_taken=state.up_taken)
-        grant = self._grant(self.record.generation, self._conduit, state, known, _FROM_THE_BEGINNING)
-        leg.answer(grant.reply())
+        state = conduit.state()
+        known = Grant(
+            generation=self.record.generation,
+            kind=conduit.kind,
+            reason=conduit.reason,
+            state=state,
+            bound=bound,
+            down_from=state.down_acknowledged,
+            up_from=0,
+            handover=False,
+        )
+        leg.answer(known.reply())
 
     def park(self, generation: int) -> bool:
         """The client says that its leg of `generation` is gone; whether the session waits for another now."""
@@ -278,15 +288,6 @@ class ProxiedSession:
             self._host.on_parked(self)
             _log.info("session_parked", user=record.user, session=record.session.short, cause="told by the client")
         return record.state is SessionState.PARKED
-
-    def _stale(self) -> LegReply:
-        return LegReply(status=LegStatus.STALE_GENERATION, generation=self.record.newest_claim)
-
-    def _grant(
-        self, generation: int, conduit: Conduit, state: StreamState, begin: Resumption, position: ClientPosition
-    ) -> Grant:
-        assert self._bound is not None  # whoever has a conduit has it
-        return Grant(generation, conduit, state, self._bound, begin.down_from, position.sends_from, position.handover)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -310,7 +311,6 @@ class ProxiedSession:
             return
         self._bury(EndReason.CLIENT_CLOSED, 0, announce=True)
         if conduit is not None:
-            conduit.stop_leg()
             self._host.on_hanging_up(self)
             conduit.hang_up(up_end)
         leg.answer(LegReply(status=LegStatus.OK, generation=record.generation))
@@ -358,9 +358,8 @@ class ProxiedSession:
             self._host.on_parked(self)
             _log.info("session_parked", user=record.user, session=record.session.short, cause=f"leg {end.value}")
 
-    def on_server_reset(self, error: OSError) -> None:
-        timed_out = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-        self._over(EndReason.SERVER_TIMED_OUT if timed_out else EndReason.SERVER_RESET)
+    def on_server_lost(self, end: LegEnd) -> None:
+        self._over(EndReason.SERVER_TIMED_OUT if end is LegEnd.TIMED_OUT else EndReason.SERVER_RESET)
 
     def on_bytes_lost(self, reason: str) -> None:
         _log.error("bytes_lost", user=self.record.user, session=self.record.session.short, reason=reason)

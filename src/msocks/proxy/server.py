@@ -186,6 +186,7 @@ class _Core:
     def begin(self) -> None:
         """Accept connections and answer probes."""
         for listener in self._listeners:
+            self._datapath.prepare_listener(listener.tcp)
             listener.begin(self.reactor, self._on_accepted)
             self._responders.append(ProbeResponder(self.reactor, listener.udp, self.associations.find))
         self.spawn(self._watch_users())

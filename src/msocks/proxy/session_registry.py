@@ -157,7 +157,7 @@ class SessionRegistry:
         opened = ProxiedSession(record, self, leg)
         self._sessions[user, session] = opened
         self._count_of_user[user] = count + 1
-        opened.dialling(self._dialler.dial(destination, opened.on_dialled))
+        opened.dialling(self._dialler.dial(destination, opened.prepare_server_leg, opened.on_dialled))
         return opened
 
     # -- ends -------------------------------------------------------------------------------------------------------

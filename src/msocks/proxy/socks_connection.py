@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol
 
 import structlog
@@ -140,10 +141,18 @@ class SocksConnection:
 
     # -- WaitingLeg -------------------------------------------------------------------------------------------------
 
+    @property
+    def sock(self) -> socket.socket:
+        return self._incoming.sock
+
     def grant(self, grant: Grant) -> Attachment:
         machine = self._machine
         machine.reply(ReplyCode.SUCCEEDED, grant.bound)
         return grant.attachment(self._incoming.give_away(), machine.data_to_send(), machine.take_trailing())
+
+    def discard(self) -> None:
+        self.gone = True
+        self._incoming.discard_given()
 
     def answer(self, reply: LegReply) -> None:
         if not self.gone:

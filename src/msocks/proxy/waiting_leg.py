@@ -6,9 +6,9 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from msocks.datapath.interface import Attachment, Conduit
+from msocks.datapath.interface import Attachment
 from msocks.errors import EndReason
-from msocks.protocol.leg import LegReply, LegStatus
+from msocks.protocol.leg import DatapathKind, DatapathReason, LegReply, LegStatus
 from msocks.proxy.associations import Association
 from msocks.session.record import SessionRecord, Tombstone
 from msocks.session.resume import StreamState
@@ -21,7 +21,8 @@ class Grant:
 
     Attributes:
         generation: Of the leg.
-        conduit: The session's.
+        kind: What carries it.
+        reason: Why that is not the splice.
         state: Where its streams are.
         bound: The proxy's address toward the server.
         down_from: D.
@@ -30,7 +31,8 @@ class Grant:
     """
 
     generation: int
-    conduit: Conduit
+    kind: DatapathKind
+    reason: DatapathReason
     state: StreamState
     bound: Endpoint
     down_from: int
@@ -59,8 +61,8 @@ class Grant:
             down_fin_at=self.state.down_fin,
             up_fin_at=self.state.up_fin,
             bound=self.bound,
-            datapath=self.conduit.kind,
-            datapath_reason=self.conduit.reason,
+            datapath=self.kind,
+            datapath_reason=self.reason,
         )
 
 
@@ -84,11 +86,18 @@ class WaitingLeg(Protocol):
         """Where it comes from, as `socket` gives it."""
 
     @property
+    def sock(self) -> socket.socket:
+        """The connection; closed where it is `gone`."""
+
+    @property
     def gone(self) -> bool:
         """Whether the connection was lost meanwhile."""
 
     def grant(self, grant: Grant) -> Attachment:
         """Give the connection away, with the reply that the conduit is to write."""
+
+    def discard(self) -> None:
+        """Close the connection that was granted, with RST: the conduit did not take it."""
 
     def answer(self, reply: LegReply) -> None:
         """Say `reply` and close."""

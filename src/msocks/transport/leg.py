@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from dataclasses import dataclass
 
 from msocks.session.retention import acknowledged_bytes
 from msocks.transport.kernel import bytes_unacknowledged, bytes_unread, reset_on_close
+from msocks.transport.reactor import BEYOND_A_SHORT_READ, FAILED, READABLE
 
 _DISCARD_BYTES = 256 * 1024
 
@@ -24,6 +26,8 @@ class Leg:
         overhead: Bytes written before that one: the leg's request or reply.
         fin_sent: Whether the FIN follows the outbound bytes already.
         sent_until: Offset up to which the kernel took outbound bytes, once the leg sends no more.
+        read_empty: Nothing is left in the receive queue until the reactor reports a change, see `note`.
+        ending: The reactor has reported what a short read does not show, see `reactor.BEYOND_A_SHORT_READ`.
     """
 
     sock: socket.socket
@@ -35,17 +39,38 @@ class Leg:
     overhead: int = 0
     fin_sent: bool = False
     sent_until: int = 0
+    read_empty: bool = False
+    ending: bool = False
 
     def unread(self) -> int:
         """Inbound bytes that this side's kernel has ACKed and nobody has read."""
         return len(self.early) + bytes_unread(self.sock)
 
-    def receive(self, at_most: int) -> bytes:
-        """Read inbound bytes. Raises OSError as recv() does, BlockingIOError included."""
+    def note(self, events: int) -> OSError | None:
+        """Take in what the reactor reports, before anything is read; returns the error that the connection died of."""
+        if events & READABLE:
+            self.read_empty = False
+        if events & BEYOND_A_SHORT_READ:
+            self.ending = True
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & FAILED else 0
+        return OSError(code, os.strerror(code)) if code else None
+
+    def receive(self, at_most: int) -> bytes | None:
+        """Read inbound bytes; b"" at the end of the connection, None when there is nothing now.
+
+        Raises OSError as recv() does, BlockingIOError excepted.
+        """
         if self.early:
             data, self.early = self.early[:at_most], self.early[at_most:]
             return data
-        return self.sock.recv(at_most)
+        if self.read_empty:
+            return None
+        try:
+            data = self.sock.recv(at_most)
+        except BlockingIOError:
+            return None
+        self.read_empty = 0 < len(data) < at_most and not self.ending
+        return data
 
     def receive_is_empty(self) -> bool:
         """Whether nothing is left to read."""

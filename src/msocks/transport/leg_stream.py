@@ -20,7 +20,7 @@ from typing import Protocol
 from msocks.session.leg_chain import LegChain
 from msocks.transport.leg import Leg
 from msocks.transport.outbound import Outbound
-from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
+from msocks.transport.reactor import READABLE, WRITABLE, Reactor
 from msocks.transport.sweep import Sweep
 
 # More than this waiting in user space, and the source of the stream is not read: back-pressure.
@@ -171,10 +171,6 @@ class LegStream:
                 return
         self.flush()
 
-    def check_basepoint(self, offset: int) -> None:
-        """Raise ValueError unless a leg can begin to send at `offset`."""
-        self._out.check(offset)
-
     def resume_sending(self, generation: int) -> bool:
         """Go back to an earlier leg after an attempt that came to nothing; False when that leg is gone."""
         leg = self._legs.get(generation)
@@ -187,6 +183,10 @@ class LegStream:
     def stop_sending(self) -> None:
         """The leg that sends now sends nothing more."""
         self._close_done(self._out.stop())
+
+    def pause_sending(self) -> None:
+        """Send nothing new on the leg that sends now, until the next `send_on` or `resume_sending`; it stays alive."""
+        self._out.paused = True
 
     def receive_on(
         self, sock: socket.socket, generation: int, begins_at: int, early: bytes = b"", *, handover: bool = False
@@ -270,10 +270,10 @@ class LegStream:
                 wanted = min(wanted, reading.at_most)
             try:
                 data = leg.receive(wanted)
-            except BlockingIOError:
-                return None
             except OSError as error:
                 self._end_of_leg(leg, error)
+                return None
+            if data is None:
                 return None
             if data:
                 self._chain.took(len(data))
@@ -323,10 +323,9 @@ class LegStream:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _on_events(self, leg: Leg, events: int) -> None:
-        if events & FAILED:
-            code = leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                self._fail(leg, OSError(code, errno.errorcode.get(code, "error")))
+        error = leg.note(events)
+        if error is not None:
+            self._fail(leg, error)
         if events & WRITABLE and leg is self._out.leg:
             self.flush()
             if self._out.finishing:

@@ -22,6 +22,7 @@ class Outbound:
         self.leg: Leg | None = None  # the one that is sent on
         self.finishing = False  # a FIN follows the last byte
         self.frozen = False  # nothing is forgotten while a reconnect is under way
+        self.paused = False  # nothing new goes to the present leg, a FIN neither; the next leg, or stop(), ends that
         self._retention = Retention()
         self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
         self._sent_highest = 0
@@ -85,7 +86,7 @@ class Outbound:
     def push(self) -> bool:
         """Send what the leg takes, the FIN included; whether it took anything. Raises OSError where the leg is dead."""
         leg, retention = self.leg, self._retention
-        if leg is None or leg.failed:
+        if leg is None or leg.failed or self.paused:
             return False
         before = retention.sent
         with contextlib.suppress(BlockingIOError):  # EPOLLOUT will tell
@@ -129,6 +130,7 @@ class Outbound:
     def stop(self) -> list[Leg]:
         """Send nothing more on the present leg; returns the tails that are done."""
         done = self.release()
+        self.paused = False
         if self.leg is not None:
             self.leg.sent_until = self._retention.sent
             self._sent_highest = max(self._sent_highest, self.leg.sent_until)
@@ -156,9 +158,12 @@ class Outbound:
         return done
 
     def release(self) -> list[Leg]:
-        """Forget what was ACKed, in the order of the stream; returns the tails that are done."""
+        """Forget what was ACKed, in the order of the stream; returns the tails that are done.
+
+        While no leg is sent on nothing is forgotten: a new leg is told where it may begin, and has to find that there.
+        """
         done: list[Leg] = []
-        if self.frozen:
+        if self.frozen or self.leg is None:
             return done
         while self._tails:
             tail = self._tails[0]
@@ -167,8 +172,7 @@ class Outbound:
             if acknowledged < tail.sent_until:
                 return done
             done.append(self._tails.pop(0))
-        if self.leg is not None:
-            self._retention.release(self.leg.acknowledged_until(self._retention.sent))
+        self._retention.release(self.leg.acknowledged_until(self._retention.sent))
         return done
 
     def all_acknowledged(self) -> bool:

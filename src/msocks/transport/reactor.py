@@ -16,11 +16,20 @@ import select
 from collections import deque
 from collections.abc import Callable
 
-READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 FAILED = select.EPOLLERR | select.EPOLLHUP
 
-_EVERYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+BEYOND_A_SHORT_READ = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+"""After one of these a stream socket must be read until EAGAIN or its end.
+
+Without, fewer bytes than asked for mean that the queue is empty (epoll(7)), and what comes to it later is reported as a
+change. What cuts a read short with more behind it is the end of the stream, an error, or an urgent byte (RFC 9293
+section 3.8.5): each is reported here, with the bytes before it where it had come when they were reported, else as a
+change of its own.
+"""
+
+_EVERYTHING = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _BATCH = 256
 
 
@@ -28,8 +37,8 @@ class Reactor:
     """Calls back when a watched descriptor changes.
 
     A callback gets the epoll event mask. Being edge-triggered, it is told of a *change* only: it must read or write
-    until the kernel answers EAGAIN, or ask for another turn with :meth:`call_soon`. A callback that raises is reported
-    to the asyncio loop's exception handler and disturbs no other descriptor.
+    until the kernel answers EAGAIN (or see `BEYOND_A_SHORT_READ`), or ask for another turn with :meth:`call_soon`. A
+    callback that raises is reported to the asyncio loop's exception handler and disturbs no other descriptor.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 from msocks.session.leg_chain import StreamGapError
 from msocks.transport.kernel import reset_on_close
 from msocks.transport.leg_stream import LegStream
-from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
+from msocks.transport.reactor import BEYOND_A_SHORT_READ, FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.sweep import Sweep
 
 _CHUNK_BYTES = 64 * 1024
@@ -48,6 +48,7 @@ class SocketPump:
         self._closed = False
         self._hung_up = False
         self._leftover: bytes | memoryview = b""  # read from the stream, not yet taken by the socket
+        self._socket_ending = False  # the reactor has reported what a short read does not show
         self._socket_eof = False
         self._socket_shut = False
         self._finished_acknowledged = False
@@ -79,9 +80,7 @@ class SocketPump:
         self.stream.stop_sending()
         self.stream.confirm_end(up_end)
         self._reactor.call_soon(self._take_from_socket)
-        if self._dead is not None:
-            dead = self._dead
-            self._reactor.call_soon(lambda: self._owner.on_socket_failed(dead))
+        self._reactor.call_soon(self._tell_dead)
 
     def close(self, reset: bool = True) -> None:
         """Close the socket (with RST, or by an orderly end) and all legs (with RST, where anything is outstanding)."""
@@ -124,13 +123,15 @@ class SocketPump:
     def on_acknowledged(self) -> None:
         self._finished_acknowledged = True
         if self._dead is not None:
-            self._owner.on_socket_failed(self._dead)
+            self._tell_dead()
         else:
             self._check_finished()
 
     # -- the socket -------------------------------------------------------------------------------------------------
 
     def _on_socket_events(self, events: int) -> None:
+        if events & BEYOND_A_SHORT_READ:
+            self._socket_ending = True
         if events & FAILED:
             code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
@@ -164,6 +165,8 @@ class SocketPump:
                 return
             if not self._hung_up:
                 stream.write(data)
+            if len(data) < _CHUNK_BYTES and not self._socket_ending:
+                return  # read empty
         self._reactor.call_soon(self._take_from_socket)
 
     def _give_to_socket(self, data: bytes | memoryview) -> bool:
@@ -201,3 +204,7 @@ class SocketPump:
             self._dead = error
         else:
             self._owner.on_socket_failed(error)
+
+    def _tell_dead(self) -> None:
+        if self._dead is not None and not self._closed:
+            self._owner.on_socket_failed(self._dead)

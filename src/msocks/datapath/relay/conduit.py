@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 
-from msocks.datapath.interface import (
-    Attachment,
-    ConduitOwner,
-    Counters,
-    LegEnd,
-)
+from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import StreamState
@@ -30,22 +26,33 @@ class RelayConduit:
     def __init__(
         self, reactor: Reactor, sweep: Sweep, server: socket.socket, owner: ConduitOwner, reason: DatapathReason
     ) -> None:
+        self._reactor = reactor
         self._owner = owner
         self._reason = reason
         self._pump = SocketPump(reactor, server, self, sweep)
         self._generation = 0
+        self._ended_generation = 0  # of the newest leg whose end was told
+        self._over = False  # the owner was told that nothing more will come, or said so
+        self._called = False  # by the owner, at this moment
         self._started = False
 
     @property
     def kind(self) -> DatapathKind:
-        return DatapathKind.RELAY
+        return DatapathKind.RELAY if self._generation else DatapathKind.NONE
 
     @property
     def reason(self) -> DatapathReason:
-        return self._reason
+        return self._reason if self._generation else DatapathReason.UNSPECIFIED
 
-    def stop_leg(self) -> None:
-        self._pump.stream.stop_sending()
+    def carriage_for(self, leg: socket.socket) -> Carriage:
+        return Carriage(DatapathKind.RELAY, self._reason, handover=self._pump.stream.live_socket is not None)
+
+    def stop_leg(self, *, handover: bool = False) -> None:
+        """A stopped leg goes on receiving: what its kernel has ACKed must not be lost."""
+        if handover:
+            self._pump.stream.pause_sending()
+        else:
+            self._pump.stream.stop_sending()
 
     async def settle(self) -> None:
         """Nothing to wait for: what the old leg's socket has received stays in its queue, and is drained from there."""
@@ -62,21 +69,41 @@ class RelayConduit:
         )
 
     def restart_leg(self) -> None:
-        self._pump.stream.resume_sending(self._generation)
+        self._called = True
+        try:
+            self._pump.stream.resume_sending(self._generation)
+        finally:
+            self._called = False
 
     def attach(self, leg: Attachment) -> None:
+        self._check(leg)
         stream = self._pump.stream
-        stream.check_basepoint(leg.down_from)
-        if leg.up_from > stream.received() and not leg.handover:
-            raise ValueError(
-                f"the leg begins at upstream byte {leg.up_from}, but only {stream.received()} have arrived"
-            )
-        prepare_leg(leg.sock)
-        # Receiving first: the old leg's last word is taken before sending on the new one can displace it.
-        stream.receive_on(leg.sock, leg.generation, leg.up_from, leg.early, handover=leg.handover)
-        self._generation = leg.generation
-        stream.send_on(leg.sock, leg.generation, leg.down_from, preface=leg.reply, handover=leg.handover)
-        self._start()
+        self._called = True
+        try:
+            prepare_leg(leg.sock)
+            # Receiving first: the old leg's last word is taken before sending on the new one can displace it.
+            stream.receive_on(leg.sock, leg.generation, leg.up_from, leg.early, handover=leg.handover)
+            self._generation = leg.generation
+            stream.send_on(leg.sock, leg.generation, leg.down_from, preface=leg.reply, handover=leg.handover)
+            self._start()
+        finally:
+            self._called = False
+
+    def _check(self, leg: Attachment) -> None:
+        """Raise ValueError where the leg cannot be attached."""
+        stream = self._pump.stream
+        if leg.generation <= self._generation:
+            raise ValueError(f"generation {leg.generation} does not follow {self._generation}")
+        if leg.handover:
+            if not self.carriage_for(leg.sock).handover:
+                raise ValueError(f"no live leg hands over to leg {leg.generation}")
+            first = last = stream.sent_now
+        else:
+            first, last = stream.acknowledged(), stream.sent
+            if leg.up_from > (taken := stream.received()):
+                raise ValueError(f"the leg begins at upstream byte {leg.up_from}, but only {taken} have arrived")
+        if not first <= leg.down_from <= last:
+            raise ValueError(f"the leg begins at downstream byte {leg.down_from}, outside {first} to {last}")
 
     def hang_up(self, up_end: int) -> None:
         self._start()
@@ -91,27 +118,53 @@ class RelayConduit:
         return Counters(up=self._pump.stream.position, down=self._pump.stream.written)
 
     def close(self, *, reset: bool) -> None:
+        self._over = True
         self._pump.close(reset)
 
     # -- PumpOwner --------------------------------------------------------------------------------------------------
 
     def on_leg_lost(self, generation: int, error: OSError) -> None:
-        if error.errno in (errno.ECONNRESET, errno.EPIPE):
-            end = LegEnd.RESET
-        elif error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
-            end = LegEnd.TIMED_OUT
-        else:
-            end = LegEnd.FAILED
-        self._owner.on_leg_ended(generation, end)
+        self._tell(lambda: self._tell_leg_ended(generation, _end_of(error)))
 
     def on_socket_failed(self, error: OSError) -> None:
-        self._owner.on_server_reset(error)
+        self._tell_last(lambda: self._owner.on_server_lost(_end_of(error)))
 
     def on_gap(self, error: StreamGapError) -> None:
-        self._owner.on_bytes_lost(str(error))
+        self._tell_last(lambda: self._owner.on_bytes_lost(str(error)))
 
     def on_finished(self) -> None:
-        self._owner.on_finished()
+        self._tell_last(self._owner.on_finished)
+
+    # -- the owner --------------------------------------------------------------------------------------------------
+
+    def _tell(self, message: Callable[[], None]) -> None:
+        """Never from within a call of the owner's."""
+        if self._called:
+            self._reactor.call_soon(message)
+        else:
+            message()
+
+    def _tell_leg_ended(self, generation: int, end: LegEnd) -> None:
+        # A broken handover and the new leg's own end may both tell of it, and the old leg's end of a leg long replaced.
+        if not self._over and self._ended_generation < generation == self._generation:
+            self._ended_generation = generation
+            self._owner.on_leg_ended(generation, end)
+
+    def _tell_last(self, message: Callable[[], None]) -> None:
+        def tell() -> None:
+            if not self._over:
+                self._over = True
+                message()
+
+        self._tell(tell)
+
+
+def _end_of(error: OSError) -> LegEnd:
+    if error.errno in (errno.ECONNRESET, errno.EPIPE):
+        return LegEnd.RESET
+    if error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return LegEnd.TIMED_OUT
+    return LegEnd.FAILED
 
 
 class RelayDatapath:
@@ -125,6 +178,14 @@ class RelayDatapath:
     @property
     def kind(self) -> DatapathKind:
         return DatapathKind.RELAY
+
+    def prepare_listener(self, sock: socket.socket) -> None:
+        """Legs inherit it: an urgent byte stays in the stream (RFC 6093 section 4), or offsets would lose count."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+    def prepare_server_leg(self, sock: socket.socket, *, leg: socket.socket | None, smallest_mtu: int | None) -> None:
+        """An urgent byte stays in the stream, without its mark. The legs have MSS and options of their own."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> RelayConduit:
         # A plain client's RST reaches the owner like any other leg's end, and the owner then closes.
