@@ -115,6 +115,8 @@ class Flow:
         self._ended_as: FlowView | None = None
         self._program_eof = False
         self._closed = False
+        # An urgent byte stays in its place in the stream; else the kernel takes it out, and it is lost.
+        request.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._pump = SocketPump(node.reactor, request.sock, self, node.sweep)
         self.connection = Connection(node, request.destination, self._pump.stream, self)
 
