@@ -13,7 +13,7 @@ from tests.datapath.bench import Bench, eventually, read, read_into, write
 
 from msocks.datapath.interface import LegEnd
 from msocks.session.resume import StreamState
-from msocks.transport.kernel import reset_on_close
+from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
 
 
 async def test_bytes_go_both_ways_behind_the_reply(bench: Bench) -> None:
@@ -161,19 +161,33 @@ async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(bench: Be
     assert bench.owner.legs_ended == []
 
 
-async def test_a_handover_that_breaks_off_loses_the_new_leg_and_no_byte(bench: Bench) -> None:
+async def test_a_handover_that_breaks_off_is_mended_by_a_takeover(bench: Bench) -> None:
     old = await bench.attach(1)
     await write(old, b"0123")
     assert await read(bench.server, 4) == b"0123"
     new = await bench.attach(2, upstream_from=10, handover=True)
     await write(new, b"abc")
     old.close()  # with bytes 4 to 9 unsent
-    await eventually(lambda: bench.owner.legs_ended == [(2, LegEnd.RESET)])
     again = await bench.attach(3, upstream_from=4)
     await write(again, b"456789abc")
     assert await read(bench.server, 9) == b"456789abc"
     with pytest.raises(ConnectionResetError):
         await read(new, 1)
+
+
+async def test_what_the_new_leg_of_a_handover_has_acknowledged_is_never_thrown_away(bench: Bench) -> None:
+    old = await bench.attach(1)
+    new = await bench.attach(2, upstream_from=10, handover=True)
+    await write(new, b"abc")
+    await eventually(lambda: bytes_unacknowledged(new) == 0)
+    reset_on_close(new)
+    new.close()
+    await eventually(lambda: bench.owner.legs_ended == [(2, LegEnd.RESET)])
+    await write(old, b"0123456789")  # late, but it comes; and then the mobile has nothing left to repeat
+    await eventually(lambda: bench.conduit.state().up_taken == 13)
+    again = await bench.attach(3, upstream_from=13)
+    await write(again, b"def")
+    assert await read(bench.server, 16) == b"0123456789abcdef"
 
 
 async def test_the_state_tells_what_is_on_the_way(bench: Bench) -> None:

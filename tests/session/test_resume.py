@@ -40,8 +40,8 @@ def test_offsets_that_cannot_be_true_are_refused(client: ClientPosition, proxy: 
 def test_a_handover_begins_where_what_was_sent_on_the_old_leg_ends() -> None:
     client = replace(CLIENT, sends_from=80, handover=True)
     assert resume(client, PROXY) == Resumption(down_from=190, up_taken=50)
-    with pytest.raises(OffsetError):
-        resume(replace(client, sends_from=49), PROXY)
+    # The present leg may still be repeating what an earlier one had brought.
+    assert resume(replace(client, sends_from=49), PROXY) == Resumption(down_from=190, up_taken=50)
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))

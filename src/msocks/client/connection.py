@@ -42,6 +42,7 @@ class Connection:
         self._connected: asyncio.Future[Endpoint | None] = network.reactor.loop.create_future()
         self._moves: dict[str, list[asyncio.Future[None]]] = {}
         stream.on_sent = self._sent
+        stream.watches_handovers = True
 
     # -- what it is -------------------------------------------------------------------------------------------------
 

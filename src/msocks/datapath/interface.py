@@ -80,8 +80,9 @@ class ConduitOwner(Protocol):
     def on_leg_ended(self, generation: int, end: LegEnd) -> None:
         """The mobile leg of that generation is gone, and is stopped; the session waits for another.
 
-        Comes at most once for a generation, and for no generation but the newest attached (a handover that does not
-        come to its end ends the new leg). It need not come: a leg that just falls silent has no timer in a splice.
+        Comes at most once for a generation, and for no generation but the newest attached. A handover that does not
+        come to its end is not told: the client notices, and takes over. It need not come: a leg that just falls
+        silent has no timer in a splice.
         """
 
     def on_server_lost(self, end: LegEnd) -> None:

@@ -164,13 +164,3 @@ class LegChain:
     def has(self, generation: int) -> bool:
         """Whether a leg is still to be read."""
         return any(member.generation == generation for member in self._members)
-
-    def drop_successors(self) -> list[int]:
-        """The first leg does not hand over: forget those behind it, which leave a gap. Returns their generations."""
-        gone = [member.generation for member in self._members][1:]
-        while len(self._members) > 1:
-            self._members.pop()
-        if self._members:
-            self._members[0].limit = None
-            self._members[0].handing_over = False
-        return gone

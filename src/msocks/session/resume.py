@@ -47,17 +47,13 @@ def resume(client: ClientPosition, proxy: StreamState) -> Resumption:
     D is max(R, highest ACK of an earlier leg): an earlier leg's kernel may have ACKed bytes that the program has not
     read when it counted R; they lie in the old socket, which the mobile drains up to D.
 
-    Raises OffsetError where R is more than was ever sent, A is more than was ever taken (the bytes between are gone, or
-    in a handover still to come: A is not below what was taken then), or the ends of the streams disagree.
+    Raises OffsetError where R is more than was ever sent, A is more than was ever taken (the bytes between are gone;
+    in a handover they are still to come), or the ends of the streams disagree.
     """
     if client.received > proxy.down_available:
         raise OffsetError(f"R is {client.received}, but only {proxy.down_available} bytes were sent downstream")
     if client.sends_from > proxy.up_taken and not client.handover:
         raise OffsetError(f"A is {client.sends_from}, but only {proxy.up_taken} upstream bytes have arrived")
-    if client.handover and client.sends_from < proxy.up_taken:
-        raise OffsetError(
-            f"the old leg hands over up to A = {client.sends_from}, but has brought {proxy.up_taken} bytes"
-        )
     if client.up_fin is not None and client.up_fin < client.sends_from:
         raise OffsetError(f"the upstream ends at {client.up_fin}, before A = {client.sends_from}")
     if client.up_fin is not None and client.up_fin < proxy.up_taken:

@@ -6,8 +6,8 @@ The stream outlives its legs; when the last one is lost it simply waits for the 
 
 A leg can be replaced by a takeover (the old one carries nothing more; the new one begins where the old one's ACKs
 ended) or by a handover (both carry: what was sent on the old leg arrives on it, the new one begins behind that). A
-handover that does not come to its end, because the old leg dies or falls silent, loses the new leg as well: the stream
-then waits for a takeover, for which it has kept everything.
+handover that does not come to its end, because the old leg dies or falls silent, is mended by a takeover: the side that
+opens legs notices (its own bytes are not ACKed, or the other's do not come), and both have kept everything.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class LegStream:
         self._eof = False
         self._end_at: int | None = None
         self._told_acknowledged = False
+        self.watches_handovers = False  # only the side that opens legs can mend a handover that breaks off
         self.on_sent: Callable[[], None] | None = None  # whoever watches over the path hears of every flight
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -214,12 +215,13 @@ class LegStream:
             self._reactor.call_soon(lambda: self._owner.on_leg_lost(generation, lost))
 
     def break_handover(self) -> None:
-        """The old leg does not deliver what the new one counts on: keep what came, and wait for a takeover."""
+        """The old leg does not deliver what the new one counts on: wait for a takeover.
+
+        Every leg stays until then. What its kernel has ACKed the peer may have let go of, and what still comes on the
+        old leg may yet close the gap: only the takeover's basepoints say what is not needed any more.
+        """
         newest = self._chain.newest
-        self._close_done([*self._out.drop_tails(), *self._out.stop()])
-        if self._chain.handing_over:
-            # What the old leg still holds is read when the takeover says up to where it is needed.
-            self._close_done([self._legs[generation] for generation in self._chain.drop_successors()])
+        self.stop_sending()
         if newest is not None:
             self._owner.on_leg_lost(newest, ConnectionResetError(errno.ECONNRESET, "the old leg did not hand over"))
 
@@ -357,12 +359,12 @@ class LegStream:
             if leg.generation == self._chain.newest:
                 self._owner.on_leg_lost(leg.generation, error)
                 return
-        if hands_over and leg.receive_is_empty():
+        if hands_over and self.watches_handovers and leg.receive_is_empty():
             self.break_handover()
 
     def _watch_handover(self) -> None:
         """Look, now and then, whether the replaced legs deliver; if nothing comes of it, it is broken."""
-        if self._progress < 0:
+        if self.watches_handovers and self._progress < 0:
             self._progress = 0
             self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
 
