@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 from msocks.client.leg_attempt import LegAttempt
@@ -264,6 +265,9 @@ class Connection:
             if not self._adopt(attempt, received):
                 return
         elif reply.status is LegStatus.ENDED_FIN and reply.down_fin_at is not None:
+            # All of it is in this side's kernel: perhaps in a leg whose acceptance was not heard of.
+            with contextlib.suppress(StreamGapError):
+                self._resolve_abandoned()
             self.stream.confirm_end(reply.down_fin_at)
         self._apply(self._machine.replied(self._now(), attempt.generation, reply))
 
@@ -275,8 +279,7 @@ class Connection:
         try:
             if attempt.sends_from is not None and reply.up_acked < attempt.sends_from and not attempt.handover:
                 raise StreamGapError(reply.up_acked, attempt.sends_from)
-            for generation in sorted(self._limbo):
-                self._resolve(self._limbo.pop(generation))
+            self._resolve_abandoned()
             self._receive_on(attempt, received)
         except StreamGapError as gap:
             stream.forget_leg(attempt.generation)
@@ -290,6 +293,10 @@ class Connection:
     def _receive_on(self, attempt: LegAttempt, received: ReceivedReply) -> None:
         down_from = received.reply.down_from
         self.stream.receive_on(attempt.sock, attempt.generation, down_from, attempt.early, handover=attempt.handover)
+
+    def _resolve_abandoned(self) -> None:
+        for generation in sorted(self._limbo):
+            self._resolve(self._limbo.pop(generation))
 
     def _resolve(self, attempt: LegAttempt) -> None:
         """Read from an abandoned leg what the proxy counts as received, if it had accepted it."""
