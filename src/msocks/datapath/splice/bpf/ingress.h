@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * A packet's way through the splice, from top to bottom: whose it is, whether it is plausible, what it says (noted
+ * before anybody else hears it), how that is said on the other leg, and where it goes.
+ */
+#ifndef MSOCKS_INGRESS_H
+#define MSOCKS_INGRESS_H
+
+#include "arrivals.h"
+#include "layout.h"
+#include "maps.h"
+#include "options.h"
+#include "parse.h"
+#include "path.h"
+#include "rewrite.h"
+#include "streams.h"
+#include "timestamps.h"
+
+struct crossing {
+	struct session *session;
+	const struct flow *flow;
+	struct leg *in;
+	struct leg *out;
+	struct leg *mobile; /* one of the two */
+	struct stream *data; /* the stream that the packet carries */
+	struct stream *back; /* the stream that it acknowledges */
+	__u64 offset;
+	__u64 end; /* without the FIN */
+	__u64 now;
+	__u32 from_mobile;
+};
+
+static __always_inline int dropped(struct crossing *crossing, __u32 reason)
+{
+	crossing->data->dropped++;
+	count_drop(reason);
+	return DROP;
+}
+
+/* The layout that nearly every segment has is read here; any other is done by work_on_options() and put back. */
+static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, struct packet *packet,
+						     struct crossing *crossing, struct segment *segment)
+{
+	struct leg *mobile = crossing->mobile, *server = &crossing->session->legs[LEG_SERVER];
+	struct leg *in = crossing->in, *out = crossing->out;
+	struct option_work work = {};
+	struct echo echo;
+	__u32 at = packet->l4 + sizeof(struct tcphdr);
+	__u32 words[3];
+
+	if (!packet->options)
+		return 0;
+	if (packet->options == TIMESTAMPS_ALONE && bpf_skb_load_bytes(skb, at, words, sizeof(words)) == 0 &&
+	    words[0] == TIMESTAMPS_BEHIND_NOPS) {
+		if (!(out->flags & LEG_TIMESTAMPS)) {
+			segment->strip_timestamps = 1;
+			return 0;
+		}
+		if (crossing->from_mobile)
+			echo = timestamps_from_mobile(mobile, server, bpf_ntohl(words[1]), bpf_ntohl(words[2]),
+						      crossing->now);
+		else
+			echo = timestamps_from_server(mobile, server, bpf_ntohl(words[1]), bpf_ntohl(words[2]),
+						      crossing->now);
+		segment->tsval = bpf_ntohl(words[1]) + echo.shift;
+		segment->tsecr = echo.tsecr;
+		segment->write_timestamps = 1;
+		return 0;
+	}
+	work.changes = FIND_TIMESTAMPS;
+	if (work_on_options(skb, &work, at, packet->options) < 0)
+		return -1;
+	work.changes = 0;
+	if (work.found & CHANGE_TIMESTAMPS) {
+		if (!(out->flags & LEG_TIMESTAMPS)) {
+			work.changes |= STRIP_TIMESTAMPS;
+		} else {
+			work.changes |= CHANGE_TIMESTAMPS;
+			if (crossing->from_mobile)
+				echo = timestamps_from_mobile(mobile, server, work.tsval_found, work.tsecr_found,
+							      crossing->now);
+			else
+				echo = timestamps_from_server(mobile, server, work.tsval_found, work.tsecr_found,
+							      crossing->now);
+			work.tsval_shift = echo.shift;
+			work.tsecr = echo.tsecr;
+		}
+	}
+	work.changes |= out->flags & LEG_SACK ? CHANGE_SACK : STRIP_SACK;
+	work.sack_shift = out->in_base - in->out_base;
+	work.sack_base = segment->acknowledgment;
+	work.sack_end = out->in_base + (__u32)out->arrived;
+	if (work_on_options(skb, &work, at, packet->options) < 0 || put_options(skb, &work, at, packet->options) < 0)
+		return -1;
+	segment->sum += work.at;
+	return 0;
+}
+
+/*
+ * RFC 5961: an RST ends something here only if it is exact. One of a leg that can be followed by another is never
+ * passed on: it says that the leg is gone, not that the program wants to abort.
+ */
+static __always_inline int take_reset(struct crossing *crossing)
+{
+	struct session *session = crossing->session;
+	int is_exact = exact(crossing->data, crossing->in, crossing->offset);
+
+	if (crossing->from_mobile && session->flags & SESSION_RESUMABLE) {
+		if (!is_exact)
+			return DROP_INEXACT_RESET;
+		crossing->in->state = LEG_STOPPED;
+		session->flags |= SESSION_STOPPED;
+		tell(EVENT_LEG_RESET, crossing->flow, crossing->in->generation);
+		return DROP_RESET_DETACHES;
+	}
+	if (is_exact) {
+		session->state = SESSION_RESET;
+		tell(crossing->from_mobile ? EVENT_LEG_RESET : EVENT_SERVER_RESET, crossing->flow,
+		     crossing->in->generation);
+	}
+	return -1;
+}
+
+static __always_inline int take_acknowledgment(struct packet *packet, struct crossing *crossing,
+					       struct segment *segment)
+{
+	struct stream *back = crossing->back;
+	struct leg *in = crossing->in, *out = crossing->out;
+	__u64 said = unwrap(back->acked, packet->acknowledgment - in->out_base), emitted = said;
+	__u32 window = packet->window;
+	int reason = implausible_ack(back, said);
+	__u64 room;
+
+	if (reason >= 0)
+		return reason;
+	if (!(packet->flags & SYN))
+		window <<= in->in_scale;
+	/* What it acknowledges of the reply is this host's affair; of an earlier leg's bytes, the other end's. */
+	if (distance(emitted, in->begins_out) > 0)
+		emitted = in->begins_out;
+	if (distance(out->arrived, emitted) > 0)
+		emitted = out->arrived;
+	/* D is what was let through to the server, U what the server has said. */
+	if (crossing->from_mobile)
+		note_acknowledged(back, emitted);
+	else if (distance(said, back->sent) >= 0)
+		note_acknowledged(back, said);
+	if (!(packet->flags & (SYN | RST)))
+		note_window(back, said, window);
+	segment->acknowledgment = out->in_base + (__u32)emitted;
+	room = distance(emitted, said + window) > 0 ? said + window - emitted : 0;
+	if (!(packet->flags & SYN))
+		room >>= out->out_scale;
+	segment->window = room > 65535 ? 65535 : room;
+	return -1;
+}
+
+/* The stream goes the other way than the session: nobody is there, but the server may end it. */
+static __always_inline int without_mobile_leg(struct packet *packet, struct crossing *crossing)
+{
+	if (packet->flags & RST && exact(crossing->data, crossing->in, crossing->offset)) {
+		crossing->session->state = SESSION_RESET;
+		tell(EVENT_SERVER_RESET, crossing->flow, 0);
+	}
+	return dropped(crossing, DROP_STOPPED);
+}
+
+/* Data of the stream, and the reply that was to come before it has not: the daemon says it again without waiting. */
+static __always_inline void miss_reply(struct packet *packet, struct crossing *crossing)
+{
+	struct leg *in = crossing->in;
+	__u64 said = unwrap(crossing->back->acked, packet->acknowledgment - in->out_base);
+
+	if (distance(said, in->begins_out) > 0 && crossing->back->packets && may_complain(crossing->session, crossing->now))
+		tell(EVENT_REPLY_MISSING, crossing->flow, in->generation);
+}
+
+static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, struct crossing *crossing, const __u32 l2)
+{
+	struct session *session = crossing->session;
+	struct leg *in = crossing->in, *out = crossing->out;
+	struct segment segment = {};
+	int reason, has_fin = packet->flags & FIN ? 1 : 0;
+	__u32 mtu;
+
+	crossing->offset = unwrap(crossing->data->acked, packet->sequence - in->in_base);
+	crossing->end = crossing->offset + packet->payload;
+	if (packet->hop_limit <= 1)
+		return dropped(crossing, DROP_HOP_LIMIT);
+	reason = implausible_data(crossing->data, crossing->offset, crossing->end);
+	if (reason >= 0)
+		return dropped(crossing, reason);
+	if (session->flags & SESSION_STOPPED)
+		return without_mobile_leg(packet, crossing);
+	if (!out->path.known)
+		return dropped(crossing, DROP_NO_PATH);
+
+	if (packet->flags & RST) {
+		reason = take_reset(crossing);
+		if (reason >= 0)
+			return dropped(crossing, reason);
+	} else if (!(packet->flags & (ACK | SYN))) {
+		return dropped(crossing, DROP_NO_ACK);
+	}
+	if (packet->flags & ACK) {
+		reason = take_acknowledgment(packet, crossing, &segment);
+		if (reason >= 0)
+			return dropped(crossing, reason);
+		if (crossing->from_mobile)
+			miss_reply(packet, crossing);
+	}
+	mtu = too_big_for(skb, packet, out);
+	if (mtu) {
+		if (may_complain(session, crossing->now)) {
+			struct event event = event_of(EVENT_TOO_BIG, crossing->flow, mtu);
+
+			tell_packet(skb, &event, packet->l3, packet->wire_length);
+		}
+		return dropped(crossing, DROP_TOO_BIG);
+	}
+	if (cross_timestamps_and_sack(skb, packet, crossing, &segment) < 0)
+		return dropped(crossing, DROP_OPTIONS);
+	if (!(packet->flags & (SYN | RST)))
+		note_data(crossing->data, in, crossing->end, has_fin);
+	session->last_ns = crossing->now;
+	if (!session->finished && all_acknowledged(&session->up) && all_acknowledged(&session->down)) {
+		session->finished = 1;
+		session->state = SESSION_CLOSING;
+		tell(EVENT_FINISHED, crossing->flow, 0);
+	}
+
+	segment.sequence = out->out_base + (__u32)crossing->offset;
+	if (rewrite(skb, packet, out, &segment, l2) < 0)
+		return dropped(crossing, DROP_FAMILY_CHANGE);
+	reason = forward(skb, out, crossing->flow, session, crossing->now, l2);
+	return reason < 0 ? dropped(crossing, DROP_NO_PATH) : reason;
+}
+
+static __always_inline int spliced(struct __sk_buff *skb, struct packet *packet, const struct flow *flow, const __u32 l2)
+{
+	struct crossing crossing = {};
+	struct session *session = bpf_map_lookup_elem(&sessions, &flow->slot);
+	__u32 active;
+
+	if (!session || session->incarnation != flow->incarnation || session->state == SESSION_FREE) {
+		count_drop(DROP_STALE_FLOW);
+		return DROP;
+	}
+	active = session->active;
+	crossing.session = session;
+	crossing.flow = flow;
+	crossing.now = bpf_ktime_get_coarse_ns();
+	if (flow->leg == LEG_SERVER) {
+		crossing.in = &session->legs[LEG_SERVER];
+		crossing.out = crossing.mobile = active == 2 ? &session->legs[2] : &session->legs[1];
+		crossing.data = &session->down;
+		crossing.back = &session->up;
+	} else {
+		crossing.in = crossing.mobile = flow->leg == 2 ? &session->legs[2] : &session->legs[1];
+		crossing.out = &session->legs[LEG_SERVER];
+		crossing.data = &session->up;
+		crossing.back = &session->down;
+		crossing.from_mobile = 1;
+	}
+	if (crossing.in->state == LEG_HANDSHAKE)
+		return NEXT;
+	if (crossing.from_mobile && (flow->leg != active || crossing.in->state != LEG_LIVE))
+		return dropped(&crossing, DROP_STALE_LEG);
+	if (session->state == SESSION_RESETTING) {
+		if (!crossing.from_mobile && !(packet->flags & RST))
+			tell(EVENT_SERVER_SPOKE, flow, packet->acknowledgment);
+		return dropped(&crossing, DROP_STALE_FLOW);
+	}
+	if (session->state != SESSION_OPEN && session->state != SESSION_CLOSING)
+		return dropped(&crossing, DROP_STALE_FLOW);
+	return cross(skb, packet, &crossing, l2);
+}
+
+static __always_inline int broken(const struct flow_key *key, __u32 reason)
+{
+	/* Only what would have been ours: the host's own traffic is not judged here. */
+	if (!bpf_map_lookup_elem(&flows, key))
+		return NEXT;
+	count_drop(reason);
+	return DROP;
+}
+
+static __always_inline void enter(struct busy **mine)
+{
+	__u32 processor = bpf_get_smp_processor_id();
+
+	*mine = bpf_map_lookup_elem(&busy, &processor);
+	if (*mine)
+		*(volatile __u64 *)&(*mine)->count += 1;
+}
+
+static __always_inline void leave(struct busy *mine)
+{
+	if (mine)
+		*(volatile __u64 *)&mine->count += 1;
+}
+
+static __always_inline int ingress(struct __sk_buff *skb, const __u32 l2)
+{
+	struct packet packet = {};
+	struct busy *mine;
+	struct flow *flow;
+	int verdict;
+
+	/* A tag that is still there belongs to a VLAN interface, which gets the packet next; what is for another host, to a
+	 * bridge. */
+	if (skb->pkt_type != 0 || skb->vlan_present)
+		return NEXT;
+	switch (parse(skb, &packet, l2)) {
+	case TCP:
+		break;
+	case TCP_MALFORMED:
+		return broken(&packet.key, DROP_MALFORMED);
+	case TCP_FRAGMENT:
+		return broken(&packet.key, DROP_FRAGMENT);
+	case TCP_IP_OPTIONS:
+		return broken(&packet.key, DROP_IP_OPTIONS);
+	case ICMP_ERROR:
+		return icmp_error(skb, l2);
+	default:
+		return NEXT;
+	}
+	/* The session is looked at inside, so that a daemon that has stopped a leg can wait for those that saw it live. */
+	enter(&mine);
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	verdict = flow ? spliced(skb, &packet, flow, l2) : arrival(skb, &packet);
+	leave(mine);
+	return verdict;
+}
+
+#endif

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * What the kernel's half and the daemon's half of the splice share. `layout.py` is the same in Python; a test compares
+ * both by the object's BTF. A change of any structure here needs a new LAYOUT_VERSION: pinned maps of an older one are
+ * not adopted.
+ *
+ * Offsets are absolute positions in one direction's stream of payload bytes, 64 bits; the FIN occupies one place behind
+ * the last byte. *Up* is mobile to server, *down* server to mobile.
+ */
+#ifndef MSOCKS_LAYOUT_H
+#define MSOCKS_LAYOUT_H
+
+#include <linux/types.h>
+
+#define LAYOUT_VERSION 1
+
+/* SO_MARK of the daemon's sockets: what carries it was sent by a socket that exists, or crafted by the daemon. */
+#define MARK_OF_DAEMON 0x4d534f43
+/* skb->tc_index of a packet that the ingress program has rewritten: the egress program lets it pass. */
+#define TC_INDEX_OF_SPLICE 0x4d53
+
+#define LEG_SERVER 0 /* legs[0]; the mobile legs take turns in legs[1] and legs[2] */
+#define LEGS 3
+
+#define NO_FIN (~0ULL)
+
+enum session_state {
+	SESSION_FREE,
+	SESSION_OPENING, /* the daemon prepares it; the server leg is a kernel socket */
+	SESSION_OPEN,
+	SESSION_CLOSING,   /* both FINs are acknowledged: late segments still pass */
+	SESSION_RESET,	   /* over: what comes is dropped */
+	SESSION_RESETTING, /* over, and the server has still to be told: what it says is an event */
+};
+
+enum leg_state {
+	LEG_NONE,
+	LEG_HANDSHAKE, /* a kernel socket answers; its reply, when it passes the egress hook, makes the leg live */
+	LEG_LIVE,
+	LEG_STOPPED,
+};
+
+enum leg_flags {
+	LEG_TIMESTAMPS = 1 << 0,
+	LEG_SACK = 1 << 1,
+	LEG_SHIFT_IN_SET = 1 << 2,
+	LEG_SHIFT_OUT_SET = 1 << 3,
+	LEG_NOTED = 1 << 4, /* the kernel's handshake ACK (server leg) or reply (mobile leg) has been seen */
+};
+
+enum session_flags {
+	SESSION_RESUMABLE = 1 << 0, /* an RST of the mobile's side detaches the leg, and is not passed on */
+	SESSION_STOPPED = 1 << 1,   /* no mobile leg carries */
+	SESSION_STRIP_TIMESTAMPS = 1 << 2, /* from the SYN to the server: the mobile leg has none */
+};
+
+enum event_type {
+	EVENT_LEG_RESET = 1, /* an exact RST of the mobile's side */
+	EVENT_SERVER_RESET,
+	EVENT_FINISHED, /* both FINs are acknowledged */
+	EVENT_FREED,	/* the entry has expired; its slot and its port can be used again */
+	EVENT_SERVER_SPOKE, /* in SESSION_RESETTING; `offset` is what it acknowledged, raw */
+	EVENT_TOO_BIG,	/* `packet` as it came does not fit into `offset` bytes, the MTU of the other leg */
+	EVENT_ICMP,	/* `packet` is an ICMP error about a segment that left on this leg */
+	EVENT_NO_PATH,	/* no route, or no interface, for what leaves on this leg */
+	EVENT_REPLY_MISSING, /* the mobile has data of the stream but not the reply before it */
+};
+
+enum drop_reason {
+	DROP_MALFORMED,
+	DROP_IP_OPTIONS,
+	DROP_FRAGMENT,
+	DROP_HOP_LIMIT,
+	DROP_STALE_FLOW,      /* the session is over, or the slot another's */
+	DROP_STALE_LEG,	      /* the leg was replaced */
+	DROP_STOPPED,	      /* no mobile leg carries at the moment */
+	DROP_OLD_SEQUENCE,
+	DROP_BEYOND_WINDOW,
+	DROP_OLD_ACK,
+	DROP_ACK_OF_UNSENT,
+	DROP_NO_ACK,
+	DROP_INEXACT_RESET,
+	DROP_RESET_DETACHES,  /* an RST of a mobile leg that can be followed by another */
+	DROP_TOO_BIG,
+	DROP_NO_PATH,
+	DROP_FAMILY_CHANGE,
+	DROP_KERNEL_SPOKE,    /* the host's kernel for a spliced connection */
+	DROP_UNTIMELY_ACK,    /* the host's kernel, of bytes that only the server may acknowledge */
+	DROP_OPTIONS,
+	DROP_REASONS,
+};
+
+struct flow_key { /* as a packet that arrives shows it; IPv4 as ::ffff:a.b.c.d */
+	__u8 remote[16];
+	__u8 local[16];
+	__be16 remote_port;
+	__be16 local_port;
+} __attribute__((aligned(4)));
+
+struct flow {
+	__u32 slot;
+	__u32 incarnation; /* of the slot: an entry that was left behind finds another number there */
+	__u32 leg;
+};
+
+struct opening_key { /* a server leg whose local address is not known yet */
+	__u8 remote[16];
+	__be16 remote_port;
+	__be16 local_port;
+} __attribute__((aligned(4)));
+
+struct cap {
+	__u32 request_end; /* sequence number behind the RECONNECT: the kernel may acknowledge so far */
+	__u32 acknowledged;
+};
+
+struct path { /* how what leaves on a leg gets to its next hop */
+	__u32 ifindex;
+	__u16 mtu;
+	__u8 ethernet;
+	__u8 known;
+	__u8 next_hop[6];
+	__u8 own[6];
+	__u32 unused;
+	__u64 fresh_until; /* ns of CLOCK_MONOTONIC; then the kernel's tables are asked again */
+};
+
+struct leg {
+	__u8 remote[16];
+	__u8 local[16];
+	__be16 remote_port;
+	__be16 local_port;
+	__u8 family; /* 4 or 6 */
+	__u8 state;
+	__u8 in_scale;	/* shift of the windows that the peer offers */
+	__u8 out_scale; /* shift of the windows that this host offers it */
+	__u32 flags;
+	__u32 generation;
+	__u32 in_base;	/* sequence number of stream offset 0, modulo 2^32, of what arrives */
+	__u32 out_base; /* the same of what leaves */
+	__u64 begins_in;  /* A: the first offset that can arrive */
+	__u64 begins_out; /* D: the first offset that can leave; a smaller ACK acknowledges the reply only */
+	__u64 arrived;	  /* the end of what has arrived: no ACK that leaves goes beyond */
+	__u32 shift_in;	 /* mobile legs: added to the TSval of what arrives */
+	__u32 shift_out; /* mobile legs: added to the TSval of what leaves */
+	__u32 ts_in;	 /* newest TSval that has arrived */
+	__u32 ts_out;	 /* newest TSval that has left */
+	__u64 ts_in_at;	 /* ns */
+	__u64 ts_out_at;
+	__u32 reply_length; /* bytes of the reply, and of what the daemon sends behind it in one piece */
+	__u32 consumed;	    /* bytes that the daemon has read from the socket before the stream */
+	__u32 round_trip_ms;
+	__u16 path_mtu; /* from ICMP; 0 unknown */
+	__u16 unused;
+	struct path path;
+};
+
+struct stream {
+	__u64 sent;  /* the end of what was seen, FIN included */
+	__u64 acked; /* the highest ACK that was let through, FIN included; never decreases */
+	__u64 edge;  /* the right edge of the window, the highest ever offered */
+	__u64 fin;   /* offset of the FIN, or NO_FIN */
+	__u64 packets;
+	__u32 widest; /* the widest window ever offered, bytes */
+	__u32 dropped;
+};
+
+struct session {
+	struct leg legs[LEGS];
+	struct stream up;
+	struct stream down;
+	__u8 state;
+	__u8 active; /* which mobile leg carries */
+	__u8 flags;
+	__u8 finished;
+	__u32 incarnation;
+	__u64 last_ns; /* when the last packet passed */
+	__u64 complained_ns; /* when the last EVENT_TOO_BIG or EVENT_NO_PATH was sent */
+	__u64 unused[2];
+};
+
+struct config {
+	__u16 first_port; /* of the server legs' range, host order */
+	__u16 last_port;
+	__u32 slots;
+	__u64 opening_ns; /* how long an entry may stay without a packet in each state */
+	__u64 open_ns;
+	__u64 half_closed_ns;
+	__u64 closing_ns;
+	__u64 reset_ns;
+};
+
+#define EVENT_PACKET_BYTES 160
+
+struct event {
+	__u32 type;
+	__u32 slot;
+	__u32 incarnation;
+	__u32 leg;
+	__u64 offset;
+};
+
+struct packet_event {
+	struct event event;
+	__u32 length; /* of the packet on the wire, from its IP header */
+	__u32 copied; /* bytes of it below */
+	__u8 packet[EVENT_PACKET_BYTES];
+};
+
+struct busy { /* one a processor and cache line: odd while a packet is inside */
+	__u64 count;
+	__u64 unused[7];
+};
+
+#endif

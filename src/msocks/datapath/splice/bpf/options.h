@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * TCP options that name sequence numbers or clocks: timestamps (RFC 7323 section 3) and SACK blocks (RFC 2018 section 3).
+ *
+ * Nearly every segment has the timestamps alone, behind two NOPs; that layout is read and written in place. Everything
+ * else goes through a copy of the options, one byte at a time, in a bpf_loop(): the verifier follows its body once,
+ * where an ordinary loop would be followed through every layout there is.
+ */
+#ifndef MSOCKS_OPTIONS_H
+#define MSOCKS_OPTIONS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "checksum.h"
+#include "layout.h"
+#include "parse.h"
+
+#define OPTION_END 0
+#define OPTION_NOP 1
+#define OPTION_SACK 5
+#define OPTION_TIMESTAMPS 8
+
+#define TIMESTAMPS_BEHIND_NOPS bpf_htonl(0x0101080a)
+#define TIMESTAMPS_ALONE 12
+
+enum option_changes {
+	CHANGE_TIMESTAMPS = 1 << 0,
+	CHANGE_SACK = 1 << 1,
+	STRIP_TIMESTAMPS = 1 << 2,
+	STRIP_SACK = 1 << 3,
+	FIND_TIMESTAMPS = 1 << 4, /* read them, change nothing */
+};
+
+struct option_work {
+	__u8 bytes[64]; /* 40 at the most; masked indices stay inside */
+	__u32 size;
+	__u32 at;
+	__u32 changes;
+	/* in: */
+	__u32 tsval_shift; /* added */
+	__u32 tsecr;	   /* what is to stand there */
+	__u32 sack_shift;  /* added to the edges */
+	__u32 sack_base;   /* the cumulative ACK as it leaves: no block reaches below */
+	__u32 sack_end;	   /* the end of what the receiver of the block has sent, as it leaves: none beyond */
+	/* out: */
+	__u32 tsval_found;
+	__u32 tsecr_found;
+	__u32 found; /* CHANGE_TIMESTAMPS where there were some */
+};
+
+static __always_inline __u32 get_word(const __u8 *bytes, __u32 at)
+{
+	return (__u32)bytes[at & 63] << 24 | (__u32)bytes[(at + 1) & 63] << 16 | (__u32)bytes[(at + 2) & 63] << 8 |
+	       bytes[(at + 3) & 63];
+}
+
+static __always_inline void put_word(__u8 *bytes, __u32 at, __u32 word)
+{
+	bytes[at & 63] = word >> 24;
+	bytes[(at + 1) & 63] = word >> 16;
+	bytes[(at + 2) & 63] = word >> 8;
+	bytes[(at + 3) & 63] = word;
+}
+
+static __always_inline void put_nops(__u8 *bytes, __u32 at)
+{
+	put_word(bytes, at, 0x01010101);
+}
+
+/*
+ * A block that lies wholly outside what the other leg knows says nothing there. It becomes one that was reported before,
+ * empty: left and right edge at the cumulative ACK, which every stack passes over (RFC 2018 section 4, D-SACK apart).
+ */
+static __always_inline void change_block(struct option_work *work, __u32 at)
+{
+	__u32 left = get_word(work->bytes, at) + work->sack_shift;
+	__u32 right = get_word(work->bytes, at + 4) + work->sack_shift;
+
+	if ((__s32)(left - work->sack_base) < 0)
+		left = work->sack_base;
+	if ((__s32)(right - work->sack_end) > 0)
+		right = work->sack_end;
+	if ((__s32)(right - left) <= 0)
+		left = right = work->sack_base;
+	put_word(work->bytes, at, left);
+	put_word(work->bytes, at + 4, right);
+}
+
+static long change_next_option(__u32 turn, struct option_work *work)
+{
+	__u32 at = work->at, kind, length;
+
+	if (at >= work->size)
+		return 1;
+	kind = work->bytes[at & 63];
+	if (kind == OPTION_END)
+		return 1;
+	if (kind == OPTION_NOP) {
+		work->at = at + 1;
+		return 0;
+	}
+	length = work->bytes[(at + 1) & 63];
+	if (length < 2 || at + length > work->size)
+		return 1;
+	if (kind == OPTION_TIMESTAMPS && length == 10) {
+		work->tsval_found = get_word(work->bytes, at + 2);
+		work->tsecr_found = get_word(work->bytes, at + 6);
+		work->found |= CHANGE_TIMESTAMPS;
+		if (work->changes & STRIP_TIMESTAMPS) {
+			put_nops(work->bytes, at);
+			put_nops(work->bytes, at + 4);
+			put_nops(work->bytes, at + 6);
+		} else if (work->changes & CHANGE_TIMESTAMPS) {
+			put_word(work->bytes, at + 2, work->tsval_found + work->tsval_shift);
+			put_word(work->bytes, at + 6, work->tsecr);
+		}
+	} else if (kind == OPTION_SACK && length >= 10 && (length & 7) == 2) {
+		if (work->changes & STRIP_SACK) {
+			__u32 i;
+
+			for (i = 0; i < 34; i++)
+				if (i < length)
+					work->bytes[(at + i) & 63] = OPTION_NOP;
+		} else if (work->changes & CHANGE_SACK) {
+			change_block(work, at + 2);
+			if (length >= 18)
+				change_block(work, at + 10);
+			if (length >= 26)
+				change_block(work, at + 18);
+			if (length >= 34)
+				change_block(work, at + 26);
+		}
+	}
+	work->at = at + length;
+	return 0;
+}
+
+/* Works on the options of `packet`; the change of the checksum is added to `sum`. Pointers into the packet are void. */
+static __noinline int work_on_options(struct __sk_buff *skb, struct option_work *work, __u32 at, __u32 size)
+{
+	if (!work)
+		return -1;
+	if (size < 4 || size > 40)
+		return -1;
+	asm volatile("" : "+r"(size));
+	if (size < 4 || size > 40)
+		return -1;
+	if (bpf_skb_load_bytes(skb, at, work->bytes, size) < 0)
+		return -1;
+	work->size = size;
+	work->at = 0;
+	work->found = 0;
+	bpf_loop(40, change_next_option, work, 0);
+	return 0;
+}
+
+/* Puts the options back, and gives the difference that it makes to a checksum. */
+static __noinline int put_options(struct __sk_buff *skb, struct option_work *work, __u32 at, __u32 size)
+{
+	__u8 before[40] = {};
+	__s64 difference;
+
+	if (!work)
+		return -1;
+	if (size < 4 || size > 40)
+		return -1;
+	asm volatile("" : "+r"(size));
+	if (size < 4 || size > 40)
+		return -1;
+	if (bpf_skb_load_bytes(skb, at, before, size) < 0)
+		return -1;
+	size &= ~3;
+	if (size < 4 || size > 40)
+		return -1;
+	difference = bpf_csum_diff((__be32 *)before, size, (__be32 *)work->bytes, size, 0);
+	if (difference < 0 || bpf_skb_store_bytes(skb, at, work->bytes, size, 0) < 0)
+		return -1;
+	work->at = difference;
+	return 0;
+}
+
+#endif

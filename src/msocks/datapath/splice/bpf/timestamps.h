@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Timestamps across the splice (RFC 7323).
+ *
+ * The clocks of mobile and server have beginnings of their own; on each leg the peer has first seen the clock of this
+ * host's kernel. So a TSval is shifted such that it goes on where the leg's last one was, by the time that has passed
+ * since (a millisecond a tick, as most systems have it): monotonic, or PAWS would drop it, and true, or the echo
+ * would make a round-trip sample as long as an outage. A TSecr is shifted back. The shifts of a mobile leg are fixed
+ * with the first segment each way. An echo of what this host's kernel had sent names no TSval of the other end: it
+ * becomes what the other end's clock shows now, less a round trip.
+ */
+#ifndef MSOCKS_TIMESTAMPS_H
+#define MSOCKS_TIMESTAMPS_H
+
+#include <linux/types.h>
+
+#include "layout.h"
+
+struct echo {
+	__u32 shift; /* added to TSval */
+	__u32 tsecr;
+};
+
+static __always_inline __u32 ticks_since(__u64 then, __u64 now)
+{
+	return now > then ? (now - then) / 1000000 : 0;
+}
+
+static __always_inline struct echo timestamps_from_mobile(struct leg *mobile, struct leg *server, __u32 tsval,
+							  __u32 tsecr, __u64 now)
+{
+	struct echo echo;
+
+	if (!(mobile->flags & LEG_SHIFT_IN_SET)) {
+		mobile->shift_in = server->ts_out + ticks_since(server->ts_out_at, now) - tsval;
+		mobile->flags |= LEG_SHIFT_IN_SET;
+	}
+	echo.shift = mobile->shift_in;
+	if (mobile->flags & LEG_SHIFT_OUT_SET)
+		echo.tsecr = tsecr - mobile->shift_out;
+	else
+		echo.tsecr = server->ts_in + ticks_since(server->ts_in_at, now) - mobile->round_trip_ms;
+	/* Never before what the server has sent. */
+	if ((__s32)(echo.tsecr - server->ts_in) > 0 && mobile->flags & LEG_SHIFT_OUT_SET)
+		echo.tsecr = server->ts_in;
+	if ((__s32)(tsval + echo.shift - server->ts_out) > 0) {
+		server->ts_out = tsval + echo.shift;
+		server->ts_out_at = now;
+	}
+	if ((__s32)(tsval - mobile->ts_in) > 0) {
+		mobile->ts_in = tsval;
+		mobile->ts_in_at = now;
+	}
+	return echo;
+}
+
+static __always_inline struct echo timestamps_from_server(struct leg *mobile, struct leg *server, __u32 tsval,
+							  __u32 tsecr, __u64 now)
+{
+	struct echo echo;
+
+	if (!(mobile->flags & LEG_SHIFT_OUT_SET)) {
+		mobile->shift_out = mobile->ts_out + ticks_since(mobile->ts_out_at, now) - tsval;
+		mobile->flags |= LEG_SHIFT_OUT_SET;
+	}
+	echo.shift = mobile->shift_out;
+	echo.tsecr = mobile->flags & LEG_SHIFT_IN_SET ? tsecr - mobile->shift_in : mobile->ts_in;
+	if ((__s32)(tsval + echo.shift - mobile->ts_out) > 0) {
+		mobile->ts_out = tsval + echo.shift;
+		mobile->ts_out_at = now;
+	}
+	if ((__s32)(tsval - server->ts_in) > 0) {
+		server->ts_in = tsval;
+		server->ts_in_at = now;
+	}
+	return echo;
+}
+
+#endif
