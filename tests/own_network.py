@@ -1,4 +1,4 @@
-"""A network of the test's own: a fresh network namespace, which goes when the test leaves it."""
+"""A network and pins of the test's own: fresh namespaces, which go when the test leaves them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
-from msocks_lab.namespaces import CLONE_NEWNET, setns, unshare
+from msocks_lab.namespaces import (
+    BPFFS,
+    CLONE_FS,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    keep_mounts_private,
+    mount_bpffs,
+    setns,
+    unshare,
+)
 
 
 class OwnNetwork:
@@ -38,5 +48,30 @@ def own_network() -> Iterator[OwnNetwork]:
             yield network
         finally:
             setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+@contextlib.contextmanager
+def own_bpffs() -> Iterator[Path]:
+    """Be in a new mount namespace that differs in /sys/fs/bpf alone, an empty BPF file system; its path.
+
+    What is pinned there goes with the block, unless a descriptor keeps it. Programs and threads that are started in the
+    block see it as well. Other threads of the process stay where they are, and no longer share the working directory
+    with this one. What netlink or bpf(2) has attached stays attached: combine with `own_network`.
+    """
+    directory = Path.cwd()
+    home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWNS)
+        try:
+            keep_mounts_private()
+            mount_bpffs()
+            yield BPFFS
+        finally:
+            # A thread that was started meanwhile shares root and working directory, and the kernel refuses (EINVAL).
+            unshare(CLONE_FS)
+            setns(home, CLONE_NEWNS)
+            os.chdir(directory)
     finally:
         os.close(home)

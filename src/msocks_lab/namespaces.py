@@ -16,9 +16,12 @@ from pathlib import Path
 
 from msocks_lab.errors import SetupError
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+
+BPFFS = Path("/sys/fs/bpf")
 
 _MS_REC = 0x4000
 _MS_BIND = 0x1000
@@ -48,9 +51,23 @@ def setns(fd: int, flag: int) -> None:
     _check(_libc.setns(fd, flag), "Cannot enter a namespace")
 
 
-def _mount(source: str, target: str, kind: str, flags: int) -> None:
-    result = _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None)
-    _check(result, f"Cannot mount {source} on {target}")
+def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    arguments = source.encode(), target.encode(), kind.encode()
+    _check(_libc.mount(*arguments, ctypes.c_ulong(flags), options.encode()), f"Cannot mount {source} on {target}")
+
+
+def keep_mounts_private() -> None:
+    """Let no mount go out of this mount namespace, nor come into it. Raises SetupError."""
+    _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
+
+
+def mount_bpffs() -> None:
+    """Mount a new BPF file system: what is pinned in it is seen, and lives, in this mount namespace alone.
+
+    Where the kernel has no BPF there is nothing to mount it on, and nothing is done. Raises SetupError.
+    """
+    if BPFFS.is_dir():
+        _mount("bpf", str(BPFFS), "bpf", _MS_NOSUID_NODEV_NOEXEC, "mode=0700")
 
 
 def exact_timers() -> None:
@@ -94,16 +111,17 @@ class HostNamespaces:
     def create(cls, overlays: dict[Path, Path]) -> HostNamespaces:
         """Make both; `overlays` maps files to what the host sees in their place.
 
-        In it /proc shows the caller's PID namespace and /sys its own network. Only for a process with one thread.
-        Raises SetupError.
+        In it /proc shows the caller's PID namespace, /sys its own network, and /sys/fs/bpf is its own, empty at first.
+        Only for a process with one thread. Raises SetupError.
         """
         with _returning():
             unshare(CLONE_NEWNET | CLONE_NEWNS)
-            _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
+            keep_mounts_private()
             for target, source in overlays.items():
                 _mount(str(source), str(target), "", _MS_BIND)
             _mount("proc", "/proc", "proc", _MS_NOSUID_NODEV_NOEXEC)
             _remount_sys()
+            mount_bpffs()
             flags = os.O_RDONLY | os.O_CLOEXEC
             return cls(os.open("/proc/self/ns/net", flags), os.open("/proc/self/ns/mnt", flags))
 
@@ -137,12 +155,10 @@ def _returning() -> Iterator[None]:
 
 
 def _remount_sys() -> None:
-    """Let /sys/class/net show the new network, and keep the control groups and the BPF file system below it."""
-    kept = {}
-    for path in ("/sys/fs/cgroup", "/sys/fs/bpf"):
-        if os.path.ismount(path):
-            kept[path] = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    """Let /sys/class/net show the new network, and keep the control groups below it."""
+    path = "/sys/fs/cgroup"
+    kept = os.open(path, os.O_PATH | os.O_CLOEXEC) if os.path.ismount(path) else None
     _mount("sysfs", "/sys", "sysfs", _MS_NOSUID_NODEV_NOEXEC)
-    for path, fd in kept.items():
-        _mount(f"/proc/self/fd/{fd}", path, "", _MS_BIND | _MS_REC)
-        os.close(fd)
+    if kept is not None:
+        _mount(f"/proc/self/fd/{kept}", path, "", _MS_BIND | _MS_REC)
+        os.close(kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from ipaddress import ip_address
 from typing import Protocol, TypeAlias
 
 from msocks.datapath.interface import Datapath
@@ -44,7 +45,8 @@ class _Loopback:
 
     def server_leg(self, waiting: socket.socket) -> tuple[socket.socket, socket.socket]:
         leg = socket.socket()
-        self.datapath.prepare_server_leg(leg, leg=waiting, smallest_mtu=1500)
+        host, port = self._server.getsockname()
+        self.datapath.prepare_server_leg(leg, destination=(ip_address(host), port), leg=waiting, smallest_mtu=1500)
         near, far = _connected(leg, self._server)
         return far, near
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests import bpf_maps
 from tests.lab.conftest import lost, start_pattern_server
 
 from msocks_lab import CutMode, Lab, LabConfig, LinkConfig, ProcessFailed, SetupError, launch
@@ -207,6 +208,45 @@ def test_hosts_see_their_own_world():
         for host in lab.hosts:
             chosen = lab.host(host).run(["cat", "/proc/sys/net/ipv4/tcp_congestion_control"]).stdout
             assert chosen == "cubic\n"
+
+
+def pin(lab: Lab, host: str, path: Path) -> int:
+    """A program on the host pins a map and ends; the map's id."""
+    return int(lab.host(host).run([sys.executable, bpf_maps.__file__, path]).stdout)
+
+
+def test_pins_outlive_programs_and_end_with_the_lab():
+    path = Path("/sys/fs/bpf/kept")
+    with Lab(LabConfig()) as lab, Lab(LabConfig()) as other:
+        here = pin(lab, "proxy", path)
+        assert "kept" in lab.proxy.run(["ls", path.parent]).stdout.split()
+        assert "kept" not in lab.server.run(["ls", path.parent]).stdout.split()
+        assert "kept" not in other.proxy.run(["ls", path.parent]).stdout.split()
+        assert not path.exists()
+        there = pin(other, "proxy", path)  # the same name, and nobody minds
+        assert bpf_maps.map_exists(here)
+        assert bpf_maps.map_exists(there)
+        lab.close()
+        assert eventually(lambda: not bpf_maps.map_exists(here))
+        assert bpf_maps.map_exists(there)
+        os.kill(other.supervisor_pid, signal.SIGKILL)
+        assert eventually(lambda: not bpf_maps.map_exists(there))
+
+
+def test_programs_of_a_host_share_its_namespaces_and_write_outside(tmp_path: Path):
+    def namespaces(host: str) -> tuple[str, str]:
+        done = lab.host(host).run(["readlink", "/proc/self/ns/net", "/proc/self/ns/mnt"])
+        net, mnt = done.stdout.split()
+        return net, mnt
+
+    with Lab(LabConfig()) as lab:
+        assert namespaces("proxy") == namespaces("proxy")
+        outside = link_target(Path("/proc/self/ns/net")), link_target(Path("/proc/self/ns/mnt"))
+        for kind in zip(namespaces("proxy"), namespaces("server"), outside, strict=True):
+            assert len(set(kind)) == 3
+        lab.proxy.run(["sh", "-c", f"echo from the proxy > {tmp_path}/file"])
+        assert lab.server.run(["cat", tmp_path / "file"]).stdout == "from the proxy\n"
+    assert (tmp_path / "file").read_text() == "from the proxy\n"
 
 
 def test_a_program_may_be_started_from_another_thread_and_live_on():

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from tests.proxy.conftest import RunningProxy, StartProxy, eventually
@@ -211,46 +211,60 @@ async def test_every_listener_is_prepared_before_it_listens(start_proxy: StartPr
     assert tuple(prepared) == proxy.proxy.endpoints
 
 
+class Prepared(NamedTuple):
+    """A server leg: where it goes, where the leg that waits for it comes from, and the MTU that it has to fit."""
+
+    destination: Endpoint
+    source: Endpoint | None
+    smallest_mtu: int | None
+
+
 @pytest.fixture
-def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Endpoint | None, int | None]]:
-    """For each server leg where the leg that waits for it comes from, and the MTU that it has to fit."""
-    noted: list[tuple[Endpoint | None, int | None]] = []
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Prepared]:
+    """What the datapath is told of each server leg."""
+    noted: list[Prepared] = []
 
     def prepare_server_leg(
-        _datapath: RelayDatapath, sock: socket.socket, *, leg: socket.socket | None, smallest_mtu: int | None
+        _datapath: RelayDatapath,
+        sock: socket.socket,
+        *,
+        destination: tuple[Address, int],
+        leg: socket.socket | None,
+        smallest_mtu: int | None,
     ) -> None:
         assert tcp_info(sock).state == TCP_CLOSE
-        noted.append((Endpoint.from_sockaddr(leg.getpeername()) if leg is not None else None, smallest_mtu))
+        source = Endpoint.from_sockaddr(leg.getpeername()) if leg is not None else None
+        noted.append(Prepared(Endpoint(*destination), source, smallest_mtu))
 
     monkeypatch.setattr(RelayDatapath, "prepare_server_leg", prepare_server_leg)
     return noted
 
 
 async def test_a_server_leg_is_prepared_for_its_leg_and_the_smallest_link(
-    proxy: RunningProxy, server: Server, prepared: list[tuple[Endpoint | None, int | None]]
+    proxy: RunningProxy, server: Server, prepared: list[Prepared]
 ):
     node = await proxy.node()
     for mtu in (1380, 0, 1420):  # 0: not known
         await node.open_channel(smallest_mtu=mtu)
     await eventually(lambda: len(proxy.events("channel_opened")) == 4)
     _, leg = await node.open_session(server.endpoint)
-    assert prepared == [(Endpoint.from_sockaddr(leg.sock.getsockname()), 1380)]
+    assert prepared == [Prepared(server.endpoint, Endpoint.from_sockaddr(leg.sock.getsockname()), 1380)]
 
 
 async def test_a_plain_clients_server_leg_has_to_fit_no_mtu(
-    open_proxy: RunningProxy, server: Server, prepared: list[tuple[Endpoint | None, int | None]]
+    open_proxy: RunningProxy, server: Server, prepared: list[Prepared]
 ):
     sock = await dial(open_proxy.endpoint)
     with sock:
         await send(sock, plain_connect(server.endpoint))
         assert (await read_exactly(sock, 4))[2:] == b"\5\0"
-        assert prepared == [(Endpoint.from_sockaddr(sock.getsockname()), None)]
+        assert prepared == [Prepared(server.endpoint, Endpoint.from_sockaddr(sock.getsockname()), None)]
 
 
 async def test_a_server_leg_is_prepared_without_a_leg_where_that_is_lost(
     proxy: RunningProxy,
     server: Server,
-    prepared: list[tuple[Endpoint | None, int | None]],
+    prepared: list[Prepared],
     monkeypatch: pytest.MonkeyPatch,
 ):
     async def resolve(_resolver: Resolver, _name: str) -> list[Address]:
@@ -261,7 +275,8 @@ async def test_a_server_leg_is_prepared_without_a_leg_where_that_is_lost(
     with silent("127.0.0.2", server.endpoint.port):
         leg = await node.connect(SessionId.generate(), Endpoint.of("two.example", server.endpoint.port))
         source = Endpoint.from_sockaddr(leg.sock.getsockname())
-        await eventually(lambda: prepared == [(source, 1500)])
+        first = Prepared(Endpoint.of("127.0.0.2", server.endpoint.port), source, 1500)
+        await eventually(lambda: prepared == [first])
         reset(leg.sock)
         await server.accept()
-    assert prepared == [(source, 1500), (None, 1500)]
+    assert prepared == [first, Prepared(server.endpoint, None, 1500)]

@@ -58,13 +58,13 @@ class Race:
         self._started = self._loop.time()
         self._outcome: asyncio.Future[socket.socket | OSError] = self._loop.create_future()
         self._reactor = reactor
-        self.prepared: list[int] = []  # families, in the order of the attempts
+        self.prepared: list[tuple[int, Address, int]] = []  # family, and where to, in the order of the attempts
         self.race = ConnectRace(reactor, to, port, self._prepare, self._outcome.set_result)
         assert not self._outcome.done(), "the outcome came before the constructor had returned"
 
-    def _prepare(self, sock: socket.socket) -> None:
+    def _prepare(self, sock: socket.socket, destination: tuple[Address, int]) -> None:
         assert tcp_info(sock).state == TCP_CLOSE, "the SYN is sent, and what it says cannot be changed any more"
-        self.prepared.append(sock.family)
+        self.prepared.append((sock.family, *destination))
         if len(self.prepared) in self._unfit:
             raise OSError(errno.EADDRNOTAVAIL, "no local port is left")
 
@@ -128,9 +128,13 @@ async def test_a_refusal_starts_the_next_attempt_at_once(reactor: Reactor):
 
 async def test_every_socket_is_prepared_before_it_connects(reactor: Reactor):
     with listening("127.0.0.1") as live, silent("::1", live.getsockname()[1]):
-        race = Race(reactor, interleave(addresses("::1 127.0.0.1")), live.getsockname()[1])
+        port = live.getsockname()[1]
+        race = Race(reactor, interleave(addresses("::1 127.0.0.1")), port)
         await race.won_by()
-    assert race.prepared == [socket.AF_INET6, socket.AF_INET]
+    assert race.prepared == [
+        (socket.AF_INET6, ip_address("::1"), port),
+        (socket.AF_INET, ip_address("127.0.0.1"), port),
+    ]
 
 
 async def test_a_preparation_that_fails_costs_that_attempt_only(reactor: Reactor):

@@ -37,6 +37,7 @@ from typing import Protocol
 
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
+from msocks.values.endpoint import Address
 
 
 class LegEnd(StrEnum):
@@ -214,7 +215,14 @@ class Datapath(Protocol):
         the socket is closed.
         """
 
-    def prepare_server_leg(self, sock: socket.socket, *, leg: socket.socket | None, smallest_mtu: int | None) -> None:
+    def prepare_server_leg(
+        self,
+        sock: socket.socket,
+        *,
+        destination: tuple[Address, int],
+        leg: socket.socket | None,
+        smallest_mtu: int | None,
+    ) -> None:
         """To be called for every TCP socket that may become a server leg, after socket() and before connect().
 
         The datapath may bind it (a port of its own range; the address stays open) and set options. What the caller
@@ -222,7 +230,9 @@ class Datapath(Protocol):
         `open` is simply closed, nothing is left of the preparation.
 
         Args:
-            sock: Not bound; its family says whether the server is reached over IPv4 or IPv6.
+            sock: Not bound; of the family of the destination's address.
+            destination: Address (never an IPv4-mapped one) and port that it will be connected to: local ports in use
+                differ by destination, and packets of the handshake are told by it.
             leg: The mobile leg that waits for it: what it has agreed on (timestamps, SACK, MSS) is asked of the server
                 too. It stays the caller's. None where the leg was lost meanwhile.
             smallest_mtu: Bytes; the smallest of the mobile node's links, as it told on its control channel. The

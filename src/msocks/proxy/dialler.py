@@ -13,7 +13,7 @@ from typing import TypeAlias
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.destination_rules import DestinationRules, Verdict
-from msocks.proxy.happy_eyeballs import ConnectRace, interleave
+from msocks.proxy.happy_eyeballs import ConnectRace, Preparation, interleave
 from msocks.proxy.resolver import ResolutionError, Resolver
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
@@ -58,7 +58,7 @@ class Dial:
         self,
         dialler: Dialler,
         destination: Endpoint,
-        prepare: Callable[[socket.socket], None],
+        prepare: Preparation,
         on_done: Callable[[DialResult], None],
     ) -> None:
         self.destination = destination
@@ -164,12 +164,10 @@ class Dialler:
         self._own_endpoints = own_endpoints
         self._waiting: Deadlines[Dial] = Deadlines(reactor.loop, timeout_s, Dial.expire)
 
-    def dial(
-        self, destination: Endpoint, prepare: Callable[[socket.socket], None], on_done: Callable[[DialResult], None]
-    ) -> Dial:
+    def dial(self, destination: Endpoint, prepare: Preparation, on_done: Callable[[DialResult], None]) -> Dial:
         """Begin to connect to `destination`; `on_done` gets the connected non-blocking socket, or the failure.
 
-        `prepare` gets every socket before it connects: there may be several, of which one remains.
+        `prepare` gets every socket before it connects, and where to: there may be several, of which one remains.
         The socket is still watched by the reactor, so that its next owner takes the watch over.
         """
         dial = Dial(self, destination, prepare, on_done)

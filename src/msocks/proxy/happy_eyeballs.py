@@ -12,12 +12,16 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
+from typing import TypeAlias
 
 from msocks.transport.reactor import FAILED, Reactor
 from msocks.values.endpoint import Address
 
 ATTEMPT_DELAY_S = 0.25
 """RFC 8305 section 8: the recommended connection attempt delay."""
+
+Preparation: TypeAlias = Callable[[socket.socket, tuple[Address, int]], None]
+"""Gets a socket before it connects, and the address and port that it will be connected to. May raise OSError."""
 
 # Dead servers are found, and NATs on the way kept open, while a session may be without data for hours.
 _KEEPALIVE = (
@@ -48,9 +52,9 @@ def most_telling(errors: Sequence[OSError]) -> OSError:
 class ConnectRace:
     """One connection to any of `addresses`, which must be at least one, in the order of trying.
 
-    `prepare` gets each socket before it connects; an OSError that it raises is that attempt's. `on_done` is called
-    once, not before the constructor has returned, with the connected non-blocking socket or with the error of the
-    attempts; after `cancel` it is not called.
+    `prepare` gets each socket, and where it goes, before it connects; an OSError that it raises is that attempt's.
+    `on_done` is called once, not before the constructor has returned, with the connected non-blocking socket or with
+    the error of the attempts; after `cancel` it is not called.
     """
 
     __slots__ = ("_addresses", "_attempts", "_errors", "_next", "_on_done", "_port", "_prepare", "_reactor", "_timer")
@@ -60,7 +64,7 @@ class ConnectRace:
         reactor: Reactor,
         addresses: Sequence[Address],
         port: int,
-        prepare: Callable[[socket.socket], None],
+        prepare: Preparation,
         on_done: Callable[[socket.socket | OSError], None],
     ) -> None:
         self._reactor = reactor
@@ -117,7 +121,7 @@ class ConnectRace:
         try:
             for level, option, value in _KEEPALIVE:
                 sock.setsockopt(level, option, value)
-            self._prepare(sock)
+            self._prepare(sock, (address, self._port))
             sock.connect((str(address), self._port))
         except BlockingIOError:
             pass

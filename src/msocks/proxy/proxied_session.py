@@ -19,7 +19,7 @@ from msocks.proxy.reconnection import consider, stale
 from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
 from msocks.session.record import SessionRecord, SessionState
 from msocks.session.resume import ClientPosition
-from msocks.values.endpoint import Endpoint
+from msocks.values.endpoint import Address, Endpoint
 
 _log = structlog.get_logger("msocks.proxy.session")
 
@@ -118,11 +118,12 @@ class ProxiedSession:
         """The way to the server is being sought."""
         self._dial = dial
 
-    def prepare_server_leg(self, sock: socket.socket) -> None:
-        """A socket is about to be connected to the server. Raises OSError where the datapath cannot take it."""
+    def prepare_server_leg(self, sock: socket.socket, destination: tuple[Address, int]) -> None:
+        """A socket is about to be connected to `destination`. Raises OSError where the datapath cannot take it."""
         leg, association = self._waiting, self._association
         self._host.datapath.prepare_server_leg(
             sock,
+            destination=destination,
             leg=leg.sock if leg is not None and not leg.gone else None,
             smallest_mtu=association.smallest_mtu if association is not None else None,
         )

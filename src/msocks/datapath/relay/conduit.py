@@ -18,6 +18,7 @@ from msocks.transport.kernel import prepare_leg
 from msocks.transport.reactor import Reactor
 from msocks.transport.socket_pump import SocketPump
 from msocks.transport.sweep import Sweep
+from msocks.values.endpoint import Address
 
 
 class RelayConduit:
@@ -183,7 +184,14 @@ class RelayDatapath:
         """Legs inherit it: an urgent byte stays in the stream (RFC 6093 section 4), or offsets would lose count."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
-    def prepare_server_leg(self, sock: socket.socket, *, leg: socket.socket | None, smallest_mtu: int | None) -> None:
+    def prepare_server_leg(
+        self,
+        sock: socket.socket,
+        *,
+        destination: tuple[Address, int],
+        leg: socket.socket | None,
+        smallest_mtu: int | None,
+    ) -> None:
         """An urgent byte stays in the stream, without its mark. The legs have MSS and options of their own."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
