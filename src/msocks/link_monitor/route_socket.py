@@ -19,6 +19,8 @@ from msocks.values.endpoint import Address
 if TYPE_CHECKING:
     from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
+ARPHRD_ETHER = 1
+
 _GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 _RECEIVE_BUFFER_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
@@ -51,6 +53,7 @@ class Interface:
         is_running: Whether it is up, has carrier, and is past authentication (802.1X, WPA): RFC 2863 "up" or "unknown".
         is_loopback: Whether it leads nowhere else.
         mtu: In bytes; None where the event did not tell.
+        hardware: Its kind of link layer, ARPHRD_* of linux/if_arp.h.
     """
 
     index: int
@@ -59,6 +62,7 @@ class Interface:
     is_running: bool
     is_loopback: bool
     mtu: int | None
+    hardware: int = ARPHRD_ETHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +296,7 @@ def _interface(link: Any) -> Interface:
         is_running=flags & running == running,
         is_loopback=bool(flags & _IFF_LOOPBACK),
         mtu=link.get_attr("IFLA_MTU"),
+        hardware=link["ifi_type"],
     )
 
 

@@ -65,6 +65,8 @@ class ProxyConfig:
         deny: Destinations that are denied, whatever `allow` says.
         open: Serve plain SOCKS5 clients without authentication.
         datapath: What carries the sessions.
+        splice_ports: First and last of the local ports that the splice uses toward servers; nobody else may.
+        half_closed_s: How long a spliced session of which one direction has ended may be silent.
         detach_grace_s: How long a session waits for its next leg, and an association for its next channel.
         handshake_timeout_s: From a connection's beginning until it has said what it wants.
         connect_timeout_s: For resolving and connecting to a server, together.
@@ -80,6 +82,8 @@ class ProxyConfig:
     deny: tuple[Network, ...] = ()
     open: bool = False
     datapath: DatapathChoice = DatapathChoice.AUTO
+    splice_ports: tuple[int, int] = (16384, 32767)
+    half_closed_s: float = 24 * 3600.0
     detach_grace_s: float = 24 * 3600.0
     handshake_timeout_s: float = 10.0
     connect_timeout_s: float = 30.0

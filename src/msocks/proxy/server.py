@@ -16,18 +16,18 @@ from typing import Any
 import structlog
 
 from msocks.datapath.interface import Datapath
-from msocks.datapath.relay import RelayDatapath
 from msocks.errors import ConfigurationError, EndReason
 from msocks.protocol.control import Goodbye
 from msocks.protocol.greeting import Announcement
-from msocks.protocol.leg import Connect, DatapathReason
+from msocks.protocol.leg import Connect
 from msocks.protocol.socks5_server import Socks5Server
 from msocks.proxy import log
 from msocks.proxy.admin_api import AdminApi, lock_state
 from msocks.proxy.admission import Admission, Source
 from msocks.proxy.associations import Association, AssociationRegistry
-from msocks.proxy.config import DatapathChoice, ProxyConfig
+from msocks.proxy.config import ProxyConfig
 from msocks.proxy.control_connection import ControlConnection, KeepAlive, UserLimits
+from msocks.proxy.datapath_choice import open_datapath
 from msocks.proxy.destination_rules import DestinationRules
 from msocks.proxy.dialler import Dialler
 from msocks.proxy.incoming import Incoming, Reception, Speaker, new_lingering
@@ -97,7 +97,7 @@ class Proxy:
                 reactor,
                 store,
                 tls.server_context(identity.path),
-                RelayDatapath(reactor, _why_relayed(self._config.datapath)),
+                open_datapath(self._config, reactor),
             )
             stack.callback(core.close)
             core.listen()
@@ -306,19 +306,6 @@ async def _until(condition: Callable[[], bool], at_most_s: float) -> None:
         async with asyncio.timeout(at_most_s):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
-
-
-def _why_relayed(choice: DatapathChoice) -> DatapathReason:
-    match choice:
-        case DatapathChoice.RELAY:
-            return DatapathReason.CHOSEN_BY_OPERATOR
-        case DatapathChoice.AUTO:
-            return DatapathReason.NO_KERNEL_SUPPORT
-        case DatapathChoice.SPLICE:
-            raise ConfigurationError(
-                "the splice cannot be had: this version has no kernel datapath",
-                remedy="use --datapath auto or --datapath relay",
-            )
 
 
 def _raise_descriptor_limit() -> None:

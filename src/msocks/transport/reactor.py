@@ -71,6 +71,10 @@ class Reactor:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def forget(self, fd: int) -> None:
+        """Like `unwatch`, for a descriptor that is closed next: closing ends the kernel's watch too."""
+        self._callbacks.pop(fd, None)
+
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run `callback` in the next turn, after the descriptors that are ready now had theirs."""
         self._soon.append(callback)

@@ -64,11 +64,14 @@ static __always_inline int server_handshake(struct __sk_buff *skb, struct packet
 	if (packet->flags & SYN) {
 		if (without_ecn(skb, packet) < 0)
 			return DROP;
-		if (session->flags & SESSION_STRIP_TIMESTAMPS && packet->options) {
+		if (packet->options) {
 			struct option_work work = {};
 			__u32 at = packet->l4 + sizeof(struct tcphdr);
 
-			work.changes = STRIP_TIMESTAMPS;
+			work.changes = session->flags & SESSION_STRIP_TIMESTAMPS ? STRIP_TIMESTAMPS : 0;
+			if (server->announced)
+				work.changes |= LOWER_MSS;
+			work.mss = server->announced;
 			if (work_on_options(skb, &work, at, packet->options) < 0 ||
 			    put_options(skb, &work, at, packet->options) < 0 ||
 			    bpf_l4_csum_replace(skb, packet->l4 + offsetof(struct tcphdr, check), 0, work.at, 0) < 0)

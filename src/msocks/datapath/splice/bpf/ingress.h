@@ -89,6 +89,7 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 	work.changes |= out->flags & LEG_SACK ? CHANGE_SACK : STRIP_SACK;
 	work.sack_shift = out->in_base - in->out_base;
 	work.sack_base = segment->acknowledgment;
+	work.sack_floor = out->in_base + (__u32)in->begins_out;
 	work.sack_end = out->in_base + (__u32)out->arrived;
 	if (work_on_options(skb, &work, at, packet->options) < 0 || put_options(skb, &work, at, packet->options) < 0)
 		return -1;
@@ -141,9 +142,11 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 	if (distance(out->arrived, emitted) > 0)
 		emitted = out->arrived;
 	/* D is what was let through to the server, U what the server has said. */
-	if (crossing->from_mobile)
+	if (crossing->from_mobile) {
 		note_acknowledged(back, emitted);
-	else if (distance(said, back->sent) >= 0)
+		if (distance(in->begins_out, said) >= 0)
+			in->flags |= LEG_REPLY_ACKED;
+	} else if (distance(said, back->sent) >= 0)
 		note_acknowledged(back, said);
 	if (!(packet->flags & (SYN | RST)))
 		note_window(back, said, window);
@@ -264,15 +267,15 @@ static __always_inline int spliced(struct __sk_buff *skb, struct packet *packet,
 	}
 	if (crossing.in->state == LEG_HANDSHAKE)
 		return NEXT;
-	if (crossing.from_mobile && (flow->leg != active || crossing.in->state != LEG_LIVE))
-		return dropped(&crossing, DROP_STALE_LEG);
 	if (session->state == SESSION_RESETTING) {
-		if (!crossing.from_mobile && !(packet->flags & RST))
-			tell(EVENT_SERVER_SPOKE, flow, packet->acknowledgment);
+		if (!(packet->flags & RST))
+			tell(EVENT_SPOKE, flow, packet->acknowledgment);
 		return dropped(&crossing, DROP_STALE_FLOW);
 	}
 	if (session->state != SESSION_OPEN && session->state != SESSION_CLOSING)
 		return dropped(&crossing, DROP_STALE_FLOW);
+	if (crossing.from_mobile && (flow->leg != active || crossing.in->state != LEG_LIVE))
+		return dropped(&crossing, DROP_STALE_LEG);
 	return cross(skb, packet, &crossing, l2);
 }
 

@@ -30,7 +30,7 @@ enum session_state {
 	SESSION_OPEN,
 	SESSION_CLOSING,   /* both FINs are acknowledged: late segments still pass */
 	SESSION_RESET,	   /* over: what comes is dropped */
-	SESSION_RESETTING, /* over, and the server has still to be told: what it says is an event */
+	SESSION_RESETTING, /* over, and the ends have still to be told: what they say is an event */
 };
 
 enum leg_state {
@@ -46,6 +46,7 @@ enum leg_flags {
 	LEG_SHIFT_IN_SET = 1 << 2,
 	LEG_SHIFT_OUT_SET = 1 << 3,
 	LEG_NOTED = 1 << 4, /* the kernel's handshake ACK (server leg) or reply (mobile leg) has been seen */
+	LEG_REPLY_ACKED = 1 << 5,
 };
 
 enum session_flags {
@@ -59,7 +60,7 @@ enum event_type {
 	EVENT_SERVER_RESET,
 	EVENT_FINISHED, /* both FINs are acknowledged */
 	EVENT_FREED,	/* the entry has expired; its slot and its port can be used again */
-	EVENT_SERVER_SPOKE, /* in SESSION_RESETTING; `offset` is what it acknowledged, raw */
+	EVENT_SPOKE, /* in SESSION_RESETTING; `offset` is the sequence number that it acknowledged */
 	EVENT_TOO_BIG,	/* `packet` as it came does not fit into `offset` bytes, the MTU of the other leg */
 	EVENT_ICMP,	/* `packet` is an ICMP error about a segment that left on this leg */
 	EVENT_NO_PATH,	/* no route, or no interface, for what leaves on this leg */
@@ -151,7 +152,7 @@ struct leg {
 	__u32 consumed;	    /* bytes that the daemon has read from the socket before the stream */
 	__u32 round_trip_ms;
 	__u16 path_mtu; /* from ICMP; 0 unknown */
-	__u16 unused;
+	__u16 announced; /* server leg: no larger segment is asked of the server in the SYN; 0 as the kernel says */
 	struct path path;
 };
 

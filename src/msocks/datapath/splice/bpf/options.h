@@ -19,6 +19,7 @@
 
 #define OPTION_END 0
 #define OPTION_NOP 1
+#define OPTION_MSS 2
 #define OPTION_SACK 5
 #define OPTION_TIMESTAMPS 8
 
@@ -31,6 +32,7 @@ enum option_changes {
 	STRIP_TIMESTAMPS = 1 << 2,
 	STRIP_SACK = 1 << 3,
 	FIND_TIMESTAMPS = 1 << 4, /* read them, change nothing */
+	LOWER_MSS = 1 << 5,
 };
 
 struct option_work {
@@ -42,8 +44,10 @@ struct option_work {
 	__u32 tsval_shift; /* added */
 	__u32 tsecr;	   /* what is to stand there */
 	__u32 sack_shift;  /* added to the edges */
-	__u32 sack_base;   /* the cumulative ACK as it leaves: no block reaches below */
+	__u32 sack_base;   /* the cumulative ACK as it leaves */
+	__u32 sack_floor;  /* where the stream begins on this leg, as it leaves */
 	__u32 sack_end;	   /* the end of what the receiver of the block has sent, as it leaves: none beyond */
+	__u32 mss;
 	/* out: */
 	__u32 tsval_found;
 	__u32 tsecr_found;
@@ -70,20 +74,25 @@ static __always_inline void put_nops(__u8 *bytes, __u32 at)
 }
 
 /*
- * A block that lies wholly outside what the other leg knows says nothing there. It becomes one that was reported before,
- * empty: left and right edge at the cumulative ACK, which every stack passes over (RFC 2018 section 4, D-SACK apart).
+ * A block below the cumulative ACK reports a duplicate (RFC 2883); it is passed on where this leg has carried those
+ * bytes. A block of what the other leg does not know becomes an empty one at the cumulative ACK, which says nothing.
  */
 static __always_inline void change_block(struct option_work *work, __u32 at)
 {
 	__u32 left = get_word(work->bytes, at) + work->sack_shift;
 	__u32 right = get_word(work->bytes, at + 4) + work->sack_shift;
 
-	if ((__s32)(left - work->sack_base) < 0)
-		left = work->sack_base;
-	if ((__s32)(right - work->sack_end) > 0)
-		right = work->sack_end;
-	if ((__s32)(right - left) <= 0)
-		left = right = work->sack_base;
+	if ((__s32)(right - work->sack_base) <= 0) {
+		if ((__s32)(left - work->sack_floor) < 0)
+			left = right = work->sack_base;
+	} else {
+		if ((__s32)(left - work->sack_base) < 0)
+			left = work->sack_base;
+		if ((__s32)(right - work->sack_end) > 0)
+			right = work->sack_end;
+		if ((__s32)(right - left) <= 0)
+			left = right = work->sack_base;
+	}
 	put_word(work->bytes, at, left);
 	put_word(work->bytes, at + 4, right);
 }
@@ -115,6 +124,13 @@ static long change_next_option(__u32 turn, struct option_work *work)
 		} else if (work->changes & CHANGE_TIMESTAMPS) {
 			put_word(work->bytes, at + 2, work->tsval_found + work->tsval_shift);
 			put_word(work->bytes, at + 6, work->tsecr);
+		}
+	} else if (kind == OPTION_MSS && length == 4) {
+		__u32 mss = (__u32)work->bytes[(at + 2) & 63] << 8 | work->bytes[(at + 3) & 63];
+
+		if (work->changes & LOWER_MSS && work->mss < mss) {
+			work->bytes[(at + 2) & 63] = work->mss >> 8;
+			work->bytes[(at + 3) & 63] = work->mss;
 		}
 	} else if (kind == OPTION_SACK && length >= 10 && (length & 7) == 2) {
 		if (work->changes & STRIP_SACK) {

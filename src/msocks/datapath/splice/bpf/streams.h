@@ -83,7 +83,8 @@ static __always_inline void note_data(struct stream *stream, struct leg *leg, __
 {
 	__u64 after = end + (has_fin ? 1 : 0);
 
-	if (stream->fin != NO_FIN && distance(stream->fin, end) > 0)
+	/* What acknowledges later comes from behind the FIN, and has no data. */
+	if (stream->fin != NO_FIN && distance(stream->fin + 1, end) > 0)
 		stream->fin = NO_FIN;
 	if (has_fin && distance(end, stream->sent) <= 0)
 		stream->fin = end;

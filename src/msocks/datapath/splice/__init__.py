@@ -1,0 +1,45 @@
+"""The splice: the kernel rewrites the packets of two TCP connections so that they become one conversation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msocks.datapath.splice.datapath import SpliceDatapath
+from msocks.datapath.splice.firewall import Firewall
+from msocks.datapath.splice.hooks import Hooks
+from msocks.datapath.splice.layout import MARK_OF_DAEMON
+from msocks.datapath.splice.loader import load
+from msocks.datapath.splice.ports import PortRange, reserve
+from msocks.transport.reactor import Reactor
+
+__all__ = ["PortRange", "SpliceDatapath", "open_splice"]
+
+
+def open_splice(
+    reactor: Reactor, *, pin_directory: Path, ports: PortRange, slots: int, half_closed_s: float
+) -> SpliceDatapath:
+    """Load the splice into the kernel, or adopt what an earlier process has left there, and attach it.
+
+    Args:
+        reactor: The event loop's part for sockets.
+        pin_directory: Where the tables live on, on a BPF file system; made where it is missing. One per proxy.
+        ports: Local ports for server legs; nobody else may use them.
+        slots: How many sessions fit, those in TIME-WAIT included; about 0.9 KiB of kernel memory each.
+        half_closed_s: How long a session may stay silent of which one direction has ended.
+
+    Raises:
+        SpliceRefused: This host refuses something that is needed.
+        BpfError: The kernel does not take the programs.
+    """
+    reserve(ports)
+    program = load(pin_directory, slots=slots)
+    try:
+        firewall = Firewall(f"msocks_{pin_directory.name.replace('-', '_')}", MARK_OF_DAEMON)
+        hooks = Hooks(program)
+        datapath = SpliceDatapath(reactor, program, hooks, firewall, ports=ports, half_closed_s=half_closed_s)
+        hooks.attach_all()
+        hooks.follow(reactor)
+    except BaseException:
+        program.close()
+        raise
+    return datapath

@@ -1,0 +1,124 @@
+"""The last word to a server whose mobile node has hung up: a FIN, and then patience until it has said all it wants.
+
+A FIN is retransmitted, and what the server still sends has to be acknowledged: work for a kernel socket. It is rebuilt
+from the numbers of the splice, and closed in the ordinary way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import Callable
+
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, Session
+from msocks.datapath.splice.rebuild import rebuild
+from msocks.datapath.splice.speech import ends
+from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
+from msocks.transport.reactor import FAILED, Reactor
+
+_WORD = 0xFFFFFFFF
+_DISCARD_BYTES = 1 << 16
+_LOOK_S = 0.05
+_RECEIVE_WINDOW = 1 << 16
+
+
+class Farewell:
+    """See the module. `on_finished` or `on_lost` is called once, not within `begin`."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        session: Session,
+        up_end: int,
+        *,
+        on_finished: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._reactor = reactor
+        self._on_finished = on_finished
+        self._on_lost = on_lost
+        self._heard_all = session.down.fin != NO_FIN and session.down.acked > session.down.fin
+        self._said_all = session.up.fin != NO_FIN and session.up.acked > session.up.fin
+        leg = session.legs[SERVER]
+        local, remote = ends(leg)
+        clock = None
+        if leg.flags & LegFlag.TIMESTAMPS:
+            passed = max(0, time.monotonic_ns() - leg.ts_out_at) // 1_000_000
+            clock = (leg.ts_out + passed & _WORD, leg.ts_in)
+        self._numbers = {
+            "snd_nxt": leg.out_base + up_end + (1 if self._said_all else 0) & _WORD,
+            "rcv_nxt": leg.in_base + session.down.acked & _WORD,
+            "snd_wnd": max(0, session.up.edge - up_end),
+            "rcv_wnd": max(0, min(_RECEIVE_WINDOW, session.down.edge - session.down.acked)),
+            "snd_wscale": leg.in_scale,
+            "rcv_wscale": leg.out_scale,
+            "mss": 1220,
+            "sack": bool(leg.flags & LegFlag.SACK),
+        }
+        self._ends = local, remote
+        self._clock = clock
+        self._sock: socket.socket | None = None
+
+    def begin(self) -> None:
+        """Say it. The splice's flow is gone: what comes now reaches the kernel."""
+        if self._said_all and self._heard_all:
+            self._reactor.call_soon(self._on_finished)
+            return
+        try:
+            sock = rebuild(*self._ends, **self._numbers, timestamps=self._clock, mark=MARK_OF_DAEMON)  # type: ignore[arg-type]
+            self._sock = sock
+            if not self._said_all:
+                sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._reactor.call_soon(self._on_lost)
+            return
+        self._reactor.watch(sock.fileno(), self._on_events)
+        if self._heard_all:
+            self._look()
+
+    def close(self, *, reset: bool) -> None:
+        """Enough."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._reactor.unwatch(sock.fileno())
+            with contextlib.suppress(OSError):
+                reset_on_close(sock, reset)
+            sock.close()
+
+    def _on_events(self, events: int) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        if events & FAILED and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            del code
+            self._lost()
+            return
+        while True:
+            try:
+                data = sock.recv(_DISCARD_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    self._lost()
+                return
+            if not data:
+                self._heard_all = True
+                self._look()
+                return
+
+    def _look(self) -> None:
+        """No event tells that a FIN was acknowledged."""
+        sock = self._sock
+        if sock is None:
+            return
+        if self._said_all or not bytes_unacknowledged(sock):
+            self._reactor.call_soon(self._on_finished)
+        else:
+            self._reactor.loop.call_later(_LOOK_S, self._look)
+
+    def _lost(self) -> None:
+        self.close(reset=True)
+        self._on_lost()

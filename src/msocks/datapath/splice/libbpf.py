@@ -1,0 +1,319 @@
+"""A thin wrapper of libbpf (the extension module that the build compiles): objects, maps, programs, ring buffers."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from msocks.datapath.splice._libbpf import ffi, lib
+from msocks.errors import MsocksError
+
+_EXIST_OR_NOT = 0
+_PER_CPU = (5, 6)  # hash, array
+_LOG_TAIL = 3000
+_BTF_STRUCT = 4
+
+lib.msocks_start()
+
+
+class BpfError(MsocksError, OSError):
+    """The kernel or libbpf refused something; `errno` says why."""
+
+    def __init__(self, code: int, what: str, *, remedy: str = "") -> None:
+        OSError.__init__(self, code, os.strerror(code))
+        MsocksError.__init__(self, f"{what}: {os.strerror(code)}", remedy=remedy or _remedy(code))
+
+
+def _remedy(code: int) -> str:
+    if code in (errno.EPERM, errno.EACCES):
+        return "run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    if code == errno.E2BIG or code == errno.ENOSPC:
+        return "a table of the splice is full: raise limits.sessions"
+    return "`msocks doctor` shows what the splice needs"
+
+
+def _checked(result: int, what: str) -> int:
+    """libbpf 1 returns negated error numbers, and system calls set errno."""
+    if result < 0:
+        raise BpfError(-result if result != -1 else ffi.errno or errno.EPERM, what)
+    return result
+
+
+def _log() -> str:
+    """What libbpf and the verifier have said since the last time, its end."""
+    size = ffi.new("size_t *")
+    text = lib.msocks_log(size)
+    lib.msocks_log_clear()
+    if text == ffi.NULL:
+        return ""
+    return bytes(ffi.buffer(ffi.gc(text, _free), size[0])).decode(errors="replace")[-_LOG_TAIL:]
+
+
+def _free(text: object) -> None:
+    lib.free(text)
+
+
+class BpfMap:
+    """One map; owns its descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd` is owned from now on."""
+        numbers = [ffi.new("uint32_t *") for _ in range(6)]
+        name = ffi.new("char[16]")
+        _checked(lib.msocks_map_info(fd, *numbers, name), "a BPF map does not say what it is")
+        self.fd = fd
+        self.type, self.key_size, self.value_size, self.max_entries, self.flags, self.id = (each[0] for each in numbers)
+        self.name = ffi.string(name).decode()
+        stride = -(-self.value_size // 8) * 8
+        self._read_size = stride * lib.libbpf_num_possible_cpus() if self.type in _PER_CPU else self.value_size
+        self._value = ffi.new("char[]", self._read_size)
+        self._mapped: mmap.mmap | None = None
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value; of a per-CPU map one after another, each padded to 8 bytes. None where there is none."""
+        if lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), self._value) < 0:
+            return None
+        return bytes(ffi.buffer(self._value))
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Set the value. Raises BpfError, E2BIG where the map is full."""
+        result = lib.bpf_map_update_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value), _EXIST_OR_NOT)
+        if result < 0:
+            _checked(result, f"cannot write to the table {self.name}")
+
+    def delete(self, key: bytes) -> None:
+        """Remove the entry; no-op where there is none."""
+        lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys; entries that come and go meanwhile may be missed or told twice."""
+        key, following = ffi.NULL, ffi.new("char[]", self.key_size)
+        while lib.bpf_map_get_next_key(self.fd, key, following) == 0:
+            found = bytes(ffi.buffer(following))
+            yield found
+            key = ffi.new("char[]", found)
+
+    def mmap(self) -> mmap.mmap:
+        """The whole of a map that allows it, elements at multiples of the value size rounded up to 8."""
+        if self._mapped is None:
+            size = -(-self.value_size // 8) * 8 * self.max_entries
+            page = mmap.PAGESIZE
+            self._mapped = mmap.mmap(self.fd, -(-size // page) * page)
+        return self._mapped
+
+    def close(self) -> None:
+        """Close the descriptor; a pinned map stays."""
+        os.close(self.fd)
+
+
+class RingBuffer:
+    """The reading end of a ring buffer map."""
+
+    def __init__(self, ring: BpfMap) -> None:
+        self._fd = ring.fd
+        self._callback: Callable[[bytes], None] | None = None
+        self._handle = ffi.new_handle(self)
+        self._ring = lib.ring_buffer__new(ring.fd, lib.msocks_ring_record, self._handle, ffi.NULL)
+        if self._ring == ffi.NULL:
+            raise BpfError(ffi.errno, "cannot read the events of the splice")
+
+    def fileno(self) -> int:
+        """To be watched for reading."""
+        return self._fd
+
+    def consume(self, callback: Callable[[bytes], None]) -> int:
+        """Give all records that are there to `callback`; returns their number."""
+        self._callback = callback
+        return int(lib.ring_buffer__consume(self._ring))
+
+    def record(self, data: bytes) -> None:
+        """One record has been read."""
+        if self._callback is not None:
+            self._callback(data)
+
+    def close(self) -> None:
+        """Stop reading; the map stays open."""
+        lib.ring_buffer__free(self._ring)
+        self._ring = ffi.NULL
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def msocks_ring_record(context: object, data: object, size: int) -> int:
+    """What libbpf calls for each record."""
+    ffi.from_handle(context).record(bytes(ffi.buffer(data, size)))
+    return 0
+
+
+class BpfObject:
+    """A compiled object: opened, its maps sized or taken from an earlier load, then loaded."""
+
+    def __init__(self, path: Path) -> None:
+        lib.msocks_log_clear()
+        self._object = lib.bpf_object__open_file(str(path).encode(), ffi.NULL)
+        if self._object == ffi.NULL:
+            raise BpfError(
+                ffi.errno,
+                f"{path} is no BPF object",
+                remedy="install msocks anew; a build with MSOCKS_WITHOUT_SPLICE=1 has none",
+            )
+        self.path = path
+
+    def _maps(self) -> Iterator[tuple[str, object]]:
+        found = lib.bpf_object__next_map(self._object, ffi.NULL)
+        while found != ffi.NULL:
+            if not lib.bpf_map__is_internal(found):
+                yield ffi.string(lib.bpf_map__name(found)).decode(), found
+            found = lib.bpf_object__next_map(self._object, found)
+
+    def map_names(self) -> list[str]:
+        """The maps that have a name of their own."""
+        return [name for name, _ in self._maps()]
+
+    def _map(self, name: str) -> object:
+        for known, found in self._maps():
+            if known == name:
+                return found
+        raise KeyError(name)
+
+    def set_size(self, name: str, entries: int) -> None:
+        """Before `load`: how many entries a map has."""
+        _checked(lib.bpf_map__set_max_entries(self._map(name), entries), f"cannot size the table {name}")
+
+    def reuse(self, name: str, known: BpfMap) -> None:
+        """Before `load`: use a map that exists. Raises BpfError where it is of another kind."""
+        _checked(lib.bpf_map__reuse_fd(self._map(name), known.fd), f"the table {name} is of another kind")
+
+    def value_size(self, name: str) -> int:
+        """Of a map, bytes."""
+        return int(lib.bpf_map__value_size(self._map(name)))
+
+    def load(self) -> None:
+        """Verify and load. Raises BpfError with the end of the verifier's log."""
+        lib.msocks_log_clear()
+        result = lib.bpf_object__load(self._object)
+        if result < 0:
+            log = _log()
+            raise BpfError(-result, f"the kernel does not take the splice's programs\n{log}")
+
+    def map(self, name: str) -> BpfMap:
+        """A loaded map, with a descriptor of its own."""
+        return BpfMap(os.dup(lib.bpf_map__fd(self._map(name))))
+
+    def programs(self) -> dict[str, int]:
+        """The loaded programs: descriptors of their own, by name."""
+        found = {}
+        program = lib.bpf_object__next_program(self._object, ffi.NULL)
+        while program != ffi.NULL:
+            found[ffi.string(lib.bpf_program__name(program)).decode()] = os.dup(lib.bpf_program__fd(program))
+            program = lib.bpf_object__next_program(self._object, program)
+        return found
+
+    def close(self) -> None:
+        """Free it; what was loaded lives on by its own descriptors and pins."""
+        lib.bpf_object__close(self._object)
+        self._object = ffi.NULL
+
+
+def pin(fd: int, path: Path) -> None:
+    """Give a kernel object a name on a BPF file system. Raises BpfError."""
+    _checked(lib.bpf_obj_pin(fd, str(path).encode()), f"cannot pin {path}")
+
+
+def open_pin(path: Path) -> int:
+    """A descriptor of what is pinned there. Raises BpfError."""
+    return _checked(lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")
+
+
+def create_link(program: int, ifindex: int, attach_type: int) -> int:
+    """Attach a program to an interface by tcx; the link's descriptor. Raises BpfError."""
+    return _checked(lib.msocks_link_create(program, ifindex, attach_type, 0), "cannot attach the splice (tcx)")
+
+
+def update_link(link: int, program: int) -> None:
+    """Let another program take the place of a link's, between two packets. Raises BpfError."""
+    _checked(lib.msocks_link_update(link, program), "cannot replace the splice's program")
+
+
+def link_of(link: int) -> tuple[int, int]:
+    """The program (id) and the interface (index; 0 where it is gone) of a link. Raises BpfError."""
+    numbers = [ffi.new("uint32_t *") for _ in range(3)]
+    _checked(lib.msocks_link_info(link, *numbers), "a BPF link does not say what it is")
+    return numbers[1][0], numbers[2][0]
+
+
+def program_id(program: int) -> int:
+    """The kernel's number of a program. Raises BpfError."""
+    identity, kind, verified = (ffi.new("uint32_t *") for _ in range(3))
+    name, tag = ffi.new("char[16]"), ffi.new("unsigned char[8]")
+    _checked(lib.msocks_program_info(program, identity, kind, verified, name, tag), "a program does not say what it is")
+    return int(identity[0])
+
+
+def attach_filter(ifindex: int, program: int, *, egress: bool, handle: int, priority: int) -> None:
+    """Attach a program by the clsact qdisc, in place of an earlier one. Raises BpfError."""
+    result = lib.msocks_clsact_create(ifindex)
+    if result < 0 and result != -errno.EEXIST:
+        _checked(result, "cannot make the clsact qdisc")
+    result = lib.msocks_filter_attach(ifindex, egress, program, handle, priority)
+    _checked(result, "cannot attach the splice (clsact)")
+
+
+def detach_filter(ifindex: int, *, egress: bool, handle: int, priority: int) -> None:
+    """The opposite; no-op where there is none."""
+    lib.msocks_filter_detach(ifindex, egress, handle, priority)
+
+
+def filter_of(ifindex: int, *, egress: bool, handle: int, priority: int) -> int:
+    """The program (id) that is attached by the clsact qdisc; 0 where there is none."""
+    found = ffi.new("uint32_t *")
+    lib.msocks_filter_query(ifindex, egress, handle, priority, found)
+    return int(found[0])
+
+
+def run(program: int, packet: bytes = b"", context: bytes = b"", repeat: int = 1) -> tuple[int, bytes, bytes]:
+    """BPF_PROG_TEST_RUN: the program's verdict, the packet and the context as it left them. Raises BpfError."""
+    room = len(packet) + 512 if packet else 0
+    data_out, data_size = ffi.new("char[]", max(1, room)), ffi.new("uint32_t *", room)
+    context_out, context_size = ffi.new("char[]", max(1, len(context))), ffi.new("uint32_t *", len(context))
+    verdict, duration = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    result = lib.msocks_test_run(
+        program,
+        ffi.from_buffer(packet) if packet else ffi.NULL,
+        len(packet),
+        data_out if packet else ffi.NULL,
+        data_size,
+        ffi.from_buffer(context) if context else ffi.NULL,
+        len(context),
+        context_out if context else ffi.NULL,
+        context_size,
+        repeat,
+        verdict,
+        duration,
+    )
+    _checked(result, "the program does not run")
+    signed = verdict[0] - (1 << 32) if verdict[0] & 0x80000000 else verdict[0]
+    return signed, bytes(ffi.buffer(data_out, data_size[0])), bytes(ffi.buffer(context_out, context_size[0]))
+
+
+def structure(path: Path, name: str) -> tuple[int, dict[str, int]]:
+    """Size of a C structure in a compiled object, and the offset of each member in bytes. Raises KeyError."""
+    types = lib.btf__parse_elf(str(path).encode(), ffi.NULL)
+    if types == ffi.NULL:
+        raise BpfError(ffi.errno, f"{path} has no type information")
+    try:
+        number = lib.btf__find_by_name_kind(types, name.encode(), _BTF_STRUCT)
+        if number < 0:
+            raise KeyError(name)
+        found = lib.btf__type_by_id(types, number)
+        members = lib.btf_members(found)
+        return int(found.size), {
+            ffi.string(lib.btf__name_by_offset(types, members[index].name_off)).decode(): int(
+                lib.btf_member_bit_offset(found, index) // 8
+            )
+            for index in range(lib.btf_vlen(found))
+        }
+    finally:
+        lib.btf__free(types)

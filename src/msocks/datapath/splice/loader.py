@@ -1,0 +1,148 @@
+"""Brings the splice into the kernel, and finds it there again.
+
+Everything is pinned on a BPF file system, in one directory for each proxy::
+
+    maps/NAME  programs/NAME  links/IFINDEX-ingress  links/IFINDEX-egress
+
+so that spliced connections go on when the proxy dies. A later process adopts the tables, and puts its own programs in the
+place of the old ones between two packets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from msocks.datapath.splice import libbpf
+from msocks.datapath.splice.libbpf import BpfError, BpfMap, BpfObject
+from msocks.datapath.splice.refusal import SpliceRefused
+from msocks.datapath.splice.processors import processors
+from msocks.protocol.leg import DatapathReason
+
+OBJECT = Path(__file__).with_name("_splice.bpf.o")
+_START_EXPIRY = "start_expiry"
+
+
+class SpliceProgram:
+    """The loaded programs and tables; descriptors are closed by `close`, the kernel's objects removed by `unload`."""
+
+    def __init__(self, pin_directory: Path, maps: dict[str, BpfMap], programs: dict[str, int]) -> None:
+        self.pin_directory = pin_directory
+        self._maps = maps
+        self._programs = programs
+
+    def map(self, name: str) -> BpfMap:
+        """A table; it stays this object's."""
+        return self._maps[name]
+
+    def program(self, name: str) -> int:
+        """A program's descriptor; it stays this object's."""
+        return self._programs[name]
+
+    def close(self) -> None:
+        """Let go of it in this process. What is pinned goes on."""
+        for table in self._maps.values():
+            table.close()
+        for program in self._programs.values():
+            os.close(program)
+        self._maps.clear()
+        self._programs.clear()
+
+    def unload(self) -> None:
+        """Take it out of the kernel: connections that are spliced stand still from now on."""
+        self.close()
+        discard(self.pin_directory)
+
+
+def load(pin_directory: Path, *, slots: int) -> SpliceProgram:
+    """Load the programs, with the tables that are pinned there, or with new ones.
+
+    Args:
+        pin_directory: On a BPF file system.
+        slots: Entries of a new table of sessions; one that is adopted keeps its size.
+
+    Raises:
+        SpliceRefused: The directory is on no BPF file system, or tables of another layout are there.
+        BpfError: The kernel does not take it.
+    """
+    _make_directories(pin_directory)
+    loaded = BpfObject(OBJECT)
+    maps: dict[str, BpfMap] = {}
+    try:
+        sizes = {"sessions": slots, "flows": 4 * slots, "opening": slots, "busy": processors()}
+        for name in loaded.map_names():
+            known = _pinned(pin_directory / "maps" / name)
+            if known is None:
+                if name in sizes:
+                    loaded.set_size(name, sizes[name])
+                continue
+            maps[name] = known
+            if known.value_size != loaded.value_size(name):
+                raise _other_layout(pin_directory, name)
+            try:
+                loaded.reuse(name, known)
+            except BpfError as error:
+                raise _other_layout(pin_directory, name) from error
+        loaded.load()
+        for name in loaded.map_names():
+            if name not in maps:
+                maps[name] = loaded.map(name)
+                libbpf.pin(maps[name].fd, pin_directory / "maps" / name)
+        programs = loaded.programs()
+    except BaseException:
+        for table in maps.values():
+            table.close()
+        raise
+    finally:
+        loaded.close()
+    found = SpliceProgram(pin_directory, maps, programs)
+    try:
+        for name, program in programs.items():
+            _pin_anew(program, pin_directory / "programs" / name)
+        verdict, _, _ = libbpf.run(programs[_START_EXPIRY], repeat=0)
+        if verdict:
+            raise BpfError(22, f"the timer of the splice does not start (code {verdict})")
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def discard(pin_directory: Path) -> None:
+    """Remove everything that is pinned there; the kernel frees what nobody holds. No-op where there is nothing."""
+    shutil.rmtree(pin_directory, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        pin_directory.parent.rmdir()
+
+
+def _make_directories(pin_directory: Path) -> None:
+    try:
+        for name in ("maps", "programs", "links"):
+            (pin_directory / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpliceRefused(
+            f"cannot make {pin_directory}: {error.strerror}",
+            remedy="run as root, or mount a BPF file system there: mount -t bpf bpf /sys/fs/bpf",
+            reason=DatapathReason.NO_PRIVILEGE,
+        ) from error
+
+
+def _pinned(path: Path) -> BpfMap | None:
+    return BpfMap(libbpf.open_pin(path)) if path.exists() else None
+
+
+def _pin_anew(fd: int, path: Path) -> None:
+    """In place of an earlier one; a reader finds the one or the other."""
+    # The kernel allows no rename to an existing name here, and nobody but the next process looks.
+    path.unlink(missing_ok=True)
+    libbpf.pin(fd, path)
+
+
+def _other_layout(pin_directory: Path, name: str) -> SpliceRefused:
+    return SpliceRefused(
+        f"the table {name} in {pin_directory} is of another version of msocks",
+        remedy="stop the proxy, let its sessions end, and run `msocks doctor --discard-splice-state`",
+        reason=DatapathReason.NO_KERNEL_SUPPORT,
+    )

@@ -1,0 +1,160 @@
+"""Server legs from before their SYN until a conduit takes them: port, mark, and a slot that the kernel's half fills."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, SessionFlag
+from msocks.datapath.splice.options import LegOptions
+from msocks.datapath.splice.ports import PortAllocator
+from msocks.datapath.splice.segments import MAPPED_PREFIX, End
+from msocks.datapath.splice.tables import Tables, opening_key
+from msocks.errors import MsocksError
+from msocks.values.endpoint import Address
+
+_SO_MARK = 36
+_BIND_ATTEMPTS = 16
+_IPV4_HEADERS = 40
+_IPV6_HEADERS = 60
+_LEAST_MSS = 536
+
+
+@dataclass(slots=True, eq=False)
+class Preparation:
+    """What a server leg has been given.
+
+    Attributes:
+        slot: In the table of sessions.
+        remote: The server.
+        port: The local port.
+    """
+
+    slot: int
+    remote: End
+    port: int
+    _sock: weakref.ref[socket.socket]
+    taken: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """In the table of server legs in their handshake."""
+        return opening_key(self.remote, self.port)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its socket was closed before a conduit took it."""
+        sock = self._sock()
+        return sock is None or sock.fileno() < 0
+
+
+class ServerLegs:
+    """See the module."""
+
+    def __init__(self, tables: Tables, ports: PortAllocator) -> None:
+        self._tables = tables
+        self._ports = ports
+        self._by_descriptor: dict[int, Preparation] = {}
+        self._waiting: deque[Preparation] = deque()
+
+    def prepare(
+        self,
+        sock: socket.socket,
+        destination: tuple[Address, int],
+        mobile: LegOptions | None,
+        smallest_mtu: int | None,
+    ) -> None:
+        """Give `sock`, which is about to connect, what a server leg needs; without room it stays an ordinary socket."""
+        self._reclaim()
+        self._by_descriptor.pop(sock.fileno(), None)
+        tables = self._tables
+        slot = tables.take_slot()
+        if slot is None:
+            return
+        remote = _end(destination)
+        try:
+            port = self._bind(sock, remote)
+        except OSError:
+            tables.free_slot(slot)
+            return
+        preparation = Preparation(slot, remote, port, weakref.ref(sock))
+        session = tables.session(slot)
+        if mobile is not None and not mobile.timestamps:
+            session.flags = SessionFlag.STRIP_TIMESTAMPS
+        # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
+        session.legs[SERVER].announced = _largest_segment(sock.family, mobile, smallest_mtu)
+        try:
+            tables.put_opening(preparation.key, slot)
+        except MsocksError:
+            self.release(preparation)
+            return
+        self._by_descriptor[sock.fileno()] = preparation
+        self._waiting.append(preparation)
+
+    def claim(self, sock: socket.socket) -> Preparation | None:
+        """The preparation of a socket that has connected; None where there was no room for it."""
+        preparation = self._by_descriptor.pop(sock.fileno(), None)
+        if preparation is None or preparation.abandoned:
+            return None
+        preparation.taken = True
+        return preparation
+
+    def release(self, preparation: Preparation) -> None:
+        """Its socket is the kernel's alone from now on, or gone; the slot can be used again."""
+        self._tables.delete_opening(preparation.key)
+        self._tables.free_slot(preparation.slot)
+        self.release_port(preparation)
+
+    def release_port(self, preparation: Preparation) -> None:
+        """Nobody uses the port toward this server any more."""
+        self._ports.release(*preparation.remote, preparation.port)
+
+    def _reclaim(self) -> None:
+        """What was prepared for sockets that never came to a conduit, oldest first."""
+        waiting = self._waiting
+        while waiting:
+            oldest = waiting[0]
+            if oldest.taken:
+                waiting.popleft()
+            elif oldest.abandoned:
+                waiting.popleft()
+                self.release(oldest)
+            else:
+                return
+
+    def _bind(self, sock: socket.socket, remote: End) -> int:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, MARK_OF_DAEMON)
+        # Several connections to different servers share a port.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        anywhere = "" if sock.family == socket.AF_INET else "::"
+        for _ in range(_BIND_ATTEMPTS):
+            port = self._ports.take(*remote)
+            try:
+                sock.bind((anywhere, port))
+            except OSError as error:
+                self._ports.release(*remote, port)
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
+        raise OSError(errno.EADDRINUSE, "ports of the splice's range are used by other programs")
+
+
+def _end(destination: tuple[Address, int]) -> End:
+    address, port = destination
+    packed = address.packed
+    return (MAPPED_PREFIX + packed if isinstance(address, IPv4Address) else packed), port
+
+
+def _largest_segment(family: int, mobile: LegOptions | None, smallest_mtu: int | None) -> int:
+    """The server's segments must fit the mobile's narrowest link, from the SYN on (RFC 9293 section 3.7.1); or 0."""
+    limits = []
+    if mobile is not None:
+        limits.append(mobile.largest_segment)
+    if smallest_mtu:
+        limits.append(smallest_mtu - (_IPV6_HEADERS if family == socket.AF_INET6 else _IPV4_HEADERS))
+    return max(_LEAST_MSS, min(limits)) if limits else 0

@@ -1,0 +1,79 @@
+"""What this host says on a spliced leg in the name of the other leg's end: crafted from the session's entry.
+
+The kernel's sockets are gone, so sequence and ACK numbers, window and timestamps are those that the splice would write:
+the other end's, seen from this leg.
+"""
+
+from __future__ import annotations
+
+import time
+
+from msocks.datapath.splice.layout import SERVER, Leg, LegFlag, Session
+from msocks.datapath.splice.segments import ACK, End, segment, timestamps
+
+_WORD = 0xFFFFFFFF
+_WIDEST = 0xFFFF
+_TICK_NS = 1_000_000
+
+
+def ends(leg: Leg) -> tuple[End, End]:
+    """The leg's local and its remote end."""
+    return (bytes(leg.local), _port(leg.local_port)), (bytes(leg.remote), _port(leg.remote_port))
+
+
+def _port(network_order: int) -> int:
+    return (network_order & 0xFF) << 8 | network_order >> 8
+
+
+def say(
+    session: Session,
+    which: int,
+    offset: int,
+    payload: bytes = b"",
+    flags: int = 0,
+    *,
+    window: int | None = None,
+    sequence: int | None = None,
+) -> bytes:
+    """A segment for one leg.
+
+    Args:
+        session: The entry.
+        which: The leg: 0 server, 1 or 2 mobile.
+        offset: In the stream that leaves on it; of the payload's first byte.
+        payload: Stream bytes, or a reply whose last byte lies before `offset` + its length.
+        flags: ACK is set in any case.
+        window: Bytes that the other end offers; what its last ACK offered where it is None.
+        sequence: In place of the one that `offset` gives.
+
+    Returns:
+        The IP packet.
+    """
+    leg = session.legs[which]
+    arriving = session.down if which == SERVER else session.up
+    acknowledged = max(arriving.acked, leg.begins_in)
+    if which != SERVER:
+        acknowledged = max(min(arriving.acked, leg.arrived), leg.begins_in)
+    room = max(0, arriving.edge - acknowledged) if window is None else window
+    local, remote = ends(leg)
+    return segment(
+        source=local,
+        destination=remote,
+        sequence=(leg.out_base + offset) & _WORD if sequence is None else sequence & _WORD,
+        acknowledgment=(leg.in_base + acknowledged) & _WORD,
+        flags=flags | ACK,
+        window=min(_WIDEST, room >> leg.out_scale),
+        options=_clock(leg) if leg.flags & LegFlag.TIMESTAMPS else b"",
+        payload=payload,
+    )
+
+
+def _clock(leg: Leg) -> bytes:
+    """The leg's clock goes on where it was (RFC 7323 section 4.1); the echo is the newest TSval that came."""
+    passed = max(0, time.monotonic_ns() - leg.ts_out_at) // _TICK_NS if leg.ts_out_at else 0
+    return timestamps((leg.ts_out + passed) & _WORD, leg.ts_in)
+
+
+def largest_payload(leg: Leg, mss: int) -> int:
+    """Bytes of payload of one segment on the leg, whose peer takes segments of `mss`."""
+    return max(1, mss - (12 if leg.flags & LegFlag.TIMESTAMPS else 0))

@@ -1,0 +1,161 @@
+"""The kernel half's tables, as this half reads and writes them.
+
+Sessions, settings and counters lie in memory that both halves have mapped: no system call. The tables that are searched
+by key (flows, server legs in their handshake) cost one for each change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import time
+from collections import deque
+
+from msocks.datapath.splice.layout import (
+    Busy,
+    Config,
+    DropReason,
+    Flow,
+    Session,
+    SessionState,
+    network_port,
+)
+from msocks.datapath.splice.loader import SpliceProgram
+from msocks.datapath.splice.ports import PortRange
+from msocks.datapath.splice.segments import End
+
+_NANOSECONDS = 1_000_000_000
+_LONGEST_SETTLING_S = 0.1
+# So long an entry stays after the last packet that it let through, by the state of its session.
+_OPENING_S = 120
+_OPEN_S = 5 * 86400  # vanished peers
+_CLOSING_S = 60  # TIME-WAIT of either end, and FINs that come again
+_RESET_S = 20
+_OVER = frozenset(SessionState) - {SessionState.OPEN}
+
+
+def flow_key(remote: End, local: End) -> bytes:
+    """The struct flow_key of what arrives on a leg."""
+    return remote[0] + local[0] + remote[1].to_bytes(2, "big") + local[1].to_bytes(2, "big")
+
+
+def opening_key(remote: End, local_port: int) -> bytes:
+    """The struct opening_key of a server leg."""
+    return remote[0] + remote[1].to_bytes(2, "big") + local_port.to_bytes(2, "big")
+
+
+class Tables:
+    """See the module. One for each loaded program; `close` lets go of the memory, the tables stay."""
+
+    def __init__(self, program: SpliceProgram, *, ports: PortRange, half_closed_s: float) -> None:
+        self._flows = program.map("flows")
+        self._opening = program.map("opening")
+        self._listeners = program.map("listeners")
+        self._drops = program.map("drops")
+        sessions, config, busy = (program.map(name) for name in ("sessions", "config", "busy"))
+        self.slots = sessions.max_entries
+        self._sessions = (Session * self.slots).from_buffer(sessions.mmap())
+        self._busy = (Busy * busy.max_entries).from_buffer(busy.mmap())
+        settings = Config.from_buffer(config.mmap())
+        settings.opening_ns = _OPENING_S * _NANOSECONDS
+        settings.open_ns = _OPEN_S * _NANOSECONDS
+        settings.half_closed_ns = int(half_closed_s * _NANOSECONDS)
+        settings.closing_ns = _CLOSING_S * _NANOSECONDS
+        settings.reset_ns = _RESET_S * _NANOSECONDS
+        settings.slots = self.slots
+        settings.first_port, settings.last_port = ports.first, ports.last
+        # An entry of an earlier process keeps its slot until it expires.
+        self._free = deque(slot for slot in range(self.slots) if self._sessions[slot].state == SessionState.FREE)
+
+    # -- sessions ---------------------------------------------------------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        """How many more sessions fit."""
+        return len(self._free)
+
+    def session(self, slot: int) -> Session:
+        """The entry itself."""
+        found: Session = self._sessions[slot]
+        return found
+
+    def take_slot(self) -> int | None:
+        """An unused slot, in state OPENING with a new incarnation; None where there is none."""
+        if not self._free:
+            return None
+        slot = self._free.popleft()
+        session = self._sessions[slot]
+        incarnation = (session.incarnation + 1) & 0xFFFFFFFF
+        ctypes.memset(ctypes.addressof(session), 0, ctypes.sizeof(session))
+        session.incarnation = incarnation
+        session.last_ns = time.monotonic_ns()
+        session.state = SessionState.OPENING
+        return slot
+
+    def free_slot(self, slot: int) -> None:
+        """A slot whose entry nobody can find any more."""
+        self._sessions[slot].state = SessionState.FREE
+        self._free.append(slot)
+
+    def freed(self, slot: int) -> None:
+        """The kernel's half has freed the slot."""
+        self._free.append(slot)
+
+    # -- found by key -----------------------------------------------------------------------------------------------
+
+    def put_flow(self, key: bytes, slot: int, leg: int) -> None:
+        """What arrives with these addresses belongs to a leg of that slot. Raises BpfError where the table is full."""
+        self._flows.update(key, bytes(Flow(slot, self._sessions[slot].incarnation, leg)))
+
+    def delete_flow(self, key: bytes) -> None:
+        """The opposite; no-op where there is none."""
+        self._flows.delete(key)
+
+    def put_opening(self, key: bytes, slot: int) -> None:
+        """A server leg begins its handshake."""
+        self._opening.update(key, bytes(Flow(slot, self._sessions[slot].incarnation, 0)))
+
+    def delete_opening(self, key: bytes) -> None:
+        """It is over, or somebody else's affair; no-op where there is none."""
+        self._opening.delete(key)
+
+    def flow_count(self) -> int:
+        """Entries in the table of flows. Walks through it."""
+        return sum(1 for _ in self._flows.keys())  # noqa: SIM118
+
+    def add_listener(self, port: int) -> None:
+        """Connections to a local port may become mobile legs."""
+        self._listeners.update(network_port(port).to_bytes(2, "little"), b"\1")
+
+    def remove_listener(self, port: int) -> None:
+        """The opposite."""
+        self._listeners.delete(network_port(port).to_bytes(2, "little"))
+
+    # -- counters ---------------------------------------------------------------------------------------------------
+
+    def drops(self) -> dict[str, int]:
+        """Packets that were dropped since the tables were made, by reason."""
+        found = {}
+        for reason in DropReason:
+            value = self._drops.lookup(int(reason).to_bytes(4, "little"))
+            words = memoryview(value or b"").cast("Q")
+            found[reason.name.lower()] = sum(words)
+        return found
+
+    def is_empty(self) -> bool:
+        """Whether the kernel carries nothing that this host's programs would miss."""
+        return all(session.state in _OVER for session in self._sessions)
+
+    def close(self) -> None:
+        """Let go of the mapped memory."""
+        del self._sessions, self._busy
+
+    async def settle(self) -> None:
+        """Wait until every packet that is inside the programs now has left them: tens of microseconds at most."""
+        inside = [(busy, busy.count) for busy in self._busy if busy.count & 1]
+        give_up = time.monotonic() + _LONGEST_SETTLING_S
+        while inside and time.monotonic() < give_up:
+            await asyncio.sleep(0)
+            inside = [(busy, count) for busy, count in inside if busy.count == count]
+
+

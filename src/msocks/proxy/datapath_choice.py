@@ -1,0 +1,61 @@
+"""Which datapath the proxy has: the splice where this host allows it, or what the operator insists on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import structlog
+
+from msocks.datapath.interface import Datapath
+from msocks.datapath.relay import RelayDatapath
+from msocks.errors import ConfigurationError, MsocksError
+from msocks.protocol.leg import DatapathReason
+from msocks.proxy.config import DatapathChoice, ProxyConfig
+from msocks.transport.reactor import Reactor
+
+_log = structlog.get_logger("msocks.proxy")
+
+_BPF_FILE_SYSTEM = Path("/sys/fs/bpf")
+# Ended sessions keep their place for TIME-WAIT; more than that many, and new ones are relayed.
+_SLOTS_PER_SESSION = 2
+
+
+def open_datapath(config: ProxyConfig, reactor: Reactor) -> Datapath:
+    """The datapath for a proxy.
+
+    Raises:
+        ConfigurationError: The splice was asked for and cannot be had.
+    """
+    if config.datapath is DatapathChoice.RELAY:
+        return RelayDatapath(reactor, DatapathReason.CHOSEN_BY_OPERATOR)
+    try:
+        return _open_splice(config, reactor)
+    except (MsocksError, OSError, ImportError) as error:
+        why = str(error)
+        reason = getattr(error, "reason", DatapathReason.NO_KERNEL_SUPPORT)
+        if config.datapath is DatapathChoice.SPLICE:
+            raise ConfigurationError(
+                f"the splice cannot be had: {why}",
+                remedy="`msocks doctor` shows all that it needs; --datapath relay does without",
+            ) from error
+        _log.warning("relaying", reason=why, remedy="`msocks doctor` shows what the splice needs")
+        return RelayDatapath(reactor, reason)
+
+
+def pin_directory(state: Path) -> Path:
+    """Where the splice of the proxy with this state directory lives on when the proxy dies."""
+    return _BPF_FILE_SYSTEM / "msocks" / hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:16]
+
+
+def _open_splice(config: ProxyConfig, reactor: Reactor) -> Datapath:
+    # Loaded here, so that a host without its compiled parts can relay.
+    from msocks.datapath.splice import PortRange, open_splice
+
+    return open_splice(
+        reactor,
+        pin_directory=pin_directory(config.state),
+        ports=PortRange(*config.splice_ports),
+        slots=_SLOTS_PER_SESSION * config.limits.sessions,
+        half_closed_s=config.half_closed_s,
+    )
