@@ -6,14 +6,11 @@ the other end's, seen from this leg.
 
 from __future__ import annotations
 
-import time
-
 from msocks.datapath.splice.layout import SERVER, Leg, LegFlag, Session
 from msocks.datapath.splice.segments import ACK, End, segment, timestamps
 
 _WORD = 0xFFFFFFFF
 _WIDEST = 0xFFFF
-_TICK_NS = 1_000_000
 
 
 def ends(leg: Leg) -> tuple[End, End]:
@@ -69,9 +66,12 @@ def say(
 
 
 def _clock(leg: Leg) -> bytes:
-    """The leg's clock goes on where it was (RFC 7323 section 4.1); the echo is the newest TSval that came."""
-    passed = max(0, time.monotonic_ns() - leg.ts_out_at) // _TICK_NS if leg.ts_out_at else 0
-    return timestamps((leg.ts_out + passed) & _WORD, leg.ts_in)
+    """The newest TSval that has left, and the newest that came (RFC 7323 section 4).
+
+    The clock is not moved on: a segment of the other end, which this one may overtake or be overtaken by, must not look
+    older, or PAWS would drop it.
+    """
+    return timestamps(leg.ts_out, leg.ts_in)
 
 
 def largest_payload(leg: Leg, mss: int) -> int:
