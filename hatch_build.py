@@ -11,6 +11,7 @@ With MSOCKS_WITHOUT_SPLICE=1 in the environment nothing is compiled and the whee
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -116,8 +117,9 @@ def build_extension() -> None:
     ffi.set_source(MODULE, (bindings / "libbpf.c").read_text())
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "_libbpf.c")
-        ffi.emit_c_code(str(source))
-        # cffi's own code, with types of another name for what libbpf calls struct, is not ours to warn about.
+        with contextlib.redirect_stdout(None):
+            ffi.emit_c_code(str(source))
+        # What cffi writes is not ours to warn about.
         flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Werror=implicit-function-declaration"]
         _compile([clang, *flags, f"-I{include}", str(source)], ROOT / EXTENSION, ["-lbpf"])
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from msocks.datapath.splice.datapath import SpliceDatapath
-from msocks.datapath.splice.firewall import Firewall
-from msocks.datapath.splice.hooks import Hooks
-from msocks.datapath.splice.layout import MARK_OF_DAEMON
-from msocks.datapath.splice.loader import load
 from msocks.datapath.splice.ports import PortRange, reserve
-from msocks.transport.reactor import Reactor
 
-__all__ = ["PortRange", "SpliceDatapath", "open_splice"]
+if TYPE_CHECKING:
+    from msocks.datapath.splice.datapath import SpliceDatapath
+    from msocks.transport.reactor import Reactor
+
+__all__ = ["PortRange", "open_splice"]
 
 
 def open_splice(
@@ -30,7 +29,15 @@ def open_splice(
     Raises:
         SpliceRefused: This host refuses something that is needed.
         BpfError: The kernel does not take the programs.
+        ImportError: This build of msocks is without the splice's compiled parts.
     """
+    # Loaded here: what tells why there is no splice (`feature_probe`) has to run where these cannot be imported.
+    from msocks.datapath.splice.datapath import SpliceDatapath
+    from msocks.datapath.splice.firewall import Firewall
+    from msocks.datapath.splice.hooks import Hooks
+    from msocks.datapath.splice.layout import MARK_OF_DAEMON
+    from msocks.datapath.splice.loader import load
+
     reserve(ports)
     program = load(pin_directory, slots=slots)
     try:

@@ -8,23 +8,36 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from msocks.datapath.splice._libbpf import ffi, lib
+from msocks.datapath.splice import _libbpf
+from msocks.datapath.splice.btf import describe
 from msocks.errors import MsocksError
 
 _EXIST_OR_NOT = 0
+_BEFORE_ALL = 1 << 3  # BPF_F_BEFORE
+_TCX_INGRESS = 46  # enum bpf_attach_type
+_STOP = -errno.ECANCELED
+_LIBBPF_ERRORS = 4000  # from here on numbers are libbpf's own: a file that is no object
 _PER_CPU = (5, 6)  # hash, array
 _LOG_TAIL = 3000
 _BTF_STRUCT = 4
 
+ffi, lib = _libbpf.ffi, _libbpf.lib
 lib.msocks_start()
 
 
 class BpfError(MsocksError, OSError):
-    """The kernel or libbpf refused something; `errno` says why."""
+    """The kernel or libbpf refused something.
 
-    def __init__(self, code: int, what: str, *, remedy: str = "") -> None:
+    Attributes:
+        errno: Why.
+        log: What libbpf and the verifier said of it, all of it: up to 16 MiB.
+    """
+
+    def __init__(self, code: int, what: str, *, remedy: str = "", log: str = "") -> None:
+        code = errno.ENOEXEC if code >= _LIBBPF_ERRORS else code
         OSError.__init__(self, code, os.strerror(code))
         MsocksError.__init__(self, f"{what}: {os.strerror(code)}", remedy=remedy or _remedy(code))
+        self.log = log
 
 
 def _remedy(code: int) -> str:
@@ -36,20 +49,20 @@ def _remedy(code: int) -> str:
 
 
 def _checked(result: int, what: str) -> int:
-    """libbpf 1 returns negated error numbers, and system calls set errno."""
+    """`result`, unless it is a negated error number, which libbpf 1 returns for system calls as well."""
     if result < 0:
-        raise BpfError(-result if result != -1 else ffi.errno or errno.EPERM, what)
+        raise BpfError(-result, what)
     return result
 
 
 def _log() -> str:
-    """What libbpf and the verifier have said since the last time, its end."""
+    """What libbpf and the verifier have said since the last time."""
     size = ffi.new("size_t *")
     text = lib.msocks_log(size)
     lib.msocks_log_clear()
     if text == ffi.NULL:
         return ""
-    return bytes(ffi.buffer(ffi.gc(text, _free), size[0])).decode(errors="replace")[-_LOG_TAIL:]
+    return bytes(ffi.buffer(ffi.gc(text, _free), size[0])).decode(errors="replace")
 
 
 def _free(text: object) -> None:
@@ -115,6 +128,7 @@ class RingBuffer:
     def __init__(self, ring: BpfMap) -> None:
         self._fd = ring.fd
         self._callback: Callable[[bytes], None] | None = None
+        self._error: BaseException | None = None
         self._handle = ffi.new_handle(self)
         self._ring = lib.ring_buffer__new(ring.fd, lib.msocks_ring_record, self._handle, ffi.NULL)
         if self._ring == ffi.NULL:
@@ -125,14 +139,29 @@ class RingBuffer:
         return self._fd
 
     def consume(self, callback: Callable[[bytes], None]) -> int:
-        """Give all records that are there to `callback`; returns their number."""
-        self._callback = callback
-        return int(lib.ring_buffer__consume(self._ring))
+        """Give all records that are there to `callback`, oldest first; returns their number.
 
-    def record(self, data: bytes) -> None:
-        """One record has been read."""
-        if self._callback is not None:
-            self._callback(data)
+        What `callback` raises comes out of here. Its record counts as read; those behind it wait for the next call.
+
+        Raises:
+            BpfError: The buffer cannot be read.
+        """
+        self._callback = callback
+        count = int(lib.ring_buffer__consume(self._ring))
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return _checked(count, "cannot read the events of the splice")
+
+    def record(self, data: bytes) -> int:
+        """One record has been read; a negative number stops libbpf. An exception cannot pass through its frames."""
+        try:
+            if self._callback is not None:
+                self._callback(data)
+        except BaseException as error:
+            self._error = error
+            return _STOP
+        return 0
 
     def close(self) -> None:
         """Stop reading; the map stays open."""
@@ -142,9 +171,9 @@ class RingBuffer:
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def msocks_ring_record(context: object, data: object, size: int) -> int:
-    """What libbpf calls for each record."""
-    ffi.from_handle(context).record(bytes(ffi.buffer(data, size)))
-    return 0
+    """Called by libbpf for each record."""
+    ring: RingBuffer = ffi.from_handle(context)
+    return ring.record(bytes(ffi.buffer(data, size)))
 
 
 class BpfObject:
@@ -186,9 +215,12 @@ class BpfObject:
         """Before `load`: use a map that exists. Raises BpfError where it is of another kind."""
         _checked(lib.bpf_map__reuse_fd(self._map(name), known.fd), f"the table {name} is of another kind")
 
-    def value_size(self, name: str) -> int:
-        """Of a map, bytes."""
-        return int(lib.bpf_map__value_size(self._map(name)))
+    def shape(self, name: str) -> str:
+        """The kind of a map and the layouts of its keys and values, in words; nothing of its size."""
+        found, types = self._map(name), lib.bpf_object__btf(self._object)
+        key, value = lib.bpf_map__btf_key_type_id(found), lib.bpf_map__btf_value_type_id(found)
+        kind = f"type {lib.bpf_map__type(found)} flags {lib.bpf_map__map_flags(found)}"
+        return f"{kind}: {describe(types, key)} -> {describe(types, value)}"
 
     def load(self) -> None:
         """Verify and load. Raises BpfError with the end of the verifier's log."""
@@ -196,7 +228,7 @@ class BpfObject:
         result = lib.bpf_object__load(self._object)
         if result < 0:
             log = _log()
-            raise BpfError(-result, f"the kernel does not take the splice's programs\n{log}")
+            raise BpfError(-result, f"the kernel does not take the splice's programs\n{log[-_LOG_TAIL:]}", log=log)
 
     def map(self, name: str) -> BpfMap:
         """A loaded map, with a descriptor of its own."""
@@ -228,8 +260,13 @@ def open_pin(path: Path) -> int:
 
 
 def create_link(program: int, ifindex: int, attach_type: int) -> int:
-    """Attach a program to an interface by tcx; the link's descriptor. Raises BpfError."""
-    return _checked(lib.msocks_link_create(program, ifindex, attach_type, 0), "cannot attach the splice (tcx)")
+    """Attach a program to an interface by tcx; the link's descriptor. Raises BpfError.
+
+    It runs before those that are there: one of theirs may end the packet's way through the hook.
+    """
+    return _checked(
+        lib.msocks_link_create(program, ifindex, attach_type, _BEFORE_ALL), "cannot attach the splice (tcx)"
+    )
 
 
 def update_link(link: int, program: int) -> None:
@@ -242,6 +279,12 @@ def link_of(link: int) -> tuple[int, int]:
     numbers = [ffi.new("uint32_t *") for _ in range(3)]
     _checked(lib.msocks_link_info(link, *numbers), "a BPF link does not say what it is")
     return numbers[1][0], numbers[2][0]
+
+
+def has_tcx(ifindex: int) -> bool:
+    """Whether the kernel has tcx (Linux 6.6), asked at an interface; changes nothing. Raises BpfError."""
+    result = lib.bpf_prog_query(ifindex, _TCX_INGRESS, 0, ffi.NULL, ffi.NULL, ffi.new("uint32_t *", 0))
+    return result == 0 or (result != -errno.EINVAL and _checked(result, "cannot ask for tcx") == 0)
 
 
 def program_id(program: int) -> int:

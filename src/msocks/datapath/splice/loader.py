@@ -2,23 +2,27 @@
 
 Everything is pinned on a BPF file system, in one directory for each proxy::
 
-    maps/NAME  programs/NAME  links/IFINDEX-ingress  links/IFINDEX-egress
+    maps/NAME  layouts/NAME  programs/NAME  links/IFINDEX-ingress  links/IFINDEX-egress
 
-so that spliced connections go on when the proxy dies. A later process adopts the tables, and puts its own programs in the
-place of the old ones between two packets.
+so that spliced connections go on when the proxy dies. A later process adopts the tables, and puts its own programs in
+the place of the old ones between two packets.
+
+A layout is a symbolic link that leads nowhere: its target is a digest of the layout of the table of that name. (The
+kernel knows a pinned table's layout as well, but tells it to CAP_SYS_ADMIN alone.)
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from msocks.datapath.splice import libbpf
 from msocks.datapath.splice.libbpf import BpfError, BpfMap, BpfObject
-from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.processors import processors
+from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.protocol.leg import DatapathReason
 
 OBJECT = Path(__file__).with_name("_splice.bpf.o")
@@ -79,16 +83,15 @@ def load(pin_directory: Path, *, slots: int) -> SpliceProgram:
                     loaded.set_size(name, sizes[name])
                 continue
             maps[name] = known
-            if known.value_size != loaded.value_size(name):
+            if _layout(pin_directory, name) != _digest(loaded, name):
                 raise _other_layout(pin_directory, name)
-            try:
-                loaded.reuse(name, known)
-            except BpfError as error:
-                raise _other_layout(pin_directory, name) from error
+            loaded.reuse(name, known)
         loaded.load()
         for name in loaded.map_names():
             if name not in maps:
                 maps[name] = loaded.map(name)
+                # First: a table without it is adopted by nobody.
+                _note_layout(pin_directory, name, _digest(loaded, name))
                 libbpf.pin(maps[name].fd, pin_directory / "maps" / name)
         programs = loaded.programs()
     except BaseException:
@@ -119,7 +122,7 @@ def discard(pin_directory: Path) -> None:
 
 def _make_directories(pin_directory: Path) -> None:
     try:
-        for name in ("maps", "programs", "links"):
+        for name in ("maps", "layouts", "programs", "links"):
             (pin_directory / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpliceRefused(
@@ -135,14 +138,32 @@ def _pinned(path: Path) -> BpfMap | None:
 
 def _pin_anew(fd: int, path: Path) -> None:
     """In place of an earlier one; a reader finds the one or the other."""
-    # The kernel allows no rename to an existing name here, and nobody but the next process looks.
+    # No dot: the kernel keeps such names for itself.
+    successor = path.with_name(f"{path.name}_next")
+    successor.unlink(missing_ok=True)
+    libbpf.pin(fd, successor)
+    successor.rename(path)
+
+
+def _digest(loaded: BpfObject, name: str) -> str:
+    return hashlib.sha256(loaded.shape(name).encode()).hexdigest()
+
+
+def _layout(pin_directory: Path, name: str) -> str | None:
+    path = pin_directory / "layouts" / name
+    return str(path.readlink()) if path.is_symlink() else None
+
+
+def _note_layout(pin_directory: Path, name: str, digest: str) -> None:
+    path = pin_directory / "layouts" / name
     path.unlink(missing_ok=True)
-    libbpf.pin(fd, path)
+    path.symlink_to(digest)
 
 
 def _other_layout(pin_directory: Path, name: str) -> SpliceRefused:
     return SpliceRefused(
         f"the table {name} in {pin_directory} is of another version of msocks",
-        remedy="stop the proxy, let its sessions end, and run `msocks doctor --discard-splice-state`",
+        remedy="with the proxy stopped, run `msocks doctor --discard-splice-state DIR` on its state directory: sessions "
+        "that the kernel still carries end. Or run the proxy with --datapath relay",
         reason=DatapathReason.NO_KERNEL_SUPPORT,
     )

@@ -170,21 +170,33 @@ def reserve(ports: PortRange) -> None:
     Raises:
         SpliceRefused: The setting may not be written.
     """
-    lowest, highest = map(int, _AUTOMATIC.read_text().split())
-    reserved = list(parse_ranges(_RESERVED.read_text()))
-    needed = max(lowest, ports.first), min(highest, ports.last)
-    if needed[0] > needed[1] or any(first <= needed[0] and needed[1] <= last for first, last in reserved):
+    setting = needed_reservation(ports)
+    if setting is None:
         return
-    setting = format_ranges([*reserved, (ports.first, ports.last)])
     try:
         _RESERVED.write_text(setting)
     except OSError as error:
         raise SpliceRefused(
-            f"the ports {ports} of the splice overlap those that the kernel gives to anybody ({lowest}-{highest}), and "
-            f"cannot be reserved: {os.strerror(error.errno or 0)}",
+            f"the ports {ports} of the splice overlap those that the kernel gives to anybody, and cannot be reserved: "
+            f"{os.strerror(error.errno or 0)}",
             remedy=f"run as root: sysctl -w net.ipv4.ip_local_reserved_ports={setting}",
             reason=DatapathReason.NO_PRIVILEGE,
         ) from error
+
+
+def needed_reservation(ports: PortRange) -> str | None:
+    """What net.ipv4.ip_local_reserved_ports has to be set to; None where nothing has to be changed."""
+    lowest, highest = map(int, _AUTOMATIC.read_text().split())
+    reserved = list(parse_ranges(_RESERVED.read_text()))
+    needed = max(lowest, ports.first), min(highest, ports.last)
+    if needed[0] > needed[1] or any(first <= needed[0] and needed[1] <= last for first, last in reserved):
+        return None
+    return format_ranges([*reserved, (ports.first, ports.last)])
+
+
+def may_reserve() -> bool:
+    """Whether this process may write that setting."""
+    return os.access(_RESERVED, os.W_OK, effective_ids=True)
 
 
 def parse_ranges(setting: str) -> Iterator[tuple[int, int]]:
