@@ -18,15 +18,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from msocks.session.leg_chain import LegChain
+from msocks.transport.handover_watch import HandoverWatch
 from msocks.transport.leg import Leg
+from msocks.transport.leg_pacer import LegPacer
 from msocks.transport.outbound import Outbound
 from msocks.transport.reactor import READABLE, WRITABLE, Reactor
 from msocks.transport.sweep import Sweep
 
 # More than this waiting in user space, and the source of the stream is not read: back-pressure.
 UNSENT_LIMIT_BYTES = 256 * 1024
-# An old leg that delivers nothing for so long does not hand over.
-_HANDOVER_PATIENCE_S = 1.0
 
 
 class StreamOwner(Protocol):
@@ -55,7 +55,8 @@ class LegStream:
         self._legs: dict[int, Leg] = {}
         self._chain = LegChain()
         self._out = Outbound()
-        self._progress = -1  # of the handover under way, to find one that does not come to its end
+        self._handover_watch: HandoverWatch | None = None
+        self._pacer: LegPacer | None = None  # of a leg that has replaced another
         self._full = False  # the writer was told to wait
         self._eof = False
         self._end_at: int | None = None
@@ -160,6 +161,8 @@ class LegStream:
         """
         self._out.check(begins_at)
         leg = self._legs.setdefault(generation, Leg(sock, generation))
+        if self._legs.keys() - {generation} or begins_at:
+            self._pacer = LegPacer(self._reactor.loop, sock)
         self._close_done(self._out.replace(leg, begins_at, overhead, handover=handover))
         if handover:
             self._watch_handover()
@@ -305,8 +308,11 @@ class LegStream:
         except OSError as error:
             self._fail(leg, error)
             return
-        if sent and self.on_sent is not None:
-            self.on_sent()
+        if sent:
+            if self.on_sent is not None:
+                self.on_sent()
+            if self._pacer is not None:
+                self._pacer.on_sent()
         self._close_done(self._out.release_when_due())
         if self._out.outstanding:
             self._sweep.add(self)
@@ -363,23 +369,16 @@ class LegStream:
             self.break_handover()
 
     def _watch_handover(self) -> None:
-        """Look, now and then, whether the replaced legs deliver; if nothing comes of it, it is broken."""
-        if self.watches_handovers and self._progress < 0:
-            self._progress = 0
-            self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
+        if self.watches_handovers:
+            if self._handover_watch is None:
+                self._handover_watch = HandoverWatch(self._reactor, self._handover_progress, self.break_handover)
+            self._handover_watch.begin()
 
-    def _check_handover(self) -> None:
-        before, self._progress = self._progress, -1
+    def _handover_progress(self) -> int | None:
         if not self._legs:
-            return
-        now = self.acknowledged() + self.received()
-        if not self.handing_over:
-            return
-        if now == before:
-            self.break_handover()
-        else:
-            self._progress = now
-            self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
+            return None
+        progress = self.acknowledged() + self.received()
+        return progress if self.handing_over else None
 
     def _drop_exhausted(self) -> None:
         self._close_done([self._legs[generation] for generation in self._chain.exhausted()])
