@@ -15,46 +15,29 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Protocol
 
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.leg_chain import LegChain
 from msocks.transport.handover_watch import HandoverWatch
 from msocks.transport.leg import Leg
 from msocks.transport.leg_pacer import LegPacer
 from msocks.transport.outbound import Outbound
 from msocks.transport.reactor import READABLE, WRITABLE, Reactor
+from msocks.transport.stream_owner import StreamOwner
 from msocks.transport.sweep import Sweep
-
-# More than this waiting in user space, and the source of the stream is not read: back-pressure.
-UNSENT_LIMIT_BYTES = 256 * 1024
-
-
-class StreamOwner(Protocol):
-    """Who is told what becomes of a stream. The calls come from the reactor; none may block."""
-
-    def on_readable(self) -> None:
-        """read() may give something now."""
-
-    def on_writable(self) -> None:
-        """The stream takes bytes again."""
-
-    def on_leg_lost(self, generation: int, error: OSError) -> None:
-        """The newest leg is dead. Its unread bytes stay readable; attach another."""
-
-    def on_acknowledged(self) -> None:
-        """The peer's kernel has ACKed everything, the FIN included."""
 
 
 class LegStream:
     """See the module. Not thread-safe; all calls from the reactor's thread."""
 
-    def __init__(self, reactor: Reactor, owner: StreamOwner, sweep: Sweep) -> None:
+    def __init__(self, reactor: Reactor, owner: StreamOwner, sweep: Sweep, budget: ByteBudget | None = None) -> None:
+        """What the stream holds counts in `budget`."""
         self._reactor = reactor
         self._owner = owner
         self._sweep = sweep
         self._legs: dict[int, Leg] = {}
         self._chain = LegChain()
-        self._out = Outbound()
+        self._out = Outbound(budget)
         self._handover_watch: HandoverWatch | None = None
         self._pacer: LegPacer | None = None  # of a leg that has replaced another
         self._full = False  # the writer was told to wait
@@ -94,7 +77,16 @@ class LegStream:
     @property
     def writable(self) -> bool:
         """Whether the writer should go on."""
-        return self._out.unsent < UNSENT_LIMIT_BYTES and not self._out.finishing
+        return self._out.room > 0
+
+    def ask_for_room(self, wanted: int) -> int:
+        """How many of `wanted` bytes the writer should write now; where 0, `on_writable` comes when there is room."""
+        room = self._out.room
+        if not room:
+            self._full = True
+            if self._out.waits_for_budget:
+                self._sweep.hurry(self)  # nobody tells of ACKs, nor of what others give back
+        return min(wanted, room)
 
     @property
     def finishing(self) -> bool:
@@ -242,6 +234,7 @@ class LegStream:
         for leg in legs.values():
             self._out.forget(leg)
             self._close(leg)
+        self._out.discard()
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
@@ -316,19 +309,23 @@ class LegStream:
         self._close_done(self._out.release_when_due())
         if self._out.outstanding:
             self._sweep.add(self)
-        if self._full and self.writable:
-            self._full = False
-            self._owner.on_writable()
+        self._tell_writable()
 
     def sweep(self) -> bool:
         """Forget what was ACKed meanwhile; False when there is nothing left to look after (for Sweep)."""
         self._close_done(self._out.release())
+        self._tell_writable()
         if not self._told_acknowledged and self._out.all_acknowledged():
             self._told_acknowledged = True
             self._owner.on_acknowledged()
         return self._out.outstanding and not self._told_acknowledged
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _tell_writable(self) -> None:
+        if self._full and self.writable:
+            self._full = False
+            self._owner.on_writable()
 
     def _on_events(self, leg: Leg, events: int) -> None:
         error = leg.note(events)
