@@ -13,7 +13,7 @@ from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, Event, EventType, PacketEvent, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Event, EventType, PacketEvent, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
@@ -163,11 +163,9 @@ class SpliceDatapath:
             case EventType.SPOKE:
                 self.output.send(say(session, event.leg, 0, b"", RST, sequence=event.offset))
             case EventType.NO_PATH:
-                # A packet that the kernel routes shows the programs the way there is now.
-                leg = session.legs[event.leg]
-                offset = session.up.acked if event.leg == 0 else session.down.acked
-                self.output.send(say(session, event.leg, offset))
-                del leg
+                # A packet that the kernel routes shows the programs which way there is now.
+                other = SERVER if event.leg else session.active
+                self.output.send(say(session, other, (session.up if event.leg else session.down).acked))
             case EventType.TOO_BIG | EventType.ICMP:
                 packet_event = PacketEvent.from_buffer_copy(raw.ljust(_PACKET_EVENT_BYTES, b"\0"))
                 tell_sender(session, packet_event, self.output)

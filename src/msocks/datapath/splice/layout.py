@@ -130,6 +130,7 @@ class Path(ctypes.Structure):
     mtu: int
     ethernet: int
     known: int
+    misses: int
     fresh_until: int
     _fields_ = (
         ("ifindex", ctypes.c_uint32),
@@ -138,7 +139,7 @@ class Path(ctypes.Structure):
         ("known", ctypes.c_uint8),
         ("next_hop", _Hardware),
         ("own", _Hardware),
-        ("unused", ctypes.c_uint32),
+        ("misses", ctypes.c_uint32),
         ("fresh_until", ctypes.c_uint64),
     )
 

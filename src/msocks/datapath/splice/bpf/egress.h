@@ -179,6 +179,33 @@ static __always_inline int of_spliced_leg(struct __sk_buff *skb, struct packet *
 	return DROP;
 }
 
+static __always_inline struct leg *leg_of(const struct flow *flow)
+{
+	struct session *session = bpf_map_lookup_elem(&sessions, &flow->slot);
+
+	if (!session || session->incarnation != flow->incarnation)
+		return NULL;
+	return flow->leg == LEG_SERVER ? &session->legs[LEG_SERVER] :
+	       flow->leg == 2	       ? &session->legs[2] :
+					 &session->legs[1];
+}
+
+static __always_inline int learn_from_forwarded(struct __sk_buff *skb, const __u32 l2)
+{
+	struct packet packet = {};
+	struct flow *flow;
+	struct leg *leg;
+
+	if (parse(skb, &packet, l2) != TCP)
+		return NEXT;
+	turn_around(&packet.key);
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	leg = flow ? leg_of(flow) : NULL;
+	if (leg)
+		learn_path(skb, leg, l2 != 0);
+	return NEXT;
+}
+
 static __always_inline int egress(struct __sk_buff *skb, const __u32 l2)
 {
 	struct packet packet = {};
@@ -191,6 +218,8 @@ static __always_inline int egress(struct __sk_buff *skb, const __u32 l2)
 	/* With a tag: it has passed the VLAN interface's hook. */
 	if (skb->tc_index == TC_INDEX_OF_SPLICE || skb->vlan_present)
 		return NEXT;
+	if (skb->tc_index == TC_INDEX_TO_LEARN)
+		return learn_from_forwarded(skb, l2);
 	if (parse(skb, &packet, l2) != TCP)
 		return NEXT;
 	turn_around(&packet.key);

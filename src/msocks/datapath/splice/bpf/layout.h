@@ -18,6 +18,8 @@
 #define MARK_OF_DAEMON 0x4d534f43
 /* skb->tc_index of a packet that the ingress program has rewritten: the egress program lets it pass. */
 #define TC_INDEX_OF_SPLICE 0x4d53
+/* The same, and the way that it takes is to be noted. */
+#define TC_INDEX_TO_LEARN 0x4d54
 
 #define LEG_SERVER 0 /* legs[0]; the mobile legs take turns in legs[1] and legs[2] */
 #define LEGS 3
@@ -63,7 +65,7 @@ enum event_type {
 	EVENT_SPOKE, /* in SESSION_RESETTING; `offset` is the sequence number that it acknowledged */
 	EVENT_TOO_BIG,	/* `packet` as it came does not fit into `offset` bytes, the MTU of the other leg */
 	EVENT_ICMP,	/* `packet` is an ICMP error about a segment that left on this leg */
-	EVENT_NO_PATH,	/* no route, or no interface, for what leaves on this leg */
+	EVENT_NO_PATH,	/* what arrives on this leg finds no way on to the other one's peer */
 	EVENT_REPLY_MISSING, /* the mobile has data of the stream but not the reply before it */
 };
 
@@ -122,8 +124,8 @@ struct path { /* how what leaves on a leg gets to its next hop */
 	__u8 known;
 	__u8 next_hop[6];
 	__u8 own[6];
-	__u32 unused;
-	__u64 fresh_until; /* ns of CLOCK_MONOTONIC; then the kernel's tables are asked again */
+	__u32 misses; /* packets that the kernel was to send, since it last did */
+	__u64 fresh_until; /* ns of CLOCK_MONOTONIC; then the kernel sends one packet */
 };
 
 struct leg {

@@ -253,7 +253,6 @@ static __always_inline int forward(struct __sk_buff *skb, struct leg *out, const
 				   struct session *session, __u64 now, const __u32 l2)
 {
 	struct path *path = &out->path;
-	struct bpf_redir_neigh hop = {};
 	struct ethhdr *ethernet;
 
 	skb->tc_index = TC_INDEX_OF_SPLICE;
@@ -265,17 +264,12 @@ static __always_inline int forward(struct __sk_buff *skb, struct leg *out, const
 			return -1;
 		ethernet->h_proto = bpf_htons(out->family == 6 ? ETH_P_IPV6 : ETH_P_IP);
 	}
-	if (now > path->fresh_until) {
-		int refreshed = refresh_path(skb, out, &hop, now);
-
-		if (refreshed == PATH_GONE) {
-			if (may_complain(session, now))
-				tell(EVENT_NO_PATH, flow, 0);
-			count_drop(DROP_NO_PATH);
-			return DROP;
-		}
-		if (refreshed == PATH_BY_NEIGHBOUR)
-			return bpf_redirect_neigh(path->ifindex, &hop, sizeof(hop), 0);
+	if (now > path->fresh_until && path->ethernet) {
+		path->fresh_until = now + FRESH_NS;
+		if (path->misses++ >= MISSES_TELL && may_complain(session, now))
+			tell(EVENT_NO_PATH, flow, 0);
+		skb->tc_index = TC_INDEX_TO_LEARN;
+		return bpf_redirect_neigh(path->ifindex, NULL, 0, 0);
 	}
 	if (path->ethernet) {
 		ethernet = pulled(skb, ETH_HLEN);
