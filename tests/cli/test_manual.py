@@ -10,7 +10,7 @@ from tests.cli.conftest import CommandLine
 
 import msocks as package
 
-VERBS = ["proxy", "agent", "status", "links", "flows", "move", "nc", "user", "sessions", "check-config"]
+VERBS = ["proxy", "agent", "status", "links", "flows", "move", "nc", "user", "sessions", "doctor", "check-config"]
 USER_VERBS = ["add", "list", "remove", "password"]
 
 # Beyond click, what a command line loads is paid at every start.
@@ -46,6 +46,7 @@ def test_the_options_that_others_rely_on_exist(msocks: CommandLine):
         "links": ["--control", "--json"],
         "move": ["--to", "--control", "--json"],
         "nc": ["--control"],
+        "doctor": ["--json", "--discard-splice-state"],
         "check-config": ["--json"],
     }
     for verb, options in wanted.items():

@@ -36,6 +36,7 @@ _SECTIONS: dict[str, list[_Entry]] = {
         _Entry("proxy", "proxy_verb:proxy", "Run the proxy."),
         _Entry("user", "user_verbs:user", "Add, list and remove the proxy's users."),
         _Entry("sessions", "proxy_verbs:sessions", "List the sessions of the running proxy."),
+        _Entry("doctor", "doctor_verb:doctor", "Tell whether this host can splice, and what it lacks."),
     ],
     "Anywhere": [
         _Entry("check-config", "check_config_verb:check_config", "Check a configuration file for agent or proxy."),

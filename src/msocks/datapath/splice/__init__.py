@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msocks.datapath.splice.ports import PortRange, reserve
+from msocks.datapath.splice.refusal import SpliceRefused
+from msocks.protocol.leg import DatapathReason
 
 if TYPE_CHECKING:
     from msocks.datapath.splice.datapath import SpliceDatapath
@@ -29,19 +31,25 @@ def open_splice(
     Raises:
         SpliceRefused: This host refuses something that is needed.
         BpfError: The kernel does not take the programs.
-        ImportError: This build of msocks is without the splice's compiled parts.
     """
     # Loaded here: what tells why there is no splice (`feature_probe`) has to run where these cannot be imported.
-    from msocks.datapath.splice.datapath import SpliceDatapath
-    from msocks.datapath.splice.firewall import Firewall
-    from msocks.datapath.splice.hooks import Hooks
-    from msocks.datapath.splice.layout import MARK_OF_DAEMON
-    from msocks.datapath.splice.loader import load
+    try:
+        from msocks.datapath.splice.datapath import SpliceDatapath
+        from msocks.datapath.splice.firewall import Firewall, table_name
+        from msocks.datapath.splice.hooks import Hooks
+        from msocks.datapath.splice.layout import MARK_OF_DAEMON
+        from msocks.datapath.splice.loader import load
+    except ImportError as error:
+        raise SpliceRefused(
+            f"this msocks lacks the compiled parts of the splice: {error}",
+            remedy="`msocks doctor` says how to get them",
+            reason=DatapathReason.NO_KERNEL_SUPPORT,
+        ) from error
 
     reserve(ports)
     program = load(pin_directory, slots=slots)
     try:
-        firewall = Firewall(f"msocks_{pin_directory.name.replace('-', '_')}", MARK_OF_DAEMON)
+        firewall = Firewall(table_name(pin_directory.name), MARK_OF_DAEMON)
         hooks = Hooks(program)
         datapath = SpliceDatapath(reactor, program, hooks, firewall, ports=ports, half_closed_s=half_closed_s)
         hooks.attach_all()

@@ -89,6 +89,11 @@ table inet {self.name} {{
 """
 
 
+def table_name(proxy: str) -> str:
+    """The table's name for a proxy whose pins lie in a directory of that name."""
+    return f"msocks_{proxy.replace('-', '_')}"
+
+
 def _nft(commands: str) -> None:
     done = _run(["nft", "-f", "-"], commands)
     if done.returncode != 0:

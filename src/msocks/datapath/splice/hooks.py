@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -181,3 +182,18 @@ class Hooks:
         if self._attached.pop(index, None) is not None and not self._clsact:
             for direction in _DIRECTIONS:
                 self._pin(index, direction).unlink(missing_ok=True)
+
+
+def remove_filters(programs: Collection[int]) -> None:
+    """Take those of our filters off the clsact qdiscs that run one of these programs (ids), whoever attached them.
+
+    Raises:
+        OSError: There is no NETLINK_ROUTE here.
+    """
+    with contextlib.closing(RouteSocket()) as routes:
+        for interface in routes.interfaces():
+            for direction in _DIRECTIONS:
+                egress = direction == "egress"
+                found = libbpf.filter_of(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+                if found in programs:
+                    libbpf.detach_filter(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)

@@ -287,6 +287,15 @@ def has_tcx(ifindex: int) -> bool:
     return result == 0 or (result != -errno.EINVAL and _checked(result, "cannot ask for tcx") == 0)
 
 
+def try_clsact(ifindex: int) -> None:
+    """See whether the kernel has the clsact qdisc, by making one; it does not stay. Raises BpfError."""
+    result = lib.msocks_clsact_create(ifindex)
+    if result == -errno.EEXIST:
+        return
+    _checked(result, "cannot make the clsact qdisc")
+    lib.msocks_clsact_destroy(ifindex)
+
+
 def program_id(program: int) -> int:
     """The kernel's number of a program. Raises BpfError."""
     identity, kind, verified = (ffi.new("uint32_t *") for _ in range(3))

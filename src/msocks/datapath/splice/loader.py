@@ -163,7 +163,7 @@ def _note_layout(pin_directory: Path, name: str, digest: str) -> None:
 def _other_layout(pin_directory: Path, name: str) -> SpliceRefused:
     return SpliceRefused(
         f"the table {name} in {pin_directory} is of another version of msocks",
-        remedy="with the proxy stopped, run `msocks doctor --discard-splice-state DIR` on its state directory: sessions "
-        "that the kernel still carries end. Or run the proxy with --datapath relay",
+        remedy="with the proxy stopped, run `msocks doctor --discard-splice-state DIR` on its state directory: "
+        "sessions that the kernel still carries end. Or run the proxy with --datapath relay",
         reason=DatapathReason.NO_KERNEL_SUPPORT,
     )
