@@ -83,6 +83,7 @@ class SpliceConduit:
     __slots__ = (
         "_carriage",
         "_closed",
+        "_farewell",
         "_generation",
         "_host",
         "_number",
@@ -97,7 +98,6 @@ class SpliceConduit:
         "_resumable",
         "_server",
         "_spliced",
-        "_farewell",
     )  # fmt: skip
 
     def __init__(
@@ -272,16 +272,20 @@ class SpliceConduit:
         session = self._session
         old_number, self._number = self._number, 1 if self._number != 1 else 2
         entry = session.legs[self._number]
-        prepare_leg(leg.sock)
-        key = _fill_mobile_leg(entry, leg, options)
+        self._generation = leg.generation
+        self._cancel_residuals()
+        try:
+            prepare_leg(leg.sock)
+            key = _fill_mobile_leg(entry, leg, options)
+        except OSError:  # it was lost, and has no peer any more
+            self._drop_leg(leg)
+            return
         offered = max(0, options.send_window - len(leg.reply))
         if not self._spliced:
             assert self._server is not None
             self._begin(session, self._server, offered)
         entry.state = LegState.HANDSHAKE
         tables.put_flow(key, preparation.slot, self._number)
-        self._generation = leg.generation
-        self._cancel_residuals()
         try:
             leg.sock.send(leg.reply)
         except OSError:
@@ -320,13 +324,12 @@ class SpliceConduit:
         elif time.monotonic() > deadline or leg.sock.fileno() < 0:
             self._drop_leg(leg, key)
         else:
-            self._host.reactor.loop.call_later(
-                _NOT_YET_S, self._on_reply_sent, leg, key, old_number, offered, deadline
-            )
+            self._host.reactor.loop.call_later(_NOT_YET_S, self._on_reply_sent, leg, key, old_number, offered, deadline)
 
-    def _drop_leg(self, leg: Attachment, key: bytes) -> None:
+    def _drop_leg(self, leg: Attachment, key: bytes | None = None) -> None:
         """The leg came to nothing."""
-        self._host.tables.delete_flow(key)
+        if key is not None:
+            self._host.tables.delete_flow(key)
         self._session.legs[self._number].state = LegState.NONE
         self._host.reactor.forget(leg.sock.fileno())
         vanish(leg.sock)
@@ -583,9 +586,7 @@ def _fill(entry: Leg, local: End, remote: End, options: LegOptions) -> bytes:
 def _fill_mobile_leg(entry: Leg, leg: Attachment, options: LegOptions) -> bytes:
     ctypes.memset(ctypes.addressof(entry), 0, ctypes.sizeof(entry))
     family = leg.sock.family
-    key = _fill(
-        entry, _end_of(family, leg.sock.getsockname()), _end_of(family, leg.sock.getpeername()), options
-    )
+    key = _fill(entry, _end_of(family, leg.sock.getsockname()), _end_of(family, leg.sock.getpeername()), options)
     entry.generation = leg.generation
     entry.begins_in = entry.arrived = leg.up_from
     entry.begins_out = leg.down_from
@@ -608,4 +609,3 @@ def _unread(sock: socket.socket) -> bytes:
         pieces.append(piece)
         total += len(piece)
     return b"".join(pieces)
-

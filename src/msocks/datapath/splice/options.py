@@ -111,8 +111,6 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
         tolerant: The mobile node is known to take segments without timestamps on a leg that has them: RFC 7323
             section 3.2 lets it drop them, Linux takes them.
     """
-    if not (mobile.established and server.established):
-        return DatapathReason.UNEQUAL_OPTIONS
     if mobile.ecn or server.ecn:
         return DatapathReason.UNEQUAL_OPTIONS
     if mobile.timestamps != server.timestamps and not (mobile.timestamps and tolerant):
@@ -123,6 +121,9 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
 
 
 def is_local(sock: socket.socket) -> bool:
-    """Whether the peer is on this host: its packets pass no interface that could be hooked."""
-    here, there = sock.getsockname()[0], sock.getpeername()[0]
+    """Whether the peer is on this host: its packets pass no interface that could be hooked. False of a lost leg."""
+    try:
+        here, there = sock.getsockname()[0], sock.getpeername()[0]
+    except OSError:
+        return False
     return bool(here == there or ip_address(there.partition("%")[0]).is_loopback)

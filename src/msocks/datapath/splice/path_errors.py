@@ -7,4 +7,4 @@ from msocks.datapath.splice.raw_output import RawOutput
 
 
 def tell_sender(session: Session, event: PacketEvent, output: RawOutput) -> None:
-    """placeholder until merged"""
+    """Placeholder until merged"""

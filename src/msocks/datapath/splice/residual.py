@@ -19,7 +19,7 @@ _ATTEMPTS = 8
 class Residual:
     """One thing to be said until it is acknowledged."""
 
-    __slots__ = ("_attempts", "_is_acknowledged", "_loop", "_on_over", "_say", "_timer", "_timeout_s")
+    __slots__ = ("_attempts", "_is_acknowledged", "_loop", "_on_over", "_say", "_timeout_s", "_timer")
 
     def __init__(
         self,

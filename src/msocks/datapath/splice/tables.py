@@ -157,5 +157,3 @@ class Tables:
         while inside and time.monotonic() < give_up:
             await asyncio.sleep(0)
             inside = [(busy, count) for busy, count in inside if busy.count == count]
-
-

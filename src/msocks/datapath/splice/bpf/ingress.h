@@ -114,12 +114,12 @@ static __always_inline int take_reset(struct crossing *crossing)
 		tell(EVENT_LEG_RESET, crossing->flow, crossing->in->generation);
 		return DROP_RESET_DETACHES;
 	}
-	if (is_exact) {
-		session->state = SESSION_RESET;
-		tell(crossing->from_mobile ? EVENT_LEG_RESET : EVENT_SERVER_RESET, crossing->flow,
-		     crossing->in->generation);
-	}
-	return -1;
+	if (!is_exact)
+		return -1;
+	session->state = SESSION_RESET;
+	tell(crossing->from_mobile ? EVENT_LEG_RESET : EVENT_SERVER_RESET, crossing->flow, crossing->in->generation);
+	/* On a leg that could be followed by another, an RST would say no more than that the leg is gone. */
+	return session->flags & SESSION_RESUMABLE ? DROP_RESET_DETACHES : -1;
 }
 
 static __always_inline int take_acknowledgment(struct packet *packet, struct crossing *crossing,
@@ -158,13 +158,11 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 	return -1;
 }
 
-/* The stream goes the other way than the session: nobody is there, but the server may end it. */
+/* No mobile leg carries: nothing is passed on, but either end may say that it is gone. */
 static __always_inline int without_mobile_leg(struct packet *packet, struct crossing *crossing)
 {
-	if (packet->flags & RST && exact(crossing->data, crossing->in, crossing->offset)) {
-		crossing->session->state = SESSION_RESET;
-		tell(EVENT_SERVER_RESET, crossing->flow, 0);
-	}
+	if (packet->flags & RST)
+		take_reset(crossing);
 	return dropped(crossing, DROP_STOPPED);
 }
 
