@@ -18,7 +18,7 @@ from msocks_lab.process import python_argv
 MSOCKS = str(Path(sys.executable).with_name("msocks"))
 PORT = 1080
 SERVER_PORT = 7000
-DATAPATHS = ("relay",)
+DATAPATHS = ("relay", "splice")
 """What `msocks proxy --datapath` is told: everything here runs on each."""
 WIFI = LinkConfig("wifi", rtt_ms=5, rate_mbit=50)
 LTE = LinkConfig("lte", rtt_ms=50, rate_mbit=20)
