@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SCRIPT := PYTHONPATH=. $(PYTHON)
 
-.PHONY: help install test demo lint fmt docs dist lock soak bench-install bench-handoff bench-relay clean distclean
+.PHONY: help install test demo lint fmt docs bpf dist lock soak bench-install bench-handoff bench-relay clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,13 @@ fmt: install  ## let ruff repair and format
 
 docs: install  ## build docs/_build/html; a warning is an error
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+bpf: | .venv  ## compile the eBPF object anew and show what the verifier says of it (root)
+	$(PYTHON) hatch_build.py object
+	@$(PYTHON) tools/load_bpf.py
+
+.venv:
+	@tools/install
 
 dist: install  ## build sdist and wheel into dist/
 	rm -rf dist

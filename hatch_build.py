@@ -51,10 +51,9 @@ class SpliceBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, before hatchling collects the files."""
-        del version  # "standard" or "editable": the files have the same place
         if without_splice():
-            for stale in (OBJECT, EXTENSION):
-                (ROOT / stale).unlink(missing_ok=True)
+            if version == "editable":  # else what an earlier build left there is in no wheel: Git ignores it
+                self.clean([])
             return
         build_object()
         build_extension()

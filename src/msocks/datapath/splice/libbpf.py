@@ -298,10 +298,19 @@ def try_clsact(ifindex: int) -> None:
 
 def program_id(program: int) -> int:
     """The kernel's number of a program. Raises BpfError."""
+    return _program_info(program)[0]
+
+
+def verified_instructions(program: int) -> int:
+    """How many instructions the verifier followed; it gives up at a million. Raises BpfError."""
+    return _program_info(program)[1]
+
+
+def _program_info(program: int) -> tuple[int, int]:
     identity, kind, verified = (ffi.new("uint32_t *") for _ in range(3))
     name, tag = ffi.new("char[16]"), ffi.new("unsigned char[8]")
     _checked(lib.msocks_program_info(program, identity, kind, verified, name, tag), "a program does not say what it is")
-    return int(identity[0])
+    return int(identity[0]), int(verified[0])
 
 
 def attach_filter(ifindex: int, program: int, *, egress: bool, handle: int, priority: int) -> None:
