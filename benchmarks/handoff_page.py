@@ -29,9 +29,10 @@ longer than any stall.
 
 *Target* is what MSOCKS has to keep; *kept* says whether it does.
 
-The gaps of the first table may come some time after the move, when the connection has filled the queue of its new
-link (100 ms) and loses packets there, as it would without any move: that is the row where nothing happens. This is how
-long it took until bytes flowed again:
+The gaps of the first table may come some time after the event. A TCP connection fills the queue of its link (100 ms)
+and then loses packets there: that is the row where nothing happens. For the first ten seconds on a new link MSOCKS
+paces what it sends, so that this does not happen (*Architecture*, "The first seconds on a new link"); later on, and on
+a first link, its legs are like any other connection. This is how long it took until bytes flowed again:
 
 {resumed}
 

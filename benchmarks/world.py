@@ -83,6 +83,10 @@ def start_ready(process: LabProcess) -> LabProcess:
     return process
 
 
+# Not what `auto` would choose: these figures are the relay's.
+_RELAY = ("--datapath", "relay")
+
+
 def allowed_destinations(lab: Lab) -> list[str]:
     """Options that let a proxy connect to the lab's server."""
     return options("--allow", [f"{address}/{128 if ':' in address else 32}" for address in lab.server.addresses])
@@ -90,7 +94,8 @@ def allowed_destinations(lab: Lab) -> list[str]:
 
 def start_proxy(lab: Lab, state: Path) -> LabProcess:
     """The proxy for agents."""
-    argv = [MSOCKS, "proxy", "--listen", f"[::]:{PROXY_PORT}", "--state", str(state), *allowed_destinations(lab)]
+    argv = [MSOCKS, "proxy", "--listen", f"[::]:{PROXY_PORT}", "--state", str(state), *_RELAY]
+    argv += allowed_destinations(lab)
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
 
@@ -98,7 +103,7 @@ def start_open_proxy(lab: Lab) -> LabProcess:
     """A proxy for plain SOCKS5 clients without authentication, with a state directory of its own."""
     state = str(lab.directory / "open-state")
     listen = ["--listen", f"[::]:{OPEN_PORT}"]
-    argv = [MSOCKS, "proxy", *listen, "--state", state, "--open", *allowed_destinations(lab)]
+    argv = [MSOCKS, "proxy", *listen, "--state", state, "--open", *_RELAY, *allowed_destinations(lab)]
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
 

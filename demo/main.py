@@ -1,18 +1,20 @@
 """`make demo`: a download by curl and an ssh session move between networks, again and again; nothing is lost.
 
-Exit status 0 only if every move happened, both programs ended well, the file's digest is right, and the server saw one
-connection from each.
+Exit status 0 only if every move happened, both programs ended well, the file's digest is right, the server saw one
+connection from each, and the datapath that was asked for carried both.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from demo.watchers import TYPING_PERIOD_S, Download, Typing
-from demo.world import World, build
+from demo.world import WEB_PORT, World, build
 from msocks_lab import CutMode, LinkCounters
 from msocks_lab.measurement import measurement_lock
 
@@ -33,6 +35,19 @@ class Row:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Carrier:
+    """What has carried a program's session at the proxy, by the agent's flow table."""
+
+    program: str
+    datapath: str
+    reason: str  # why it was not the splice
+
+    def __str__(self) -> str:
+        reason = "" if self.reason == "unspecified" else f" ({self.reason})"
+        return f"{self.program}: {self.datapath}{reason}"
+
+
 class Show:
     """Carries the script out, and watches."""
 
@@ -41,6 +56,7 @@ class Show:
         self.download = download
         self.typing = typing
         self.rows: list[Row] = []
+        self.carriers: set[Carrier] = set()
         self._flows = {"curl": "", "ssh": ""}
         self._printed = 0.0
         self._last = (time.monotonic(), 0)
@@ -48,8 +64,13 @@ class Show:
     def find_flows(self) -> None:
         """Learn which flow is whose, by its destination port."""
         for flow in self.world.flows():
-            program = "curl" if str(flow["destination"]).endswith(":8080") else "ssh"
-            self._flows[program] = flow["id"]
+            self._flows[_program(flow)] = flow["id"]
+
+    def note_carriers(self) -> None:
+        """Learn what carries the sessions now: that may change with a move."""
+        for flow in self.world.flows():
+            if flow["datapath"] != "none":  # no leg yet
+                self.carriers.add(Carrier(_program(flow), flow["datapath"], flow["datapath_reason"]))
 
     def requested(self, programs: tuple[str, ...], to: str) -> None:
         """`msocks move`, for one program's flow or for all."""
@@ -73,6 +94,7 @@ class Show:
             self._wait_for(programs, to)
         except (RuntimeError, TimeoutError) as error:
             row.problem = str(error)
+        self.note_carriers()
         self.watch(SETTLE_S)
         meters = {"curl": self.download.meter, "ssh": self.typing.meter}
         for program in programs:
@@ -130,6 +152,10 @@ class Show:
         print(f"     {total / 1e6:6.1f} MB  {rate:5.1f} Mbit/s   {where}", flush=True)
 
 
+def _program(flow: dict[str, Any]) -> str:
+    return "curl" if str(flow["destination"]).endswith(f":{WEB_PORT}") else "ssh"
+
+
 def _busy(crossed: LinkCounters) -> bool:
     """More than what an ssh session and probes need in a second."""
     return crossed.bytes_down > 60_000
@@ -161,10 +187,13 @@ def play(show: Show) -> None:
 
 def main() -> int:
     """Build, play, judge, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--datapath", default="auto", choices=["auto", "splice", "relay"], help="of the proxy")
+    options = parser.parse_args()
     started = time.monotonic()
     print("Two networks: wifi (50 Mbit/s, 5 ms, IPv4 only, behind a NAT) and lte (20 Mbit/s, 50 ms, IPv6 only).")
     print(f"curl downloads {FILE_BYTES // 1_000_000} MB from nginx; an ssh session echoes what is typed every 200 ms.")
-    with measurement_lock(), build(FILE_BYTES) as world:
+    with measurement_lock(), build(FILE_BYTES, options.datapath) as world:
         download, typing = Download(world.curl()), Typing(world.ssh())
         show = Show(world, download, typing)
         play(show)
@@ -173,8 +202,9 @@ def main() -> int:
         deadline = time.monotonic() + 90
         while not download.done and time.monotonic() < deadline:
             show.watch(0.5)
-        flows = {flow["id"]: flow for flow in world.flows()}
-        datapaths = sorted({str(flow["datapath"]) for flow in flows.values()})
+        show.note_carriers()
+        carriers = sorted(show.carriers)
+        carried = {carrier.datapath for carrier in carriers}
         checks = {
             "every move came about": not any(row.problem for row in show.rows),
             "curl ended with status 0": download.done and download.process.wait(5) == 0,
@@ -184,8 +214,10 @@ def main() -> int:
             "ssh never broke, every line came back in order": typing.finish(),
             "the server saw one connection from curl, one from ssh": world.lab.server.accepted_connections() == 2,
             "nginx served one request, no range": _one_request(world),
+            "what carried both is the datapath that was asked for": len(carriers) >= 2
+            and (options.datapath == "auto" or carried == {options.datapath}),
         }
-    _print_table(show.rows, datapaths)
+    _print_table(show.rows, carriers)
     for text, holds in checks.items():
         print(f"  {'yes' if holds else 'NO ':3}  {text}")
     print(f"  {time.monotonic() - started:.0f} s in all.")
@@ -197,9 +229,9 @@ def _one_request(world: World) -> bool:
     return lines == [f"GET /file range=- status=200 bytes={FILE_BYTES}"]
 
 
-def _print_table(rows: list[Row], datapaths: list[str]) -> None:
+def _print_table(rows: list[Row], carriers: list[Carrier]) -> None:
     head = f"{'':3} {'cause':18} {'to':5} {'curl stalled':>13} {'ssh stalled':>13}"
-    print(f"\n  {head}   (datapath: {', '.join(datapaths)})")
+    print(f"\n  {head}   (datapath of {', '.join(map(str, carriers))})")
     for number, row in enumerate(rows, 1):
         cells = [f"{row.stall_ms[name]:10.0f} ms" if name in row.stall_ms else " " * 13 for name in ("curl", "ssh")]
         print(f"  {number:2}. {row.what:18} {row.to:5} {cells[0]} {cells[1]}   {row.problem}")

@@ -97,8 +97,11 @@ class World:
 
 
 @contextlib.contextmanager
-def build(file_bytes: int) -> Iterator[World]:
-    """Make the hosts and start the programs; everything is gone when the block ends, whatever happens."""
+def build(file_bytes: int, datapath: str) -> Iterator[World]:
+    """Make the hosts and start the programs; everything is gone when the block ends, whatever happens.
+
+    `datapath` is what `msocks proxy --datapath` is told.
+    """
     with Lab(LabConfig([WIFI, LTE])) as lab:
         directory = lab.directory
         digest = _write_file(directory / "www" / "file", file_bytes)
@@ -113,9 +116,8 @@ def build(file_bytes: int) -> Iterator[World]:
         access.chmod(0o600)
         allowed = [f"{address}/{128 if ':' in address else 32}" for address in lab.server.addresses]
         listen = _each("--listen", [f"0.0.0.0:{PROXY_PORT}", f"[::]:{PROXY_PORT}"])
-        _start(lab.proxy.popen(
-            [MSOCKS, "proxy", *listen, "--state", str(state), *_each("--allow", allowed)], stdout=subprocess.PIPE
-        ))  # fmt: skip
+        proxy = [MSOCKS, "proxy", *listen, "--state", str(state), *_each("--allow", allowed), "--datapath", datapath]
+        _start(lab.proxy.popen(proxy, stdout=subprocess.PIPE))
         control = directory / "agent.sock"
         agent = [MSOCKS, "agent", "--access-file", str(access), "--listen", f"127.0.0.1:{LOCAL_PORT}"]
         agent += ["--control", str(control), "--link", "wifi", "--link", "lte"]

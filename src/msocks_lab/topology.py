@@ -47,7 +47,7 @@ _MOBILE = {
 
 
 @contextlib.contextmanager
-def _choosable(congestion_control: str) -> Iterator[None]:
+def choosable(congestion_control: str) -> Iterator[None]:
     """Let other network namespaces than the first choose an algorithm that the machine keeps to itself.
 
     Those that have chosen keep it, so the machine's own setting is put back at the end.
@@ -73,7 +73,7 @@ class Network:
         self.nodes: dict[str, Node] = {}
         self.tuns: dict[str, tuple[int, int]] = {}
         special = {"mobile": _MOBILE, **dict.fromkeys(("core", *(plan.radio for plan in plans)), _ROUTER)}
-        with _choosable(_EVERYWHERE["ipv4/tcp_congestion_control"]):
+        with choosable(_EVERYWHERE["ipv4/tcp_congestion_control"]):
             for name in ("mobile", "core", *(host.name for host in WIRED_HOSTS), *(plan.radio for plan in plans)):
                 self.nodes[name] = Node(name, overlays, {**_EVERYWHERE, **special.get(name, {})})
         self._build_core()

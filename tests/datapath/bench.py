@@ -13,6 +13,7 @@ from tests.datapath.networks import Network
 
 from msocks.datapath.interface import Attachment, Conduit, LegEnd
 from msocks.protocol.leg import DatapathKind
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.resume import ClientPosition, resume
 from msocks.transport.kernel import prepare_leg
 
@@ -22,7 +23,8 @@ REPLY = b"<reply>"
 class Owner:
     """Notes what it is told, and objects to being told within a call of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: ByteBudget | None = None) -> None:
+        self.budget = budget
         self.legs_ended: list[tuple[int, LegEnd]] = []
         self.servers_lost: list[LegEnd] = []
         self.bytes_lost: list[str] = []

@@ -16,6 +16,7 @@ from msocks.session.resume import StreamState
 from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
 
 
+@pytest.mark.every_family
 async def test_bytes_go_both_ways_behind_the_reply(bench: Bench) -> None:
     mobile = await bench.attach(1)
     await write(mobile, b"request")
@@ -25,12 +26,14 @@ async def test_bytes_go_both_ways_behind_the_reply(bench: Bench) -> None:
     await eventually(lambda: (bench.conduit.counters().up, bench.conduit.counters().down) == (7, 6))
 
 
+@pytest.mark.every_family
 async def test_a_server_that_speaks_first_is_heard(bench: Bench) -> None:
     await write(bench.server, b"220 ready\r\n")
     mobile = await bench.attach(1)
     assert await read(mobile, 11) == b"220 ready\r\n"
 
 
+@pytest.mark.every_family
 async def test_bytes_behind_the_request_come_first(bench: Bench) -> None:
     mobile = await bench.attach(1, early=b"hello, ")
     await write(mobile, b"server")
@@ -57,6 +60,7 @@ async def test_half_close_from_the_server(bench: Bench) -> None:
     assert bench.conduit.state().down_fin == 9
 
 
+@pytest.mark.every_family
 async def test_both_ends_make_it_finished(bench: Bench) -> None:
     mobile = await bench.attach(1)
     mobile.shutdown(socket.SHUT_WR)
@@ -80,6 +84,7 @@ async def test_a_reset_of_the_mobile_leg_only_detaches(bench: Bench) -> None:
     assert await read(bench.server, 3) == b"two"
 
 
+@pytest.mark.every_family
 async def test_a_reset_of_the_server_leg_is_told(bench: Bench) -> None:
     await bench.attach(1)
     reset_on_close(bench.server)
@@ -94,6 +99,7 @@ async def test_an_abort_resets_the_server(bench: Bench) -> None:
         await read(bench.server, 1)
 
 
+@pytest.mark.every_family
 async def test_what_the_mobile_has_not_received_is_sent_again(bench: Bench) -> None:
     mobile = await bench.attach(1)
     await write(bench.server, b"x" * 5000)
@@ -143,6 +149,7 @@ async def test_a_leg_can_be_restarted_after_a_refusal(bench: Bench) -> None:
     assert await read(mobile, 12) == b"before after"
 
 
+@pytest.mark.every_family
 async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(bench: Bench) -> None:
     old = await bench.attach(1)
     await write(old, b"up, old;")
@@ -197,6 +204,7 @@ async def test_the_state_tells_what_is_on_the_way(bench: Bench) -> None:
     )
 
 
+@pytest.mark.every_family
 async def test_megabytes_both_ways_over_many_legs(bench: Bench) -> None:
     chance = random.Random(7)
     size = 8_000_000

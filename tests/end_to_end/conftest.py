@@ -18,6 +18,8 @@ from msocks_lab.process import python_argv
 MSOCKS = str(Path(sys.executable).with_name("msocks"))
 PORT = 1080
 SERVER_PORT = 7000
+DATAPATHS = ("relay",)
+"""What `msocks proxy --datapath` is told: everything here runs on each."""
 WIFI = LinkConfig("wifi", rtt_ms=5, rate_mbit=50)
 LTE = LinkConfig("lte", rtt_ms=50, rate_mbit=20)
 
@@ -54,8 +56,9 @@ class Transfer:
 class Field:
     """The lab and what runs in it."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, datapath: str) -> None:
         self.lab = lab
+        self.datapath = datapath
         self.directory = lab.directory
         self.state = self.directory / "state"
         self.control = self.directory / "agent.sock"
@@ -72,8 +75,9 @@ class Field:
     def start_proxy(self) -> None:
         listen = ["--listen", f"0.0.0.0:{PORT}", "--listen", f"[::]:{PORT}"]
         allow = ["--allow", f"{self.lab.server.ipv4}/32", "--allow", f"{self.lab.server.ipv6}/128"]
+        options = ["--state", str(self.state), "--datapath", self.datapath]
         self.proxy = self._ready(
-            self.lab.proxy.popen([MSOCKS, "proxy", *listen, *allow, "--state", str(self.state)], stdout=subprocess.PIPE)
+            self.lab.proxy.popen([MSOCKS, "proxy", *listen, *allow, *options], stdout=subprocess.PIPE)
         )
 
     def start_agent(self, *links: str) -> LabProcess:
@@ -94,6 +98,11 @@ class Field:
     def flows(self) -> list[dict[str, Any]]:
         flows: list[dict[str, Any]] = json.loads(self.msocks("flows", "--json").stdout)["flows"]
         return flows
+
+    def carried(self) -> None:
+        """Every session, those that have ended too, was carried by the datapath that the proxy was told."""
+        carriers = {(flow["datapath"], flow["datapath_reason"]) for flow in self.flows()}
+        assert {datapath for datapath, _ in carriers} == {self.datapath}, carriers
 
     def transfer(self, *options: str, host: str = "server") -> Transfer:
         """Start a pattern client; options as `python -m msocks_lab.pattern_client --help` tells."""
@@ -118,16 +127,23 @@ class Field:
         return crossed.bytes_down + crossed.bytes_up
 
 
+@pytest.fixture(params=DATAPATHS, scope="session")
+def datapath(request: pytest.FixtureRequest) -> str:
+    """What the proxy is told to carry sessions with."""
+    chosen: str = request.param
+    return chosen
+
+
 @pytest.fixture
-def make_field() -> Iterator[Callable[..., Field]]:
-    """Builds a lab with the given links; the proxy runs, the agent does not yet."""
+def make_field(datapath: str) -> Iterator[Callable[..., Field]]:
+    """Builds a lab with the given links; neither the proxy nor the agent runs yet."""
     labs: list[Lab] = []
 
     def make(*links: LinkConfig) -> Field:
         lab = Lab(LabConfig(links or (WIFI, LTE)))
         lab.__enter__()
         labs.append(lab)
-        return Field(lab)
+        return Field(lab, datapath)
 
     yield make
     for lab in labs:

@@ -46,10 +46,10 @@ def self_signed(directory: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Callable[..., dict[str, Any]]]:
+def run(datapath: str) -> Iterator[Callable[..., dict[str, Any]]]:
     """Runs a program of library_program.py on the mobile host; the result is what it prints."""
     with Lab(LabConfig([WIFI, LTE])) as lab:
-        field = Field(lab)
+        field = Field(lab, datapath)
         field.start_proxy()
         certificate, key = self_signed(field.directory)
         lab.server.popen([sys.executable, str(HERE / "echo_servers.py"), str(certificate), str(key)])

@@ -27,9 +27,10 @@ FORBIDDEN = re.compile(f"{MACHINE_PATHS}|{INDEX_HOSTS}")
 
 def texts(directory: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted(directory.iterdir()):
+        if path.name in BUILT:  # ".git" is a file where several working trees share one repository
+            continue
         if path.is_dir() and not path.is_symlink():
-            if path.name not in BUILT:
-                yield from texts(path)
+            yield from texts(path)
         elif path.is_file():
             content = path.read_bytes()
             if b"\0" not in content:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.proxy.conftest import ANY_PORT, RunningProxy, StartProxy, eventually
@@ -18,9 +19,11 @@ from tests.proxy.mobile_node import Server, dial, read_exactly, receive, reset, 
 from msocks.errors import ConfigurationError, EndReason
 from msocks.protocol.control import Goodbye, RefusalCode, Refused, SessionEnded
 from msocks.protocol.leg import LegStatus
+from msocks.proxy import session_registry
 from msocks.proxy.config import DatapathChoice, ProxyConfig, ProxyLimits
 from msocks.proxy.listener import ListenError
 from msocks.proxy.server import Proxy
+from msocks.session.byte_budget import SHARE_BYTES, ByteBudget
 from msocks.store.administration import remove_user
 from msocks.store.running_proxy import ProxyNotRunning, sessions, tell_users_changed
 from msocks.store.state_directory import StateDirectory
@@ -152,6 +155,41 @@ async def test_limits_hold_for_all_users_together(start_proxy: StartProxy, serve
     assert (await leg.reply()).status is LegStatus.LIMIT
 
 
+async def test_what_is_held_for_one_user_is_bounded_and_everything_arrives(
+    start_proxy: StartProxy, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    budgets: list[ByteBudget] = []
+
+    class Noted(ByteBudget):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            budgets.append(self)
+
+    monkeypatch.setattr(session_registry, "ByteBudget", Noted)
+    proxy = await start_proxy(limits=ProxyLimits(held_mib=64, held_mib_per_user=1), datapath=DatapathChoice.RELAY)
+    alice = await proxy.node("alice")
+    legs, sending = [], []
+    for _ in range(3):
+        _, leg = await alice.open_session(server.endpoint)
+        remote = await server.accept()
+        sending.append(asyncio.create_task(send_all(remote, bytes(4_000_000))))
+        legs.append(leg.sock)
+    _, users = budgets
+    await eventually(lambda: users.held >= 1 << 20)
+    await asyncio.sleep(0.2)
+    assert users.held <= (1 << 20) + 3 * SHARE_BYTES
+    bob = await proxy.node("bob")
+    await bob.open_session(server.endpoint)
+    assert budgets[2].left == 1 << 20, "each user has a budget of his own"
+    for sock in legs:
+        assert len(await read_exactly(sock, 4_000_000)) == 4_000_000
+    await asyncio.gather(*sending)
+
+
+async def send_all(sock: socket.socket, data: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(sock, data)
+
+
 async def test_stopping_lets_sessions_end_and_then_resets_them(start_proxy: StartProxy, server: Server):
     proxy = await start_proxy(stop_grace_s=0.3)
     node = await proxy.node()
@@ -242,6 +280,7 @@ def test_without_a_proxy_the_command_says_so(tmp_path: Path):
 PROGRAM = """
 import sys
 from pathlib import Path
+from typing import Any
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.server import run
 from msocks.values.endpoint import Endpoint

@@ -26,12 +26,15 @@ from msocks.agent.flow_table import FlowTable
 from msocks.agent.local_port import LocalPort, ProgramRequest
 from msocks.agent.settings import AgentSettings
 from msocks.client.node import MobileNode
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
 from msocks.values.endpoint import Endpoint
 from msocks.version import __version__
 
 _log = structlog.get_logger("msocks.agent")
+
+_MIB = 1024 * 1024
 
 
 class Agent:
@@ -45,6 +48,7 @@ class Agent:
         loop = self.node.reactor.loop
         self.flows = FlowTable(loop, settings.limits)
         self.events = EventFeed()
+        self._budget = ByteBudget(settings.limits.held_mib * _MIB)
         self._farewells = Farewells(self.node.reactor)
         self._port = LocalPort(self.node.reactor, settings.limits, self._farewells, self._on_request)
         self._connecting = DeadlineQueue[Flow](
@@ -119,7 +123,7 @@ class Agent:
             _log.warning("program_refused", destination=str(request.destination), reason=str(overload))
             self._farewells.say(request.sock, request.dialogue.refuse(overload))
             return
-        flow = Flow(self.node, request, self, self._farewells)
+        flow = Flow(self.node, request, self, self._farewells, self._budget)
         self.flows.add(flow)
         self._connecting.add(flow)
         _log.debug("flow_opened", **self._names(flow), protocol=request.dialogue.name)

@@ -13,6 +13,7 @@ from msocks.agent.local_port import ProgramRequest
 from msocks.client.connection import Connection
 from msocks.client.node import MobileNode
 from msocks.errors import EndReason, MsocksError, SessionEnded
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile_effects import Carried, MoveCause, SessionState
 from msocks.transport.reactor import FAILED
@@ -102,7 +103,15 @@ class FlowOwner(Protocol):
 class Flow:
     """See the module. Made for a request, which it answers; ends by itself."""
 
-    def __init__(self, node: MobileNode, request: ProgramRequest, owner: FlowOwner, farewells: Farewells) -> None:
+    def __init__(
+        self,
+        node: MobileNode,
+        request: ProgramRequest,
+        owner: FlowOwner,
+        farewells: Farewells,
+        budget: ByteBudget,
+    ) -> None:
+        """What is held of the program's bytes counts in `budget`."""
         self.destination = request.destination
         self._node = node
         self._request = request
@@ -117,7 +126,7 @@ class Flow:
         self._closed = False
         # An urgent byte stays in its place in the stream; else the kernel takes it out, and it is lost.
         request.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        self._pump = SocketPump(node.reactor, request.sock, self, node.sweep)
+        self._pump = SocketPump(node.reactor, request.sock, self, node.sweep, budget)
         self.connection = Connection(node, request.destination, self._pump.stream, self)
 
     def begin(self) -> None:

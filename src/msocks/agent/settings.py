@@ -17,8 +17,10 @@ class AgentLimits:
     """How much of everything, and how long.
 
     Attributes:
-        flows: Flows at the same time, at least 1. One more is refused. A flow holds at most some 4.5 MiB of bytes that
-            the proxy has not acknowledged (256 KiB and what the kernel's send buffer took), an idle one none.
+        flows: Flows at the same time, at least 1. One more is refused.
+        held_mib: MiB of bytes from programs that the proxy has not ACKed yet, of all flows together, parked ones
+            included, at least 1. An idle flow holds none, one flow some 4.5 MiB at most. At the limit nobody is cut
+            off: flows that hold 16 KiB or more read nothing from their programs until they hold less.
         handshakes: Programs that have connected and not yet said where to, at least 1. One more, and the oldest of them
             is closed.
         handshake_timeout_s: From a program's connection until it has said where to, in seconds, above 0.
@@ -29,6 +31,7 @@ class AgentLimits:
     """
 
     flows: int = 4096
+    held_mib: int = 256
     handshakes: int = 1024
     handshake_timeout_s: float = 10.0
     connect_timeout_s: float = 120.0
@@ -36,7 +39,7 @@ class AgentLimits:
     ended_kept_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("flows", "handshakes", "ended_flows"):
+        for name in ("flows", "held_mib", "handshakes", "ended_flows"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"the limit {name} is {getattr(self, name)}", remedy="give at least 1")
         for name in ("handshake_timeout_s", "connect_timeout_s", "ended_kept_s"):

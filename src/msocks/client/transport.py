@@ -12,7 +12,8 @@ from msocks.client.network import Network
 from msocks.errors import MsocksError
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile_effects import Carried, SessionState
-from msocks.transport.leg_stream import UNSENT_LIMIT_BYTES, LegStream
+from msocks.transport.leg_stream import LegStream
+from msocks.transport.outbound import UNSENT_LIMIT_BYTES
 from msocks.transport.sweep import Sweep
 from msocks.values.endpoint import Endpoint
 

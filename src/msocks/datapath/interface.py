@@ -36,6 +36,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from msocks.protocol.leg import DatapathKind, DatapathReason
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.resume import StreamState
 from msocks.values.endpoint import Address
 
@@ -77,6 +78,14 @@ class ConduitOwner(Protocol):
     Calls come from the event loop, never from within a call of the owner to the conduit or the datapath; none may
     block. After `Conduit.close` none comes.
     """
+
+    @property
+    def budget(self) -> ByteBudget | None:
+        """What the bytes that the conduit holds for the mobile count in, from `open` on; None for no limit.
+
+        At its limit the conduit takes no more than `byte_budget.SHARE_BYTES` from the server before the mobile has
+        ACKed what is held.
+        """
 
     def on_leg_ended(self, generation: int, end: LegEnd) -> None:
         """The mobile leg of that generation is gone, and is stopped; the session waits for another.

@@ -29,9 +29,12 @@ class ProxyLimits:
     Attributes:
         half_open: TCP connections that have not yet said what they want. One more, and the oldest is closed.
         half_open_per_source: The same from one IPv4 address or IPv6 /64.
-        sessions: Sessions in all, parked ones included. A relayed session holds at most some 4.5 MiB of bytes that the
-            mobile node has not acknowledged (256 KiB and what the kernel's send buffer took), idle ones none.
+        sessions: Sessions in all, parked ones included.
         sessions_per_user: Unless the user has a limit of his own.
+        held_mib: MiB of bytes from servers that no mobile node has ACKed yet, of all sessions together, parked ones
+            included. An idle session holds none, a relayed one at most some 4.5 MiB. At the limit nobody is cut off:
+            sessions that hold 16 KiB or more read nothing from their servers until they hold less.
+        held_mib_per_user: The same of one user's sessions.
         channels_per_user: Control channels, unless the user has a limit of his own.
         associations_per_user: Keys that are remembered. One more, and the one without channels for longest is dropped.
         resolutions: Host names being looked up; more wait.
@@ -42,6 +45,8 @@ class ProxyLimits:
     half_open_per_source: int = 512
     sessions: int = 20_000
     sessions_per_user: int = 2_000
+    held_mib: int = 1024
+    held_mib_per_user: int = 256
     channels_per_user: int = 64
     associations_per_user: int = 64
     resolutions: int = 32

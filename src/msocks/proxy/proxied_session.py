@@ -17,6 +17,7 @@ from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
 from msocks.proxy.reconnection import consider, stale
 from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.record import SessionRecord, SessionState
 from msocks.session.resume import ClientPosition
 from msocks.values.endpoint import Address, Endpoint
@@ -32,6 +33,9 @@ class SessionHost(Protocol):
     @property
     def datapath(self) -> Datapath:
         """Makes conduits."""
+
+    def budget_of(self, user: str) -> ByteBudget:
+        """What the bytes held for a user's sessions count in."""
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -98,6 +102,11 @@ class ProxiedSession:
         self._bound: Endpoint | None = None
         self._settling: asyncio.Lock | None = None
         record.claim(leg.generation)
+
+    @property
+    def budget(self) -> ByteBudget:
+        """What the bytes held for the session count in."""
+        return self._host.budget_of(self.record.user)
 
     @property
     def client(self) -> Endpoint:

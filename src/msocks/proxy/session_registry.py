@@ -17,6 +17,7 @@ from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.dialler import Dialler
 from msocks.proxy.proxied_session import ProxiedSession, SessionView
 from msocks.proxy.waiting_leg import WaitingLeg, verdict
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.record import SessionRecord, SessionState, Tombstones
 from msocks.session.resume import ClientPosition
 from msocks.transport.reactor import Reactor
@@ -27,6 +28,7 @@ _log = structlog.get_logger("msocks.proxy.session")
 
 # So long a server may go on sending after its client has hung up; all of it is discarded.
 _HANG_UP_S = 60.0
+_MIB = 1024 * 1024
 
 
 class SessionRegistry:
@@ -48,6 +50,8 @@ class SessionRegistry:
         self._dialler = dialler
         self._sessions: dict[tuple[str, SessionId], ProxiedSession] = {}
         self._count_of_user: dict[str, int] = {}
+        self._budget = ByteBudget(config.limits.held_mib * _MIB)
+        self._budget_of_user: dict[str, ByteBudget] = {}
         self._tombstones = Tombstones(config.limits.tombstones, config.tombstone_s)
         self._tasks: set[asyncio.Task[None]] = set()
         self._hanging_up: Deadlines[ProxiedSession] = Deadlines(self._loop, _HANG_UP_S, ProxiedSession.cut)
@@ -189,6 +193,12 @@ class SessionRegistry:
     def now(self) -> float:
         return self._loop.time()
 
+    def budget_of(self, user: str) -> ByteBudget:
+        budget = self._budget_of_user.get(user)
+        if budget is None:
+            budget = self._budget_of_user[user] = ByteBudget(self._limits.held_mib_per_user * _MIB, self._budget)
+        return budget
+
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -210,6 +220,7 @@ class SessionRegistry:
             self._count_of_user[record.user] = left
         else:
             del self._count_of_user[record.user]
+            self._budget_of_user.pop(record.user, None)
         if record.resumable:
             self._tombstones.bury(record, self.now())
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from msocks.session.byte_budget import ByteBudget
+
 _COALESCE_BELOW = 4096  # single-byte writes would otherwise cost an object each
 _SEND_BATCH = 256 * 1024
 
@@ -28,9 +30,11 @@ class Retention:
     grows, by :meth:`release`; `sent` goes back when a new leg begins, by :meth:`rewind`.
     """
 
-    __slots__ = ("_chunks", "_cursor", "_cursor_offset", "_first_offset", "base", "end", "sent")
+    __slots__ = ("_budget", "_chunks", "_cursor", "_cursor_offset", "_first_offset", "base", "end", "sent")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: ByteBudget | None = None) -> None:
+        """What is held counts in `budget`."""
+        self._budget = budget
         self.base = 0
         self.sent = 0
         self.end = 0
@@ -61,6 +65,8 @@ class Retention:
         else:
             self._chunks.append(data)
         self.end += len(data)
+        if self._budget is not None:
+            self._budget.take(len(data))
 
     def next_unsent(self) -> memoryview | None:
         """The next bytes for the current leg, or None when it has them all. Call :meth:`mark_sent` for what it took."""
@@ -92,9 +98,16 @@ class Retention:
         while self._chunks and self._first_offset + len(self._chunks[0]) <= offset:
             self._first_offset += len(self._chunks.popleft())
             self._cursor -= 1
+        if self._budget is not None:
+            self._budget.give_back(offset - self.base)
         self.base = offset
         if self.sent < offset or self._cursor < 0:
             self.rewind(max(self.sent, offset))
+
+    def discard(self) -> None:
+        """Let go of everything: no leg will come any more."""
+        self.release(self.end)
+        self._budget = None
 
     def rewind(self, offset: int) -> None:
         """Begin anew at `offset` for a new leg.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 SIOCINQ = 0x541B  # FIONREAD
 SIOCOUTQ = 0x5411  # TIOCOUTQ
+SO_MAX_PACING_RATE = 47
 TCP_NOTSENT_LOWAT = 25
 _TCP_INFO_LENGTH = 232
 
@@ -50,9 +51,15 @@ def prepare_leg(sock: socket.socket) -> None:
     reset_on_close(sock)
 
 
+def limit_rate(sock: socket.socket, bytes_per_second: float | None) -> None:
+    """Let TCP send no faster than that (SO_MAX_PACING_RATE); None takes the limit away."""
+    rate = 2**64 - 1 if bytes_per_second is None else int(bytes_per_second)
+    sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("Q", rate))
+
+
 @dataclass(frozen=True, slots=True)
 class TcpInfo:
-    """The part of struct tcp_info (linux/tcp.h) that the watch over a path needs; times in milliseconds."""
+    """The part of struct tcp_info (linux/tcp.h) that the watch over a path and pacing need; times in milliseconds."""
 
     state: int
     retransmits: int
@@ -63,6 +70,9 @@ class TcpInfo:
     last_ack_received_ms: int
     rtt_ms: float
     rtt_variance_ms: float
+    rtt_least_ms: float
+    acknowledged_bytes: int
+    unsent_bytes: int
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo:
@@ -70,6 +80,8 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
     raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LENGTH)
     state, _ca, retransmits, _probes, backoff = struct.unpack_from("5B", raw)
     words = struct.unpack_from("24I", raw, 8)
+    (acknowledged,) = struct.unpack_from("Q", raw, 120)
+    unsent, rtt_least_us = struct.unpack_from("2I", raw, 144)
     return TcpInfo(
         state=state,
         retransmits=retransmits,
@@ -80,4 +92,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         last_ack_received_ms=words[12],
         rtt_ms=words[15] / 1000,
         rtt_variance_ms=words[16] / 1000,
+        rtt_least_ms=rtt_least_us / 1000,
+        acknowledged_bytes=acknowledged,
+        unsent_bytes=unsent,
     )

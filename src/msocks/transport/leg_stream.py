@@ -15,47 +15,31 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Protocol
 
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.leg_chain import LegChain
+from msocks.transport.handover_watch import HandoverWatch
 from msocks.transport.leg import Leg
+from msocks.transport.leg_pacer import LegPacer
 from msocks.transport.outbound import Outbound
 from msocks.transport.reactor import READABLE, WRITABLE, Reactor
+from msocks.transport.stream_owner import StreamOwner
 from msocks.transport.sweep import Sweep
-
-# More than this waiting in user space, and the source of the stream is not read: back-pressure.
-UNSENT_LIMIT_BYTES = 256 * 1024
-# An old leg that delivers nothing for so long does not hand over.
-_HANDOVER_PATIENCE_S = 1.0
-
-
-class StreamOwner(Protocol):
-    """Who is told what becomes of a stream. The calls come from the reactor; none may block."""
-
-    def on_readable(self) -> None:
-        """read() may give something now."""
-
-    def on_writable(self) -> None:
-        """The stream takes bytes again."""
-
-    def on_leg_lost(self, generation: int, error: OSError) -> None:
-        """The newest leg is dead. Its unread bytes stay readable; attach another."""
-
-    def on_acknowledged(self) -> None:
-        """The peer's kernel has ACKed everything, the FIN included."""
 
 
 class LegStream:
     """See the module. Not thread-safe; all calls from the reactor's thread."""
 
-    def __init__(self, reactor: Reactor, owner: StreamOwner, sweep: Sweep) -> None:
+    def __init__(self, reactor: Reactor, owner: StreamOwner, sweep: Sweep, budget: ByteBudget | None = None) -> None:
+        """What the stream holds counts in `budget`."""
         self._reactor = reactor
         self._owner = owner
         self._sweep = sweep
         self._legs: dict[int, Leg] = {}
         self._chain = LegChain()
-        self._out = Outbound()
-        self._progress = -1  # of the handover under way, to find one that does not come to its end
+        self._out = Outbound(budget)
+        self._handover_watch: HandoverWatch | None = None
+        self._pacer: LegPacer | None = None  # of a leg that has replaced another
         self._full = False  # the writer was told to wait
         self._eof = False
         self._end_at: int | None = None
@@ -93,7 +77,16 @@ class LegStream:
     @property
     def writable(self) -> bool:
         """Whether the writer should go on."""
-        return self._out.unsent < UNSENT_LIMIT_BYTES and not self._out.finishing
+        return self._out.room > 0
+
+    def ask_for_room(self, wanted: int) -> int:
+        """How many of `wanted` bytes the writer should write now; where 0, `on_writable` comes when there is room."""
+        room = self._out.room
+        if not room:
+            self._full = True
+            if self._out.waits_for_budget:
+                self._sweep.hurry(self)  # nobody tells of ACKs, nor of what others give back
+        return min(wanted, room)
 
     @property
     def finishing(self) -> bool:
@@ -160,6 +153,8 @@ class LegStream:
         """
         self._out.check(begins_at)
         leg = self._legs.setdefault(generation, Leg(sock, generation))
+        if self._legs.keys() - {generation} or begins_at:
+            self._pacer = LegPacer(self._reactor.loop, sock)
         self._close_done(self._out.replace(leg, begins_at, overhead, handover=handover))
         if handover:
             self._watch_handover()
@@ -239,6 +234,7 @@ class LegStream:
         for leg in legs.values():
             self._out.forget(leg)
             self._close(leg)
+        self._out.discard()
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
@@ -305,24 +301,31 @@ class LegStream:
         except OSError as error:
             self._fail(leg, error)
             return
-        if sent and self.on_sent is not None:
-            self.on_sent()
+        if sent:
+            if self.on_sent is not None:
+                self.on_sent()
+            if self._pacer is not None:
+                self._pacer.on_sent()
         self._close_done(self._out.release_when_due())
         if self._out.outstanding:
             self._sweep.add(self)
-        if self._full and self.writable:
-            self._full = False
-            self._owner.on_writable()
+        self._tell_writable()
 
     def sweep(self) -> bool:
         """Forget what was ACKed meanwhile; False when there is nothing left to look after (for Sweep)."""
         self._close_done(self._out.release())
+        self._tell_writable()
         if not self._told_acknowledged and self._out.all_acknowledged():
             self._told_acknowledged = True
             self._owner.on_acknowledged()
         return self._out.outstanding and not self._told_acknowledged
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _tell_writable(self) -> None:
+        if self._full and self.writable:
+            self._full = False
+            self._owner.on_writable()
 
     def _on_events(self, leg: Leg, events: int) -> None:
         error = leg.note(events)
@@ -363,23 +366,16 @@ class LegStream:
             self.break_handover()
 
     def _watch_handover(self) -> None:
-        """Look, now and then, whether the replaced legs deliver; if nothing comes of it, it is broken."""
-        if self.watches_handovers and self._progress < 0:
-            self._progress = 0
-            self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
+        if self.watches_handovers:
+            if self._handover_watch is None:
+                self._handover_watch = HandoverWatch(self._reactor, self._handover_progress, self.break_handover)
+            self._handover_watch.begin()
 
-    def _check_handover(self) -> None:
-        before, self._progress = self._progress, -1
+    def _handover_progress(self) -> int | None:
         if not self._legs:
-            return
-        now = self.acknowledged() + self.received()
-        if not self.handing_over:
-            return
-        if now == before:
-            self.break_handover()
-        else:
-            self._progress = now
-            self._reactor.loop.call_later(_HANDOVER_PATIENCE_S, self._check_handover)
+            return None
+        progress = self.acknowledged() + self.received()
+        return progress if self.handing_over else None
 
     def _drop_exhausted(self) -> None:
         self._close_done([self._legs[generation] for generation in self._chain.exhausted()])

@@ -8,22 +8,26 @@ from __future__ import annotations
 import contextlib
 import socket
 
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.retention import Retention
 from msocks.transport.leg import Leg
 
 # Asking the kernel what was ACKed costs a system call: not for every write.
 _RELEASE_STEP_BYTES = 256 * 1024
+# More than this waiting in user space, and the source of the stream is not read: back-pressure.
+UNSENT_LIMIT_BYTES = 256 * 1024
 
 
 class Outbound:
     """See the module. Offsets are absolute, in bytes; a FIN counts in none."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: ByteBudget | None) -> None:
         self.leg: Leg | None = None  # the one that is sent on
         self.finishing = False  # a FIN follows the last byte
         self.frozen = False  # nothing is forgotten while a reconnect is under way
         self.paused = False  # nothing new goes to the present leg, a FIN neither; the next leg, or stop(), ends that
-        self._retention = Retention()
+        self._budget = budget
+        self._retention = Retention(budget)
         self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
         self._sent_highest = 0
         self._release_at = _RELEASE_STEP_BYTES
@@ -47,6 +51,18 @@ class Outbound:
     def unsent(self) -> int:
         """Bytes that the present leg has not taken."""
         return self._retention.unsent
+
+    @property
+    def room(self) -> int:
+        """Bytes that the writer may append now."""
+        if self.finishing or self.unsent >= UNSENT_LIMIT_BYTES:
+            return 0
+        return UNSENT_LIMIT_BYTES if self._budget is None else max(0, self._budget.room_for(self.retained))
+
+    @property
+    def waits_for_budget(self) -> bool:
+        """Whether there would be room after an ACK on the present leg, or when others hold less."""
+        return self.leg is not None and not self.finishing and self.unsent < UNSENT_LIMIT_BYTES and self.room == 0
 
     @property
     def sent(self) -> int:
@@ -143,6 +159,10 @@ class Outbound:
             self.leg = None
         if leg in self._tails:
             self._tails.remove(leg)
+
+    def discard(self) -> None:
+        """Hold nothing any more."""
+        self._retention.discard()
 
     def drop_tails(self) -> list[Leg]:
         """Count on nothing that replaced legs were to bring; returns them."""

@@ -10,6 +10,7 @@ import errno
 import socket
 from typing import Protocol
 
+from msocks.session.byte_budget import ByteBudget
 from msocks.session.leg_chain import StreamGapError
 from msocks.transport.kernel import reset_on_close
 from msocks.transport.leg_stream import LegStream
@@ -40,8 +41,15 @@ class PumpOwner(Protocol):
 class SocketPump:
     """See the module. `sock` must be connected and non-blocking; it is owned, and closed by :meth:`close`."""
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, owner: PumpOwner, sweep: Sweep) -> None:
-        self.stream = LegStream(reactor, self, sweep)
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        owner: PumpOwner,
+        sweep: Sweep,
+        budget: ByteBudget | None = None,
+    ) -> None:
+        self.stream = LegStream(reactor, self, sweep, budget)
         self._reactor = reactor
         self._sock = sock
         self._owner = owner
@@ -149,10 +157,13 @@ class SocketPump:
             return
         stream = self.stream
         for _ in range(_TURNS):
-            if self._closed or not (stream.writable or self._hung_up):
-                return  # on_writable() comes when it is
+            if self._closed:
+                return
+            room = _CHUNK_BYTES if self._hung_up else stream.ask_for_room(_CHUNK_BYTES)
+            if not room:
+                return
             try:
-                data = self._sock.recv(_CHUNK_BYTES)
+                data = self._sock.recv(room)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -165,7 +176,7 @@ class SocketPump:
                 return
             if not self._hung_up:
                 stream.write(data)
-            if len(data) < _CHUNK_BYTES and not self._socket_ending:
+            if len(data) < room and not self._socket_ending:
                 return  # read empty
         self._reactor.call_soon(self._take_from_socket)
 

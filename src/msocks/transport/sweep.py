@@ -7,6 +7,7 @@ from typing import Protocol
 from msocks.transport.reactor import Reactor
 
 _PERIOD_S = 0.5
+_HURRY_S = 0.02
 
 
 class Swept(Protocol):
@@ -23,6 +24,7 @@ class Sweep:
         self._reactor = reactor
         self._members: set[Swept] = set()
         self._armed = False
+        self._hurried: set[Swept] = set()
 
     def add(self, member: Swept) -> None:
         """Look after `member` until its sweep() returns False."""
@@ -31,9 +33,21 @@ class Sweep:
             self._armed = True
             self._reactor.loop.call_later(_PERIOD_S, self._run)
 
+    def hurry(self, member: Swept) -> None:
+        """Look at `member` once, soon: it cannot go on before it has let go of something."""
+        if not self._hurried:
+            self._reactor.loop.call_later(_HURRY_S, self._run_hurried)
+        self._hurried.add(member)
+
     def discard(self, member: Swept) -> None:
         """Stop looking after `member`."""
         self._members.discard(member)
+        self._hurried.discard(member)
+
+    def _run_hurried(self) -> None:
+        hurried, self._hurried = self._hurried, set()
+        for member in hurried:
+            member.sweep()
 
     def _run(self) -> None:
         self._armed = False

@@ -15,4 +15,4 @@ def hosts() -> Iterator[TwoHosts]:
 
 @pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest) -> socket.AddressFamily:
-    return request.param
+    return socket.AddressFamily(request.param)

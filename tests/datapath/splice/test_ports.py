@@ -132,7 +132,9 @@ def test_no_order_of_calls_gives_a_tuple_twice_or_loses_one(order: random.Random
 def test_range_lists_survive_writing_and_reading(pairs: list[tuple[int, int]]):
     ranges = [(first, min(65535, first + more)) for first, more in pairs]
     read = list(parse_ranges(format_ranges(ranges)))
-    assert {p for f, l in read for p in range(f, l + 1)} == {p for f, l in ranges for p in range(f, l + 1)}
+    assert {port for first, last in read for port in range(first, last + 1)} == {
+        port for first, last in ranges for port in range(first, last + 1)
+    }
     assert all(after[0] > before[1] + 1 for before, after in pairwise(read))
 
 

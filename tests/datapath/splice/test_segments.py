@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import struct
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,8 +70,8 @@ def test_every_number_stands_in_its_field_and_the_checksums_are_right(address: s
     check()
 
 
-def plain(**changes) -> bytes:
-    fields = {
+def plain(**changes: Any) -> bytes:
+    fields: dict[str, Any] = {
         "source": (packed("192.0.2.1"), 16384),
         "destination": (packed("192.0.2.2"), 443),
         "sequence": 1,

@@ -74,6 +74,7 @@ class AgentLimitsTable(_Table):
     """``[agent.limits]``; see `msocks.agent.settings.AgentLimits`."""
 
     flows: Count = Field(default=_AGENT_LIMITS.flows, examples=["4096"])
+    held_mib: Count = Field(default=_AGENT_LIMITS.held_mib, examples=["256"])
     handshakes: Count = Field(default=_AGENT_LIMITS.handshakes, examples=["1024"])
     handshake_timeout_s: Seconds = Field(default=_AGENT_LIMITS.handshake_timeout_s, examples=["10"])
     connect_timeout_s: Seconds = Field(default=_AGENT_LIMITS.connect_timeout_s, examples=["120"])
@@ -104,6 +105,8 @@ class ProxyLimitsTable(_Table):
     half_open_per_source: Count = Field(default=_PROXY_LIMITS.half_open_per_source, examples=["512"])
     sessions: Count = Field(default=_PROXY_LIMITS.sessions, examples=["20000"])
     sessions_per_user: Count = Field(default=_PROXY_LIMITS.sessions_per_user, examples=["2000"])
+    held_mib: Count = Field(default=_PROXY_LIMITS.held_mib, examples=["1024"])
+    held_mib_per_user: Count = Field(default=_PROXY_LIMITS.held_mib_per_user, examples=["256"])
     channels_per_user: Count = Field(default=_PROXY_LIMITS.channels_per_user, examples=["64"])
     associations_per_user: Count = Field(default=_PROXY_LIMITS.associations_per_user, examples=["64"])
     resolutions: Count = Field(default=_PROXY_LIMITS.resolutions, examples=["32"])

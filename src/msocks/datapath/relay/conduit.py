@@ -30,7 +30,7 @@ class RelayConduit:
         self._reactor = reactor
         self._owner = owner
         self._reason = reason
-        self._pump = SocketPump(reactor, server, self, sweep)
+        self._pump = SocketPump(reactor, server, self, sweep, owner.budget)
         self._generation = 0
         self._ended_generation = 0  # of the newest leg whose end was told
         self._over = False  # the owner was told that nothing more will come, or said so
