@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import ip_address
 from itertools import cycle
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from tests.datapath.three_hosts import (
@@ -20,6 +21,7 @@ from tests.datapath.three_hosts import (
 
 from msocks.datapath.interface import Datapath
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice import PortRange, open_splice
 from msocks.protocol.leg import DatapathReason
 from msocks.transport.reactor import Reactor
 
@@ -145,9 +147,20 @@ def relay(reactor: Reactor) -> Datapath:
     return RelayDatapath(reactor, DatapathReason.CHOSEN_BY_OPERATOR)
 
 
+def splice(reactor: Reactor) -> Datapath:
+    return open_splice(
+        reactor,
+        pin_directory=Path("/sys/fs/bpf/msocks/test"),
+        ports=PortRange(16384, 20479),
+        slots=64,
+        half_closed_s=86400.0,
+    )
+
+
 NETWORKS: dict[str, MakeNetwork] = {
     "relay": on_loopback(relay),
     "relay_over_veth": over_veth(relay),
+    "splice": over_veth(splice),
 }
 """Every test of a bench runs on each of these, and has to pass on all of them."""
 
@@ -155,7 +168,7 @@ _MIXTURES = {"ipv6": (V6, V6), "ipv4_to_ipv6": (V4, V6), "ipv6_to_ipv4": (V6, V4
 
 FAMILY_NETWORKS: dict[str, MakeNetwork] = {
     f"{name}_{mixture}": over_veth(open_datapath, mobile, server)
-    for name, open_datapath in {"relay": relay}.items()
+    for name, open_datapath in {"relay": relay, "splice": splice}.items()
     for mixture, (mobile, server) in _MIXTURES.items()
 }
 """Tests that are marked `every_family` run on these as well: mobile's family, server's family."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.datapath.bench import REPLY, Owner, eventually, read
-from tests.datapath.networks import relay
+from tests.datapath.networks import on_loopback, relay
 
 from msocks.datapath.interface import Attachment, Conduit
 from msocks.session.byte_budget import SHARE_BYTES, ByteBudget
@@ -55,7 +55,7 @@ async def world() -> AsyncIterator[World]:
     reactor = Reactor(asyncio.get_running_loop())
     budget = ByteBudget(LIMIT)
     sessions = []
-    with relay(reactor) as network:
+    with on_loopback(relay)(reactor) as network:
         for number in range(SESSIONS):
             mobile, leg = network.mobile_leg()
             prepare_leg(mobile)

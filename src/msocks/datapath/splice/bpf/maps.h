@@ -115,7 +115,7 @@ static __always_inline void tell(__u32 type, const struct flow *flow, __u64 offs
 }
 
 /* `size` is that of the packet on the wire; its IP header lies at `at` in the skb. */
-static __noinline int tell_packet(struct __sk_buff *skb, const struct event *what, __u32 at, __u32 size)
+__noinline int tell_packet(struct __sk_buff *skb, const struct event *what, __u32 at, __u32 size)
 {
 	struct packet_event *event;
 	__u32 have = skb->len;

@@ -97,8 +97,14 @@ static __always_inline void change_block(struct option_work *work, __u32 at)
 	put_word(work->bytes, at + 4, right);
 }
 
-static long change_next_option(__u32 turn, struct option_work *work)
+/* bpf_loop() passes on a pointer into the stack alone. */
+struct option_turn {
+	struct option_work *work;
+};
+
+static long change_next_option(__u32 turn, struct option_turn *context)
 {
+	struct option_work *work = context->work;
 	__u32 at = work->at, kind, length;
 
 	if (at >= work->size)
@@ -154,8 +160,10 @@ static long change_next_option(__u32 turn, struct option_work *work)
 }
 
 /* Works on the options of `packet`; the change of the checksum is added to `sum`. Pointers into the packet are void. */
-static __noinline int work_on_options(struct __sk_buff *skb, struct option_work *work, __u32 at, __u32 size)
+__noinline int work_on_options(struct __sk_buff *skb, struct option_work *work, __u32 at, __u32 size)
 {
+	struct option_turn turn = { .work = work };
+
 	if (!work)
 		return -1;
 	if (size < 4 || size > 40)
@@ -168,12 +176,12 @@ static __noinline int work_on_options(struct __sk_buff *skb, struct option_work 
 	work->size = size;
 	work->at = 0;
 	work->found = 0;
-	bpf_loop(40, change_next_option, work, 0);
+	bpf_loop(40, change_next_option, &turn, 0);
 	return 0;
 }
 
 /* Puts the options back, and gives the difference that it makes to a checksum. */
-static __noinline int put_options(struct __sk_buff *skb, struct option_work *work, __u32 at, __u32 size)
+__noinline int put_options(struct __sk_buff *skb, struct option_work *work, __u32 at, __u32 size)
 {
 	__u8 before[40] = {};
 	__s64 difference;

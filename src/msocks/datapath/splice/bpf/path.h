@@ -31,7 +31,7 @@ static __always_inline int may_complain(struct session *session, __u64 now)
 }
 
 /* What leaves through the egress hook of `skb->ifindex` on `leg`, sent there by this host's kernel. */
-static __noinline int learn_path(struct __sk_buff *skb, struct leg *leg, __u32 ethernet)
+__noinline int learn_path(struct __sk_buff *skb, struct leg *leg, __u32 ethernet)
 {
 	struct path *path;
 	__u32 mtu = 0;

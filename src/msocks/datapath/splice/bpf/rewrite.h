@@ -80,7 +80,7 @@ static __always_inline void rewrite_ip(void *header, const struct leg *out)
 }
 
 /* Another family: the header is made anew, so the old one's checksum must have been right. */
-static __noinline int change_family(struct __sk_buff *skb, struct packet *packet, struct leg *out)
+__noinline int change_family(struct __sk_buff *skb, struct packet *packet, struct leg *out)
 {
 	__u32 l2, service, length;
 	void *data;
@@ -193,14 +193,17 @@ static __always_inline word_sum rewrite_timestamps(__u32 *words, const struct se
 }
 
 /* Rewrites everything but the link layer. */
-static __always_inline int rewrite(struct __sk_buff *skb, struct packet *packet, struct leg *out,
-				   const struct segment *segment, const __u32 l2)
+__noinline int rewrite(struct __sk_buff *skb, struct packet *packet, struct leg *out, const struct segment *segment,
+		       __u32 l2)
 {
-	const __u32 timestamps = segment->write_timestamps || segment->strip_timestamps ? TIMESTAMPS_ALONE : 0;
-	__u32 same_family = packet->family == out->family;
+	__u32 timestamps, same_family;
 	word_sum sum;
 	void *data;
 
+	if (!packet || !out || !segment || (l2 && l2 != ETH_HLEN))
+		return -1;
+	timestamps = segment->write_timestamps || segment->strip_timestamps ? TIMESTAMPS_ALONE : 0;
+	same_family = packet->family == out->family;
 	if (!same_family && change_family(skb, packet, out) < 0)
 		return -1;
 	if (out->family == 4) {
