@@ -22,7 +22,7 @@ demo: install  ## the main job: real curl and ssh move between networks, nothing
 lint: install  ## ruff, mypy --strict, the layers
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy $(wildcard src tests demo benchmarks)
+	.venv/bin/mypy $(wildcard src tests demo benchmarks tools) hatch_build.py
 	.venv/bin/lint-imports --no-logo
 
 fmt: install  ## let ruff repair and format

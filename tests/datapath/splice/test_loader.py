@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import hatch_build
@@ -20,6 +21,7 @@ from msocks.datapath.splice.layout import MARK_OF_DAEMON
 from msocks.datapath.splice.libbpf import BpfError, BpfObject
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.refusal import SpliceRefused
+from msocks.proxy.datapath_choice import pin_directory
 
 
 def names(directory: Path) -> set[str]:
@@ -161,6 +163,23 @@ def test_what_a_dead_proxy_left_is_discarded_with_its_filters_and_its_table_and_
         assert filters_of("uplink") == ""
         assert names(others) == {"table"}
         discarding.discard(pins)  # nothing there: no-op
+
+
+def test_msocks_doctor_discards_what_the_proxy_of_a_state_directory_left(tmp_path: Path):
+    def msocks(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "msocks", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    state = tmp_path / "state"
+    with own_host():
+        status, said = msocks("doctor", "--discard-splice-state", str(state))
+        assert (status, "is not the state directory of a proxy" in said) == (4, True)
+        assert msocks("user", "add", "alice", "--state", str(state), "--address", "192.0.2.1:1080")[0] == 0
+        assert msocks("doctor", "--discard-splice-state", str(state)) == (0, "there was nothing to remove\n")
+        with loaded(pin_directory(state)):
+            assert msocks("doctor", "--discard-splice-state", str(state)) == (0, "removed\n")
+        assert not pin_directory(state).exists()
 
 
 def test_a_directory_that_is_on_no_bpf_file_system_is_refused(tmp_path: Path):
