@@ -76,7 +76,7 @@ def read_options(sock: socket.socket) -> LegOptions:
         if not unread or received == _bytes_received(sock):
             break
     timestamps = bool(options & _TIMESTAMPS)
-    send_window, *more = struct.unpack_from("=I", raw, _AT_SEND_WINDOW)
+    (send_window,) = struct.unpack_from("=I", raw, _AT_SEND_WINDOW)
     receive_window = struct.unpack_from("=I", raw, _AT_SEND_WINDOW + 4)[0] if len(raw) >= _AT_SEND_WINDOW + 8 else 65535
     return LegOptions(
         established=state == _ESTABLISHED,
