@@ -11,7 +11,7 @@ import pytest
 from tests.datapath.splice.two_hosts import HERE, THERE, TwoHosts, packed, set_sysctl
 from tests.datapath.splice.unprivileged import error_of_nobody
 
-from msocks.datapath.splice.options import ESTABLISHED, TIMESTAMPS_BYTES, leg_options
+from msocks.datapath.splice.options import read_options
 from msocks.datapath.splice.rebuild import rebuild, vanish
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import ACK, FIN, End
@@ -38,7 +38,7 @@ class Numbers:
 
 def taken_apart(sock: socket.socket, family: socket.AddressFamily) -> Numbers:
     """Read everything that `rebuild` wants to know, and let the socket vanish."""
-    options = leg_options(sock)
+    options = read_options(sock)
     local, remote = sock.getsockname()[1], sock.getpeername()[1]
     sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     numbers = {}
@@ -52,11 +52,11 @@ def taken_apart(sock: socket.socket, family: socket.AddressFamily) -> Numbers:
         (packed(THERE[family]), remote),
         {
             **numbers,
-            "snd_wnd": options.snd_wnd,
-            "rcv_wnd": options.rcv_wnd,
+            "snd_wnd": options.send_window,
+            "rcv_wnd": options.receive_window,
             "snd_wscale": options.snd_wscale,
             "rcv_wscale": options.rcv_wscale,
-            "mss": options.snd_mss + (TIMESTAMPS_BYTES if options.timestamps else 0),
+            "mss": options.largest_segment,
             "sack": options.sack,
             "tsval": tsval + 1 if options.timestamps else None,
             "mark": MARK,
@@ -82,7 +82,7 @@ def test_a_connection_vanishes_without_a_packet(hosts: TwoHosts, family: socket.
         vanish(near)
         assert near.fileno() == -1
         assert [seen for seen in capture.segments(SILENCE_S) if not (unread and seen.flags == ACK)] == []
-        assert leg_options(far).state == ESTABLISHED
+        assert read_options(far).established
 
 
 @pytest.mark.parametrize(
@@ -95,20 +95,20 @@ def test_a_rebuilt_socket_carries_on_to_an_orderly_end(
         set_sysctl(f"net.ipv4.{switched_off}", "0")
     near, far = hosts.connection(family)
     talk(near, far)
-    before = leg_options(near)
+    before = read_options(near)
     numbers = taken_apart(near, family)
     if switched_off:
         set_sysctl(f"net.ipv4.{switched_off}", "1")  # what counts is what was agreed on
     with far, hosts.capture_there() as capture:
         near = numbers.rebuilt()
         assert list(capture.segments(SILENCE_S)) == []
-        after = leg_options(near)
+        after = read_options(near)
         for field in ("state", "timestamps", "sack", "ecn", "snd_wscale", "rcv_wscale", "snd_wnd", "rcv_wnd"):
             assert getattr(after, field) == getattr(before, field), field
         assert near.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == MARK
         assert (near.getsockname()[1], near.getpeername()[1]) == (numbers.local[1], numbers.remote[1])
         talk(near, far, 1_000_000)
-        assert leg_options(near).snd_mss == before.snd_mss
+        assert read_options(near).largest_segment == before.largest_segment
         near.shutdown(socket.SHUT_WR)
         assert far.recv(1) == b""
         far.sendall(b"the last")
@@ -116,7 +116,7 @@ def test_a_rebuilt_socket_carries_on_to_an_orderly_end(
         far.shutdown(socket.SHUT_WR)
         assert near.recv(1) == b""
         assert any(seen.flags & FIN for seen in capture.segments(0.2))
-        assert leg_options(far).state == 7  # closed: its FIN was ACKed
+        assert not read_options(far).established  # closed: its FIN was ACKed
         near.close()
 
 
