@@ -5,17 +5,19 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from msocks.protocol.leg import DatapathReason
 from msocks.transport.kernel import bytes_unread
 
-_ESTABLISHED = 1
+ESTABLISHED = 1
+# A direction that had ended before is not known to the splice. (What is lost altogether is told of soon.)
+_WHOLE = (ESTABLISHED, 7)
 _TIMESTAMPS = 1
 _SACK = 2
 _ECN = 8 | 16
 _TIMESTAMPS_BYTES = 12
 _LENGTH = 256
+_LOOPBACK = ("127.", "::1", "::ffff:127.")
 # struct tcp_info of linux/tcp.h, to tcpi_rcv_wnd (Linux 6.2).
 _INFO = struct.Struct("=BBBBBBBB24I")
 _AFTER = struct.Struct("=QQQQ")  # pacing rate, its maximum, bytes acked, bytes received
@@ -24,19 +26,19 @@ _AT_RATES = 104
 _AT_SEND_WINDOW = 228
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LegOptions:
     """One established leg, from this host's kernel; sizes in bytes.
 
     Attributes:
-        established: Neither end has closed its direction.
+        state: As linux/tcp_states.h numbers it.
         timestamps: RFC 7323 section 3.
         sack: RFC 2018.
         ecn: RFC 3168.
         snd_wscale: Shift of the windows that the peer offers; 0 without window scaling.
         rcv_wscale: Shift of the windows that this host offers.
         largest_segment: What the peer takes, TCP options included.
-        announced_segment: What this host has told the peer.
+        announced_segment: What this host takes, as it has told the peer; likewise.
         send_window: The window that the peer offers.
         receive_window: The window that this host offers.
         bytes_received: In order, since the connection began.
@@ -44,7 +46,7 @@ class LegOptions:
         round_trip_ms: Smoothed; at least 1.
     """
 
-    established: bool
+    state: int
     timestamps: bool
     sack: bool
     ecn: bool
@@ -79,14 +81,14 @@ def read_options(sock: socket.socket) -> LegOptions:
     (send_window,) = struct.unpack_from("=I", raw, _AT_SEND_WINDOW)
     receive_window = struct.unpack_from("=I", raw, _AT_SEND_WINDOW + 4)[0] if len(raw) >= _AT_SEND_WINDOW + 8 else 65535
     return LegOptions(
-        established=state == _ESTABLISHED,
+        state=state,
         timestamps=timestamps,
         sack=bool(options & _SACK),
         ecn=bool(options & _ECN),
         snd_wscale=scales & 0xF,
         rcv_wscale=scales >> 4,
         largest_segment=words[2] + (_TIMESTAMPS_BYTES if timestamps else 0),
-        announced_segment=words[19],
+        announced_segment=words[19] + (_TIMESTAMPS_BYTES if timestamps else 0),
         send_window=send_window,
         receive_window=receive_window,
         bytes_received=received,
@@ -111,6 +113,8 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
         tolerant: The mobile node is known to take segments without timestamps on a leg that has them: RFC 7323
             section 3.2 lets it drop them, Linux takes them.
     """
+    if mobile.state not in _WHOLE or server.state not in _WHOLE:
+        return DatapathReason.UNSPECIFIED
     if mobile.ecn or server.ecn:
         return DatapathReason.UNEQUAL_OPTIONS
     if mobile.timestamps != server.timestamps and not (mobile.timestamps and tolerant):
@@ -126,4 +130,4 @@ def is_local(sock: socket.socket) -> bool:
         here, there = sock.getsockname()[0], sock.getpeername()[0]
     except OSError:
         return False
-    return bool(here == there or ip_address(there.partition("%")[0]).is_loopback)
+    return bool(here == there or there.startswith(_LOOPBACK))
