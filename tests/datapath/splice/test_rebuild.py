@@ -116,7 +116,7 @@ def test_a_rebuilt_socket_carries_on_to_an_orderly_end(
         near = numbers.rebuilt()
         assert list(capture.segments(SILENCE_S)) == []
         after = read_options(near)
-        for field in ("state", "timestamps", "sack", "ecn", "rcv_wscale", "snd_wnd", "rcv_wnd"):
+        for field in ("state", "timestamps", "sack", "ecn", "rcv_wscale", "send_window", "receive_window"):
             assert getattr(after, field) == getattr(before, field), field
         assert after.snd_wscale == (before.snd_wscale or 0)
         assert near.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == MARK

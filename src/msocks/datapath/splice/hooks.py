@@ -74,7 +74,7 @@ class Hooks:
             with contextlib.suppress(BpfError):
                 lost = [direction for direction in _DIRECTIONS if not self._is_attached(interface.index, direction)]
                 if lost:
-                    # Those alone: a link that is let go of detaches its program later, and another cannot take its place.
+                    # Those alone: what is let go of detaches its program later, and until then none can take its place.
                     for direction in lost:
                         self._pin(interface.index, direction).unlink(missing_ok=True)
                     self._attach(interface)

@@ -97,6 +97,13 @@ class BpfMap:
         if result < 0:
             _checked(result, f"cannot write to the table {self.name}")
 
+    def update_all(self, keys: bytes, values: bytes, count: int) -> None:
+        """Set several values in one system call. Raises BpfError, E2BIG where the map is full; some may be set then."""
+        done = ffi.new("uint32_t *", count)
+        result = lib.msocks_map_update_batch(self.fd, ffi.from_buffer(keys), ffi.from_buffer(values), done, 0)
+        if result < 0:
+            _checked(result, f"cannot write to the table {self.name}")
+
     def delete(self, key: bytes) -> None:
         """Remove the entry; no-op where there is none."""
         lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))

@@ -17,7 +17,6 @@ _SACK = 2
 _ECN = 8 | 16
 _TIMESTAMPS_BYTES = 12
 _LENGTH = 256
-_LOOPBACK = ("127.", "::1", "::ffff:127.")
 # struct tcp_info of linux/tcp.h, to tcpi_rcv_wnd (Linux 6.2).
 _INFO = struct.Struct("=BBBBBBBB24I")
 _AFTER = struct.Struct("=QQQQ")  # pacing rate, its maximum, bytes acked, bytes received
@@ -122,12 +121,3 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
     if server.largest_segment < mobile.announced_segment:
         return DatapathReason.PATH_MTU
     return None
-
-
-def is_local(sock: socket.socket) -> bool:
-    """Whether the peer is on this host: its packets pass no interface that could be hooked. False of a lost leg."""
-    try:
-        here, there = sock.getsockname()[0], sock.getpeername()[0]
-    except OSError:
-        return False
-    return bool(here == there or there.startswith(_LOOPBACK))
