@@ -146,7 +146,7 @@ class SpliceConduit:
             return DatapathReason.NO_ROOM
         assert self._server is not None
         try:
-            server = self._server_side = Side.of(self._server)
+            server = self._server_side = Side.of(self._server, unread=False)
         except OSError:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
         if mobile.is_local or server.is_local:
@@ -400,6 +400,7 @@ class SpliceConduit:
             self._reset()
         assert preparation is not None
         host.leave(preparation.slot)
+        host.server_legs.ended(preparation.slot)
 
     def _close_server(self, server: socket.socket, reset: bool) -> None:
         """No leg has ever carried: it is an ordinary socket."""

@@ -100,9 +100,7 @@ class SpliceDatapath:
         leg: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
-        relay = self.relay(DatapathReason.UNSPECIFIED)
-        relay.prepare_server_leg(sock, destination=destination, leg=leg, smallest_mtu=smallest_mtu)
-        mobile = read_options(leg) if leg is not None else None
+        mobile = read_options(leg, unread=False) if leg is not None else None
         self.server_legs.prepare(sock, destination, mobile, smallest_mtu)
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:

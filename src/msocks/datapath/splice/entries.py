@@ -27,9 +27,9 @@ class Side:
     remote: End
 
     @classmethod
-    def of(cls, sock: socket.socket) -> Side:
+    def of(cls, sock: socket.socket, *, unread: bool = True) -> Side:
         """Ask the kernel. Raises OSError where the connection is lost."""
-        options = read_options(sock)
+        options = read_options(sock, unread=unread)
         family = sock.family
         return cls(options, _end(family, sock.getsockname()), _end(family, sock.getpeername()))
 

@@ -60,8 +60,8 @@ class LegOptions:
     round_trip_ms: int
 
 
-def read_options(sock: socket.socket) -> LegOptions:
-    """Ask the kernel about a TCP socket.
+def read_options(sock: socket.socket, *, unread: bool = True) -> LegOptions:
+    """Ask the kernel about a TCP socket; without `unread`, `bytes_unread` is 0 whatever waits.
 
     Raises:
         OSError: The kernel is older than Linux 5.4, and does not tell the peer's window.
@@ -72,9 +72,9 @@ def read_options(sock: socket.socket) -> LegOptions:
             raise OSError(f"the kernel tells only {len(raw)} bytes of TCP_INFO: the splice needs Linux 5.4 or newer")
         (state, _ca, _retransmits, _probes, _backoff, options, scales, _limited, *words) = _INFO.unpack_from(raw)
         *_, received = _AFTER.unpack_from(raw, _AT_RATES)
-        unread = bytes_unread(sock)
+        waiting = bytes_unread(sock) if unread else 0
         # Without a byte in the queue now, there was none when the other number was read.
-        if not unread or received == _bytes_received(sock):
+        if not waiting or received == _bytes_received(sock):
             break
     timestamps = bool(options & _TIMESTAMPS)
     (send_window,) = struct.unpack_from("=I", raw, _AT_SEND_WINDOW)
@@ -91,7 +91,7 @@ def read_options(sock: socket.socket) -> LegOptions:
         send_window=send_window,
         receive_window=receive_window,
         bytes_received=received,
-        bytes_unread=unread,
+        bytes_unread=waiting,
         round_trip_ms=max(1, (words[15] + 999) // 1000),
     )
 

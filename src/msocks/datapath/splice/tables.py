@@ -118,6 +118,12 @@ class Tables:
         """The opposite; no-op where there is none."""
         self._flows.delete(key)
 
+    def delete_flow_of(self, key: bytes, slot: int) -> None:
+        """The same, unless another session's leg has these addresses by now."""
+        found = self._flows.lookup(key)
+        if found is not None and _FLOW.unpack(found)[:2] == (slot, self._sessions[slot].incarnation):
+            self._flows.delete(key)
+
     def put_opening(self, key: bytes, slot: int) -> None:
         """A server leg begins its handshake."""
         self._opening.update(key, _FLOW.pack(slot, self._sessions[slot].incarnation, SERVER))

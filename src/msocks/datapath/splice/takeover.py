@@ -44,6 +44,7 @@ class Takeover:
         "_on_lost",
         "_on_spliced",
         "_output",
+        "_owes_fin",
         "_reactor",
         "_residuals",
         "_resumable",
@@ -90,6 +91,8 @@ class Takeover:
         entry = self._session.legs[self.number]
         fill_mobile_leg(entry, self._side, attachment)
         entry.state = LegState.HANDSHAKE
+        down = self._session.down
+        self._owes_fin = down.fin != NO_FIN and down.acked > down.fin
         return key_of(entry)
 
     def begin(self, server: socket.socket | None, on_spliced: Callable[[], None], on_lost: Callable[[], None]) -> None:
@@ -185,10 +188,9 @@ class Takeover:
             session.down.sent = max(session.down.sent, end)
             session.legs[SERVER].arrived = max(session.legs[SERVER].arrived, end)
             entry.begins_out = end
-        fin = session.down.fin
-        if fin != NO_FIN and session.down.acked > fin:
+        if self._owes_fin:
             # An earlier leg has acknowledged the server's FIN, so the server says it no more: this leg needs its own.
-            entry.begins_out = fin + 1
+            entry.begins_out = session.down.fin + 1
             flags |= FIN
         offset = first - len(attachment.reply)
 
