@@ -54,7 +54,7 @@ async def test_sessions_are_shown(proxy: RunningProxy, server: Server):
         "destination": str(server.endpoint),
         "state": "live",
         "datapath": "relay",
-        "datapath_reason": "no kernel support",
+        "datapath_reason": "chosen by operator",
         "generation": 1,
         "bytes_up": 4,
         "bytes_down": 6,

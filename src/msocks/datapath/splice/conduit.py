@@ -5,57 +5,24 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
-from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.relay.conduit import RelayConduit
-from msocks.datapath.splice.entries import Side, fill_leg, fill_session, key_of
+from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
 from msocks.datapath.splice.farewell import Farewell
-from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
+from msocks.datapath.splice.host import SpliceHost
+from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.options import reconcile
-from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.segments import RST
-from msocks.datapath.splice.server_legs import Preparation, ServerLegs
+from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import say
-from msocks.datapath.splice.tables import Tables
 from msocks.datapath.splice.takeover import Takeover
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
 from msocks.transport.kernel import reset_on_close
-from msocks.transport.reactor import Reactor
 
 _SPLICED = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=False)
 _NOTHING = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_sent=0, down_available=0, down_fin=None)
-
-
-class SpliceHost(Protocol):
-    """What a conduit needs of its datapath."""
-
-    @property
-    def reactor(self) -> Reactor:
-        """The event loop's part for sockets."""
-
-    @property
-    def tables(self) -> Tables:
-        """The kernel half's tables."""
-
-    @property
-    def output(self) -> RawOutput:
-        """Sends what was crafted."""
-
-    @property
-    def server_legs(self) -> ServerLegs:
-        """Slots and ports."""
-
-    def relay(self, reason: DatapathReason) -> RelayDatapath:
-        """The relay, for a session that cannot be spliced for that reason."""
-
-    def enter(self, slot: int, conduit: SpliceConduit) -> None:
-        """Events about the slot are the conduit's."""
-
-    def leave(self, slot: int) -> None:
-        """The opposite; the slot itself goes when the kernel's half frees it."""
 
 
 class SpliceConduit:
@@ -187,28 +154,15 @@ class SpliceConduit:
             return self._relay.state()
         if not self._spliced:
             return _NOTHING
-        session = self._session
-        up, down = session.up, session.down
-        up_fin = None if up.fin == NO_FIN else up.fin
-        down_fin = None if down.fin == NO_FIN else down.fin
-        sent = _without_fin(down.sent, down_fin)
-        owed = max(self._owed_until, self._takeover.owed_until if self._takeover is not None else 0)
-        return StreamState(
-            up_taken=max(_without_fin(up.acked, up_fin), owed),
-            up_fin=up_fin,
-            down_acknowledged=_without_fin(down.acked, down_fin),
-            down_sent=sent,
-            down_available=sent,
-            down_fin=down_fin,
-        )
+        owed = self._takeover.owed_until if self._takeover is not None else 0
+        return stream_state(self._session, owed=max(owed, self._owed_until))
 
     def counters(self) -> Counters:
         if self._relay is not None:
             return self._relay.counters()
         if not self._spliced:
             return Counters(0, 0)
-        state = self.state()
-        return Counters(up=_without_fin(self._session.up.sent, state.up_fin), down=state.down_sent)
+        return counters(self._session)
 
     # -- a leg ------------------------------------------------------------------------------------------------------
 
@@ -427,7 +381,3 @@ class SpliceConduit:
         output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
         if self._takeover is not None and session.legs[self._takeover.number].state == LegState.LIVE:
             output.send(say(session, self._takeover.number, max(session.down.acked, session.down.sent), b"", RST))
-
-
-def _without_fin(offset: int, fin: int | None) -> int:
-    return offset if fin is None else min(offset, fin)

@@ -6,11 +6,12 @@ import ctypes
 import socket
 from dataclasses import dataclass
 
-from msocks.datapath.interface import Attachment
+from msocks.datapath.interface import Attachment, Counters
 from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, Session, SessionFlag
 from msocks.datapath.splice.options import LegOptions, read_options
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
 from msocks.datapath.splice.tables import flow_key
+from msocks.session.resume import StreamState
 
 _KEY_BYTES = ctypes.sizeof(FlowKey)
 _LEG_BYTES = ctypes.sizeof(Leg)
@@ -86,3 +87,29 @@ def fill_mobile_leg(leg: Leg, side: Side, attachment: Attachment) -> None:
     leg.begins_out = attachment.down_from
     leg.reply_length = len(attachment.reply)
     leg.consumed = options.bytes_received - options.bytes_unread - len(attachment.early)
+
+
+def stream_state(session: Session, *, owed: int) -> StreamState:
+    """Where both streams are; `owed` is what this host has taken of the upstream on itself."""
+    up, down = session.up, session.down
+    up_fin = None if up.fin == NO_FIN else up.fin
+    down_fin = None if down.fin == NO_FIN else down.fin
+    sent = _without_fin(down.sent, down_fin)
+    return StreamState(
+        up_taken=max(_without_fin(up.acked, up_fin), owed),
+        up_fin=up_fin,
+        down_acknowledged=_without_fin(down.acked, down_fin),
+        down_sent=sent,
+        down_available=sent,
+        down_fin=down_fin,
+    )
+
+
+def counters(session: Session) -> Counters:
+    """Bytes of both streams that have come to the splice."""
+    up, down = session.up, session.down
+    return Counters(up=min(up.sent, up.fin), down=min(down.sent, down.fin))
+
+
+def _without_fin(offset: int, fin: int | None) -> int:
+    return offset if fin is None else min(offset, fin)
