@@ -72,8 +72,12 @@ class Hooks:
         mended = []
         for interface in tuple(self._attached.values()):
             with contextlib.suppress(BpfError):
-                if not all(self._is_attached(interface.index, direction) for direction in _DIRECTIONS):
-                    self._attach(interface, anew=True)
+                lost = [direction for direction in _DIRECTIONS if not self._is_attached(interface.index, direction)]
+                if lost:
+                    # Those alone: what is let go of detaches its program later, and until then none can take its place.
+                    for direction in lost:
+                        self._pin(interface.index, direction).unlink(missing_ok=True)
+                    self._attach(interface)
                     mended.append(interface.name)
         return mended
 
@@ -94,14 +98,12 @@ class Hooks:
 
     # -- one interface ----------------------------------------------------------------------------------------------
 
-    def _attach(self, interface: Interface, *, anew: bool = False) -> None:
+    def _attach(self, interface: Interface) -> None:
         if interface.is_loopback or not (interface.hardware == ARPHRD_ETHER or interface.hardware in _WITHOUT_HEADER):
             return
         suffix = "" if interface.hardware == ARPHRD_ETHER else "_l3"
         for direction in _DIRECTIONS:
             program = self._program.program(f"splice_{direction}{suffix}")
-            if anew:
-                self._pin(interface.index, direction).unlink(missing_ok=True)
             self._hang(interface.index, direction, program)
         self._attached[interface.index] = interface
 

@@ -15,7 +15,6 @@ from msocks.errors import MsocksError
 _EXIST_OR_NOT = 0
 _BEFORE_ALL = 1 << 3  # BPF_F_BEFORE
 _TCX_INGRESS = 46  # enum bpf_attach_type
-_STOP = -errno.ECANCELED
 _LIBBPF_ERRORS = 4000  # from here on numbers are libbpf's own: a file that is no object
 _PER_CPU = (5, 6)  # hash, array
 _LOG_TAIL = 3000
@@ -35,8 +34,9 @@ class BpfError(MsocksError, OSError):
 
     def __init__(self, code: int, what: str, *, remedy: str = "", log: str = "") -> None:
         code = errno.ENOEXEC if code >= _LIBBPF_ERRORS else code
-        OSError.__init__(self, code, os.strerror(code))
-        MsocksError.__init__(self, f"{what}: {os.strerror(code)}", remedy=remedy or _remedy(code))
+        super().__init__(f"{what}: {os.strerror(code)}", remedy=remedy or _remedy(code))
+        self.errno = code
+        self.strerror = os.strerror(code)
         self.log = log
 
 
@@ -97,6 +97,13 @@ class BpfMap:
         if result < 0:
             _checked(result, f"cannot write to the table {self.name}")
 
+    def update_all(self, keys: bytes, values: bytes, count: int) -> None:
+        """Set several values in one system call. Raises BpfError, E2BIG where the map is full; some may be set then."""
+        done = ffi.new("uint32_t *", count)
+        result = lib.msocks_map_update_batch(self.fd, ffi.from_buffer(keys), ffi.from_buffer(values), done, 0)
+        if result < 0:
+            _checked(result, f"cannot write to the table {self.name}")
+
     def delete(self, key: bytes) -> None:
         """Remove the entry; no-op where there is none."""
         lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))
@@ -128,7 +135,7 @@ class RingBuffer:
     def __init__(self, ring: BpfMap) -> None:
         self._fd = ring.fd
         self._callback: Callable[[bytes], None] | None = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._handle = ffi.new_handle(self)
         self._ring = lib.ring_buffer__new(ring.fd, lib.msocks_ring_record, self._handle, ffi.NULL)
         if self._ring == ffi.NULL:
@@ -141,7 +148,8 @@ class RingBuffer:
     def consume(self, callback: Callable[[bytes], None]) -> int:
         """Give all records that are there to `callback`, oldest first; returns their number.
 
-        What `callback` raises comes out of here. Its record counts as read; those behind it wait for the next call.
+        What `callback` raises first comes out of here, after the others have been read: the kernel wakes nobody for a
+        buffer that was left half read.
 
         Raises:
             BpfError: The buffer cannot be read.
@@ -153,15 +161,13 @@ class RingBuffer:
             raise error
         return _checked(count, "cannot read the events of the splice")
 
-    def record(self, data: bytes) -> int:
-        """One record has been read; a negative number stops libbpf. An exception cannot pass through its frames."""
+    def record(self, data: bytes) -> None:
+        """One record has been read. An exception cannot pass through libbpf's frames."""
         try:
             if self._callback is not None:
                 self._callback(data)
-        except BaseException as error:
-            self._error = error
-            return _STOP
-        return 0
+        except Exception as error:
+            self._error = self._error or error
 
     def close(self) -> None:
         """Stop reading; the map stays open."""
@@ -173,7 +179,8 @@ class RingBuffer:
 def msocks_ring_record(context: object, data: object, size: int) -> int:
     """Called by libbpf for each record."""
     ring: RingBuffer = ffi.from_handle(context)
-    return ring.record(bytes(ffi.buffer(data, size)))
+    ring.record(bytes(ffi.buffer(data, size)))
+    return 0
 
 
 class BpfObject:
@@ -298,10 +305,19 @@ def try_clsact(ifindex: int) -> None:
 
 def program_id(program: int) -> int:
     """The kernel's number of a program. Raises BpfError."""
+    return _program_info(program)[0]
+
+
+def verified_instructions(program: int) -> int:
+    """How many instructions the verifier followed; it gives up at a million. Raises BpfError."""
+    return _program_info(program)[1]
+
+
+def _program_info(program: int) -> tuple[int, int]:
     identity, kind, verified = (ffi.new("uint32_t *") for _ in range(3))
     name, tag = ffi.new("char[16]"), ffi.new("unsigned char[8]")
     _checked(lib.msocks_program_info(program, identity, kind, verified, name, tag), "a program does not say what it is")
-    return int(identity[0])
+    return int(identity[0]), int(verified[0])
 
 
 def attach_filter(ifindex: int, program: int, *, egress: bool, handle: int, priority: int) -> None:
