@@ -208,8 +208,6 @@ class Takeover:
         acknowledged; they are sent again until the server has them.
         """
         session = self._session
-        known = max(0, session.up.acked - offset)
-        early, offset = early[known:], offset + known
         server, mobile = session.legs[SERVER], session.legs[self.number]
         size = largest_payload(server, _SAFE_SEGMENT)
         end = offset + len(early)
