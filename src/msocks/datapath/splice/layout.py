@@ -237,6 +237,7 @@ class Session(ctypes.Structure):
     incarnation: int
     last_ns: int
     complained_ns: int
+    mobile_edge: int
     _fields_ = (
         ("legs", Leg * LEGS),
         ("up", Stream),
@@ -248,7 +249,8 @@ class Session(ctypes.Structure):
         ("incarnation", ctypes.c_uint32),
         ("last_ns", ctypes.c_uint64),
         ("complained_ns", ctypes.c_uint64),
-        ("unused", ctypes.c_uint64 * 2),
+        ("mobile_edge", ctypes.c_uint64),
+        ("unused", ctypes.c_uint64),
     )
 
 

@@ -92,6 +92,7 @@ class Takeover:
         fill_mobile_leg(entry, self._side, attachment)
         entry.state = LegState.HANDSHAKE
         down = self._session.down
+        self._session.mobile_edge = attachment.down_from + self.offered
         self._owes_fin = down.fin != NO_FIN and down.acked > down.fin
         return key_of(entry)
 

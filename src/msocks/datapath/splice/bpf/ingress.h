@@ -148,8 +148,11 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 			in->flags |= LEG_REPLY_ACKED;
 	} else if (distance(said, back->sent) >= 0)
 		note_acknowledged(back, said);
-	if (!(packet->flags & (SYN | RST)))
+	if (!(packet->flags & (SYN | RST))) {
 		note_window(back, said, window);
+		if (crossing->from_mobile)
+			crossing->session->mobile_edge = later(crossing->session->mobile_edge, said + window);
+	}
 	segment->acknowledgment = out->in_base + (__u32)emitted;
 	room = distance(emitted, said + window) > 0 ? said + window - emitted : 0;
 	if (!(packet->flags & SYN))
@@ -174,6 +177,20 @@ static __always_inline void miss_reply(struct packet *packet, struct crossing *c
 
 	if (distance(said, in->begins_out) > 0 && crossing->back->packets && may_complain(crossing->session, crossing->now))
 		tell(EVENT_REPLY_MISSING, crossing->flow, in->generation);
+}
+
+/*
+ * Where an ACK without data stands in the stream. A new leg is behind what the server has acknowledged, and its window
+ * is smaller than what the server has sent; each end would drop the other's ACKs as outside its window (RFC 9293
+ * section 3.10.7.4), and say so, for ever. Keep-alives are one before what is expected, and stay there.
+ */
+static __always_inline __u64 acceptable(const struct crossing *crossing)
+{
+	__u64 offset = crossing->offset;
+
+	if (crossing->from_mobile)
+		return distance(offset, crossing->data->acked) > 1 ? crossing->data->acked : offset;
+	return distance(crossing->session->mobile_edge, offset) > 0 ? crossing->session->mobile_edge : offset;
 }
 
 static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, struct crossing *crossing, const __u32 l2)
@@ -230,6 +247,8 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 		tell(EVENT_FINISHED, crossing->flow, 0);
 	}
 
+	if (!packet->payload && !(packet->flags & (SYN | FIN | RST)))
+		crossing->offset = acceptable(crossing);
 	segment.sequence = out->out_base + (__u32)crossing->offset;
 	if (rewrite(skb, packet, out, &segment, l2) < 0)
 		return dropped(crossing, DROP_FAMILY_CHANGE);

@@ -179,7 +179,8 @@ struct session {
 	__u32 incarnation;
 	__u64 last_ns; /* when the last packet passed */
 	__u64 complained_ns; /* when the last EVENT_TOO_BIG or EVENT_NO_PATH was sent */
-	__u64 unused[2];
+	__u64 mobile_edge; /* downstream: the right edge that the leg which carries has offered */
+	__u64 unused;
 };
 
 struct config {
