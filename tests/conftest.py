@@ -12,6 +12,16 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="more and longer, where a test knows how")
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether the tests may take their time (`make soak`)."""
+    return bool(request.config.getoption("--soak"))
+
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 

@@ -19,7 +19,7 @@ MSOCKS = str(Path(sys.executable).with_name("msocks"))
 PORT = 1080
 SERVER_PORT = 7000
 DATAPATHS = ("relay", "splice")
-"""What `msocks proxy --datapath` is told: everything here runs on each."""
+"""What `msocks proxy --datapath` is told: all that takes `field` or `make_field` runs on each."""
 WIFI = LinkConfig("wifi", rtt_ms=5, rate_mbit=50)
 LTE = LinkConfig("lte", rtt_ms=50, rate_mbit=20)
 
@@ -72,12 +72,13 @@ class Field:
         lab.server.popen(python_argv("msocks_lab.pattern_server", "--port", str(SERVER_PORT)))
         lab.server.wait_listening(SERVER_PORT)
 
-    def start_proxy(self) -> None:
+    def start_proxy(self, *more: str) -> None:
+        """Start it; `more` are further options."""
         listen = ["--listen", f"0.0.0.0:{PORT}", "--listen", f"[::]:{PORT}"]
         allow = ["--allow", f"{self.lab.server.ipv4}/32", "--allow", f"{self.lab.server.ipv6}/128"]
         options = ["--state", str(self.state), "--datapath", self.datapath]
         self.proxy = self._ready(
-            self.lab.proxy.popen([MSOCKS, "proxy", *listen, *allow, *options], stdout=subprocess.PIPE)
+            self.lab.proxy.popen([MSOCKS, "proxy", *listen, *allow, *options, *more], stdout=subprocess.PIPE)
         )
 
     def start_agent(self, *links: str) -> LabProcess:

@@ -85,6 +85,7 @@ def test_the_kernel_does_not_answer_for_a_tuple_that_it_does_not_know(
     assert firewall.dropped() == {
         "msocks-server-legs": int(port != LISTENER),
         "msocks-mobile-legs": int(port == LISTENER),
+        "msocks-listeners": 0,
     }
 
 

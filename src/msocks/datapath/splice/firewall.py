@@ -10,7 +10,8 @@ from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.protocol.leg import DatapathReason
 
-_RULES = {"msocks-server-legs", "msocks-mobile-legs"}
+_SERVER_LEGS, _MOBILE_LEGS, _LISTENERS = "msocks-server-legs", "msocks-mobile-legs", "msocks-listeners"
+_RULES = {_SERVER_LEGS, _MOBILE_LEGS, _LISTENERS}
 _TIMEOUT_S = 10
 
 
@@ -25,7 +26,9 @@ class Firewall:
     - whatever TCP comes from a port of the splice's range without the mark: RSTs, and the SYN of a program that binds
       such a port on purpose and would take over a living tuple;
     - RSTs without the mark from a listener's port. Only these: another program may listen on the same port at another
-      address of this host.
+      address of this host,
+    - with or without it, RSTs without an ACK from a listener's port: so a listening socket, whose mark they carry,
+      answers a segment of a connection that it does not know. Whoever aborts a connection says RST and ACK.
 
     What stays on this host (lo) is never spliced and not touched. The table outlives the proxy, on purpose.
     """
@@ -69,7 +72,6 @@ class Firewall:
         }
 
     def _rules(self, ports: PortRange, listeners: Sequence[int]) -> str:
-        server, mobile = sorted(_RULES, reverse=True)
         unmarked = f'oifname != "lo" meta mark != {self._mark:#x}'
         listening = ", ".join(map(str, sorted(set(listeners))))
         return f"""
@@ -82,8 +84,9 @@ table inet {self.name} {{
     }}
     chain output {{
         type filter hook output priority -300; policy accept;
-        tcp sport {ports} {unmarked} counter drop comment "{server}"
-        tcp sport @listeners tcp flags & rst == rst {unmarked} counter drop comment "{mobile}"
+        tcp sport {ports} {unmarked} counter drop comment "{_SERVER_LEGS}"
+        tcp sport @listeners tcp flags & rst == rst {unmarked} counter drop comment "{_MOBILE_LEGS}"
+        tcp sport @listeners tcp flags & (rst | ack) == rst oifname != "lo" counter drop comment "{_LISTENERS}"
     }}
 }}
 """

@@ -38,6 +38,9 @@ static __always_inline struct echo timestamps_from_mobile(struct leg *mobile, st
 	echo.shift = mobile->shift_in;
 	if (mobile->flags & LEG_SHIFT_OUT_SET)
 		echo.tsecr = tsecr - mobile->shift_out;
+	else if (!mobile->begins_out)
+		/* It acknowledges no byte; and in SYN-RECEIVED Linux takes an echo of what it has sent, and no other. */
+		echo.tsecr = server->ts_in;
 	else
 		echo.tsecr = server->ts_in + ticks_since(server->ts_in_at, now) - mobile->round_trip_ms;
 	/* Never before what the server has sent. */

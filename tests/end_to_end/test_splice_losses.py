@@ -1,0 +1,173 @@
+"""Single packets are lost at the moments that matter to the splice; then paths that lose, repeat and reorder many."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from tests.end_to_end.conftest import PORT, Field
+from tests.end_to_end.ends import (
+    Ends,
+    dropped,
+    entered,
+    eventually,
+    join,
+    let_drop,
+    listen,
+    read,
+    read_all,
+    sockets_toward,
+    stop_dropping,
+)
+from tests.end_to_end.splice_fixtures import spliced, spliced_field
+
+from msocks_lab import LinkConfig
+
+__all__ = ["spliced"]
+
+MB = 1_000_000
+FLAGS = "tcp flags & (syn | ack | psh | fin | rst) =="
+
+
+@contextlib.contextmanager
+def losing(field: Field, host: str, rule: str, hook: str = "input") -> Iterator[None]:
+    """The first packet of that kind is lost in this block; there has to be one."""
+    let_drop(field, host, rule, hook)
+    try:
+        yield
+        eventually(lambda: dropped(field, host) == 1)
+    finally:
+        stop_dropping(field, host)
+
+
+def talk(ends: Ends) -> None:
+    """Both directions, and an orderly end."""
+    for this, other in ((ends.client, ends.server), (ends.server, ends.client)):
+        this.sendall(bytes(200_000))
+        assert read(other, 200_000) == bytes(200_000)
+    for this, other in ((ends.client, ends.server), (ends.server, ends.client)):
+        this.shutdown(socket.SHUT_WR)
+        assert read_all(other) == b""
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "agent"])
+@pytest.mark.parametrize(
+    ("host", "hook", "rule"),
+    [
+        pytest.param("server", "input", f"ip saddr != 127.0.0.1 {FLAGS} syn", id="syn"),
+        pytest.param("server", "output", f"{FLAGS} (syn | ack)", id="syn-ack"),
+        pytest.param("server", "input", f"{FLAGS} ack", id="handshake-ack"),
+    ],
+)
+def test_the_handshake_with_the_server(spliced: Field, host: str, hook: str, rule: str, plain: bool) -> None:
+    with losing(spliced, host, rule, hook):
+        ends = join(spliced, plain=plain)
+    with ends:
+        talk(ends)
+
+
+def test_a_server_that_speaks_first_loses_the_handshakes_ack(spliced: Field) -> None:
+    """It is in SYN-RECEIVED when the splice begins, and says its SYN-ACK again."""
+    with losing(spliced, "server", f"{FLAGS} ack"), listen(spliced) as listener:
+        client = socks_client(spliced)
+        with client:
+            ask(client, spliced, listener.getsockname()[1])
+            assert len(read(client, 10)) == 10
+            server, _ = listener.accept()
+            with server:
+                server.sendall(b"hello")
+                assert read(client, 5) == b"hello"
+                client.sendall(b"hello yourself")
+                assert read(server, 14) == b"hello yourself"
+
+
+def socks_client(field: Field) -> socket.socket:
+    """A plain client that has done the greeting."""
+    with entered(field.lab, "mobile"):
+        client = socket.socket()
+    client.settimeout(20)
+    client.connect((field.lab.proxy.ipv4, PORT))
+    client.sendall(bytes.fromhex("050100"))
+    assert read(client, 2) == bytes.fromhex("0500")
+    return client
+
+
+def ask(client: socket.socket, field: Field, port: int, more: bytes = b"") -> None:
+    address = socket.inet_aton(field.lab.server.ipv4)
+    client.sendall(bytes.fromhex("05010001") + address + port.to_bytes(2, "big") + more)
+
+
+@pytest.mark.parametrize("speaks_first", ["client", "server", "nobody"])
+def test_the_reply(spliced: Field, speaks_first: str) -> None:
+    with listen(spliced) as listener, socks_client(spliced) as client:
+        own = client.getsockname()[1]
+        with losing(spliced, "mobile", f"tcp dport {own} tcp flags psh"):
+            port = listener.getsockname()[1]
+            ask(client, spliced, port, b"early" if speaks_first == "client" else b"")
+            server, _ = listener.accept()
+            server.settimeout(20)
+            with server:
+                if speaks_first == "server":
+                    server.sendall(b"banner")
+                if speaks_first == "client":
+                    assert read(server, 5) == b"early"
+                began = time.monotonic()
+                assert read(client, 10)[:2] == b"\x05\x00"
+                # Said again soon: the kernel's own first time-out is 200 ms.
+                assert time.monotonic() - began < 1
+                if speaks_first == "server":
+                    assert read(client, 6) == b"banner"
+                eventually(lambda: not sockets_toward(spliced, port))
+                talk(Ends(client, server, port))
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "agent"])
+@pytest.mark.parametrize("what", ["fin of the server", "last ack to the server", "fin of the client"])
+def test_the_last_packets(spliced: Field, what: str, plain: bool) -> None:
+    """Both sockets of the proxy are long gone; the ends find to an end by themselves, without an RST."""
+    with join(spliced, plain=plain) as ends:
+        ends.client.sendall(b"question")
+        assert read(ends.server, 8) == b"question"
+        host, hook, rule = {
+            "fin of the server": ("server", "output", f"tcp sport {ends.port} tcp flags fin"),
+            "last ack to the server": ("server", "input", f"tcp dport {ends.port} {FLAGS} ack"),
+            "fin of the client": ("server", "input", f"tcp dport {ends.port} tcp flags fin"),
+        }[what]
+        resets = aborted(spliced)
+        if what == "fin of the client":
+            with losing(spliced, host, rule, hook):
+                ends.client.shutdown(socket.SHUT_WR)
+                assert read_all(ends.server) == b""
+            ends.server.close()
+        else:
+            ends.client.shutdown(socket.SHUT_WR)
+            assert read_all(ends.server) == b""
+            with losing(spliced, host, rule, hook):
+                ends.server.close()
+                assert read_all(ends.client) == b""
+        assert read_all(ends.client) == b""
+    eventually(lambda: ends.port not in {entry["local_port"] for entry in spliced.lab.server.tcp_sockets()})
+    assert aborted(spliced) == resets
+
+
+def aborted(field: Field) -> int:
+    """RSTs that the server's TCP has got or sent, since it exists (RFC 4022, tcpEstabResets; EstabResets)."""
+    snmp = [line.split() for line in field.lab.server.run(["cat", "/proc/net/snmp"]).stdout.splitlines()]
+    names, values = (line for line in snmp if line[0] == "Tcp:")
+    return sum(int(values[names.index(name)]) for name in ("EstabResets", "OutRsts"))
+
+
+def test_a_path_that_loses_repeats_and_reorders(soak: bool) -> None:
+    size = 100 * MB if soak else 20 * MB
+    bad = LinkConfig(
+        "bad", rtt_ms=3, rate_mbit=100, loss_percent=2, duplicate_percent=2, reorder_percent=2, jitter_ms=0.5
+    )
+    with spliced_field(bad) as made:
+        transfers = [made.transfer("--download", str(size)), made.transfer("--upload", str(size))]
+        for transfer in transfers:
+            assert transfer.result(900 if soak else 100)["error"] == ""
+        made.carried()
+        assert made.lab.server.accepted_connections() == 2

@@ -1,0 +1,154 @@
+"""The proxy is not needed for what is spliced: it may stand still, be killed, be replaced, lose its programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.end_to_end.conftest import Field
+from tests.end_to_end.ends import Ends, connect, eventually, join, listen, read, sockets_toward
+from tests.end_to_end.splice_fixtures import own_spliced
+
+__all__ = ["own_spliced"]
+
+MB = 1_000_000
+RATE = str(3 * MB)
+
+
+def advance(ends: Ends, count: int = 20) -> None:
+    """Round trips of 10 KB, in both directions."""
+    for number in range(count):
+        block = bytes([number]) * 10_000
+        for this, other in ((ends.client, ends.server), (ends.server, ends.client)):
+            this.sendall(block)
+            assert read(other, len(block)) == block
+
+
+def of_the_splice(field: Field) -> tuple[list[str], str]:
+    """What is on the proxy's host of it: files pinned, and nftables' rules."""
+    # The kernel puts two files of its own there, whose names end in .debug.
+    pins = field.lab.proxy.run(["find", "/sys/fs/bpf", "-mindepth", "1", "!", "-name", "*.debug"]).stdout.splitlines()
+    return pins, field.lab.proxy.run(["nft", "list", "ruleset"]).stdout
+
+
+def test_a_stopped_proxy_does_not_stop_the_bytes(own_spliced: Field) -> None:
+    field = own_spliced
+    down = field.transfer("--download", str(30 * MB), "--upload", str(10 * MB), "--rate", RATE)
+    down.wait_for(3 * MB)
+    with join(field, plain=True) as ends, listen(field) as listener:
+        os.kill(field.proxy.pid, signal.SIGSTOP)
+        eventually(lambda: Path(f"/proc/{field.proxy.pid}/stat").read_text().rsplit(")")[1].split()[0] == "T")
+        before = down.received()
+        for _ in range(4):
+            advance(ends)
+            time.sleep(0.5)
+        assert down.received() - before > 3 * MB
+        os.kill(field.proxy.pid, signal.SIGCONT)
+        advance(ends)
+        with connect(field, listener.getsockname()[1]):  # and it serves others again
+            pass
+    assert down.result()["error"] == ""
+
+
+def test_a_killed_proxy_does_not_end_what_is_spliced(own_spliced: Field, tmp_path: Path) -> None:
+    field = own_spliced
+    captures = [
+        (host, host.capture(tmp_path / f"{host.name}.pcap", "tcp[tcpflags] & tcp-rst != 0"))
+        for host in (field.lab.mobile, field.lab.server)
+    ]
+    with join(field, plain=True) as idle, join(field, plain=True) as ends:
+        ends.server.sendall(bytes(100_000))
+        field.proxy.kill()
+        field.proxy.wait()
+        assert read(ends.client, 100_000) == bytes(100_000)
+        advance(ends)
+        field.start_proxy("--open")
+        advance(ends)
+        with join(field, plain=True) as another:
+            advance(another)
+            assert not sockets_toward(field, ends.port)
+        for end, other in ((ends.client, ends.server), (ends.server, ends.client)):
+            end.shutdown(1)
+            assert read(other, 1) == b""
+        advance(idle)
+        idle.client.shutdown(1)
+        assert read(idle.server, 1) == b""
+        idle.server.sendall(b"the end")
+        idle.server.shutdown(1)
+        assert read(idle.client, 8) == b"the end"
+    time.sleep(0.5)
+    for host, capture in captures:
+        capture.stop()
+        ports = f"port {ends.port} or port {idle.port} or host {field.lab.server.ipv4} or port 1080"
+        seen = host.run(["tcpdump", "-nr", str(tmp_path / f"{host.name}.pcap"), ports]).stdout
+        # The agent's channel to the proxy that was killed ended with it; that is no session.
+        sessions = [line for line in seen.splitlines() if host.name == "server"]
+        assert not sessions, seen
+    pins, rules = of_the_splice(field)
+    assert pins
+    assert "msocks" in rules
+    field.proxy.terminate()
+    field.proxy.wait(15)
+    assert of_the_splice(field) == ([], "")
+
+
+def test_a_session_moves_after_its_proxy_was_stopped_for_a_while(own_spliced: Field) -> None:
+    field = own_spliced
+    with join(field) as ends:
+        advance(ends)
+        os.kill(field.proxy.pid, signal.SIGSTOP)
+        time.sleep(1)
+        advance(ends)
+        os.kill(field.proxy.pid, signal.SIGCONT)
+        assert field.msocks("move", "all", "--to", "lte").returncode == 0
+        advance(ends)
+        assert {flow["link"] for flow in field.flows()} == {"lte"}
+        assert not sockets_toward(field, ends.port)
+
+
+def test_programs_that_somebody_detaches_come_back(own_spliced: Field) -> None:
+    field = own_spliced
+    with join(field, plain=True) as ends:
+        advance(ends)
+        field.lab.proxy.run(["sh", "-c", "rm /sys/fs/bpf/msocks/*/links/*"])
+        # Now the packets reach the host's own TCP, which knows none of these connections.
+        ends.client.sendall(b"to the server")
+        ends.server.sendall(b"to the client")
+        time.sleep(0.5)
+        for rule in ("msocks-server-legs", "msocks-listeners"):
+            assert "counter packets 0 " not in line_of(field, rule)
+        assert read(ends.server, 13) == b"to the server"
+        assert read(ends.client, 13) == b"to the client"
+        advance(ends)
+    with join(field, plain=True) as another:
+        advance(another)
+
+
+def test_a_firewall_table_that_somebody_flushes_comes_back(own_spliced: Field) -> None:
+    field = own_spliced
+    with join(field, plain=True) as ends:
+        field.lab.proxy.run(["nft", "flush", "ruleset"])
+        advance(ends)
+        eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1])
+
+
+def line_of(field: Field, rule: str) -> str:
+    """The line of a rule of the splice's table, counters included."""
+    (line,) = (line for line in of_the_splice(field)[1].splitlines() if rule in line)
+    return line
+
+
+@pytest.mark.parametrize("orderly", [True, False], ids=["stopped", "killed"])
+def test_nothing_is_left_of_a_proxy_that_carried_nothing(own_spliced: Field, orderly: bool) -> None:
+    field = own_spliced
+    if not orderly:
+        field.proxy.kill()
+        field.proxy.wait()
+        assert of_the_splice(field)[0]
+        field.start_proxy()
+    field.proxy.terminate()
+    field.proxy.wait(15)
+    assert of_the_splice(field) == ([], "")
