@@ -22,7 +22,7 @@ WEB_PORT, SSH_PORT, PROXY_PORT, LOCAL_PORT = 8080, 2222, 1080, 1080
 WIFI = LinkConfig("wifi", rtt_ms=5, rate_mbit=50, queue_ms=100, ipv6=False, nat=True)
 LTE = LinkConfig("lte", rtt_ms=50, rate_mbit=20, queue_ms=100, ipv4=False)
 
-_NGINX = """\
+NGINX = """\
 daemon off;
 user root;
 worker_processes 1;
@@ -41,7 +41,7 @@ http {{
 }}
 """
 
-_SSHD = """\
+SSHD = """\
 Port {port}
 HostKey {directory}/host_key
 AuthorizedKeysFile {directory}/user_key.pub
@@ -151,14 +151,14 @@ def _write_file(path: Path, size: int) -> str:
 
 def _start_servers(lab: Lab, directory: Path) -> None:
     nginx = directory / "nginx.conf"
-    nginx.write_text(_NGINX.format(directory=directory, port=WEB_PORT))
+    nginx.write_text(NGINX.format(directory=directory, port=WEB_PORT))
     lab.server.popen([shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(nginx)])
     for name in ("host_key", "user_key"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)], check=True, timeout=20
         )
     sshd = directory / "sshd.conf"
-    sshd.write_text(_SSHD.format(directory=directory, port=SSH_PORT))
+    sshd.write_text(SSHD.format(directory=directory, port=SSH_PORT))
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd refuses to start without it
     lab.server.popen([shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", str(sshd)])
     lab.server.wait_listening(WEB_PORT)

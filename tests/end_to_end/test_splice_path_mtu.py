@@ -1,0 +1,54 @@
+"""A path of 1400 bytes and one of 1500, in any order, with what routers say of it and without."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.end_to_end.conftest import Field
+from tests.end_to_end.splice_fixtures import spliced_field
+
+from msocks_lab import LinkConfig
+
+MB = 1_000_000
+WIDE = LinkConfig("wide", rtt_ms=4, rate_mbit=80)
+# The mobile's interface says so, as a modem's does; or only a router knows.
+NARROW = LinkConfig("narrow", rtt_ms=8, rate_mbit=80, mtu=1400)
+SECRETLY_NARROW = replace(NARROW, interface_mtu=1500)
+SILENT_ROUTERS = """
+table inet silence {
+    chain output {
+        type filter hook output priority filter; policy accept;
+        icmp type destination-unreachable drop
+        icmpv6 type packet-too-big drop
+    }
+}
+"""
+
+
+def silence(field: Field) -> None:
+    """No router tells of packets that are too big."""
+    for host in field.lab.hosts:
+        if host == "core" or host.startswith("radio-"):
+            field.lab.host(host).run(["nft", "-f", "-"], input=SILENT_ROUTERS)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("icmp", ["icmp", "filtered"])
+@pytest.mark.parametrize("secret", [False, True], ids=["known", "secret"])
+@pytest.mark.parametrize("first", ["wide", "narrow"])
+def test_paths_of_different_widths(first: str, secret: bool, icmp: str, version: int) -> None:
+    narrow = SECRETLY_NARROW if secret else NARROW
+    links = [replace(link, ipv4=version == 4, ipv6=version == 6) for link in (WIDE, narrow)]
+    if first == "narrow":
+        links.reverse()
+    with spliced_field(*links) as field:
+        if icmp == "filtered":
+            silence(field)
+        transfer = field.transfer("--download", str(8 * MB), "--upload", str(8 * MB), "--rate", str(3 * MB))
+        transfer.wait_for(MB)
+        for link in (links[1].name, links[0].name):
+            assert field.msocks("move", "all", "--to", link).returncode == 0
+            transfer.wait_for(transfer.received() + MB, timeout=10)
+        assert transfer.result()["error"] == ""
+        field.carried()
