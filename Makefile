@@ -50,6 +50,7 @@ bench-install: install
 	@tools/install bench
 
 soak: install  ## the long runs
+	$(PYTHON) -m pytest tests/end_to_end --soak --timeout=1200
 	@$(SCRIPT) benchmarks/soak.py
 
 bench-handoff: bench-install  ## stalls at a move, beside MPTCP; writes docs/benchmarks/
