@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msocks.datapath.splice import _libbpf
-from msocks.datapath.splice.btf import describe
+from msocks.datapath.splice.btf import describe, members, variable
 from msocks.errors import MsocksError
 
 _EXIST_OR_NOT = 0
@@ -18,7 +18,7 @@ _TCX_INGRESS = 46  # enum bpf_attach_type
 _LIBBPF_ERRORS = 4000  # from here on numbers are libbpf's own: a file that is no object
 _PER_CPU = (5, 6)  # hash, array
 _LOG_TAIL = 3000
-_BTF_STRUCT = 4
+_CONSTANTS = ".rodata"
 
 ffi, lib = _libbpf.ffi, _libbpf.lib
 lib.msocks_start()
@@ -87,18 +87,22 @@ class BpfMap:
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value; of a per-CPU map one after another, each padded to 8 bytes. None where there is none."""
+        self._require(key, self.key_size)
         if lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), self._value) < 0:
             return None
         return bytes(ffi.buffer(self._value))
 
     def update(self, key: bytes, value: bytes) -> None:
         """Set the value. Raises BpfError, E2BIG where the map is full."""
+        self._require(key, self.key_size)
+        self._require(value, self.value_size)
         result = lib.bpf_map_update_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value), _EXIST_OR_NOT)
         if result < 0:
             _checked(result, f"cannot write to the table {self.name}")
 
     def delete(self, key: bytes) -> None:
         """Remove the entry; no-op where there is none."""
+        self._require(key, self.key_size)
         lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))
 
     def keys(self) -> Iterator[bytes]:
@@ -118,8 +122,15 @@ class BpfMap:
         return self._mapped
 
     def close(self) -> None:
-        """Close the descriptor; a pinned map stays."""
-        os.close(self.fd)
+        """Close the descriptor; a pinned map stays, and so does what was mapped while somebody holds it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self._mapped = -1, None  # the number may soon be another file's
+
+    def _require(self, given: bytes, size: int) -> None:
+        # The kernel reads so many bytes, whoever owns them.
+        if len(given) != size:
+            raise ValueError(f"{len(given)} bytes for the table {self.name}, not {size}")
 
 
 class RingBuffer:
@@ -222,6 +233,19 @@ class BpfObject:
         kind = f"type {lib.bpf_map__type(found)} flags {lib.bpf_map__map_flags(found)}"
         return f"{kind}: {describe(types, key)} -> {describe(types, value)}"
 
+    def constant(self, name: str) -> bytes:
+        """What a `const volatile` variable of the object is set to. Raises KeyError."""
+        place = lib.bpf_object__next_map(self._object, ffi.NULL)
+        # libbpf puts the name of the object before the section's.
+        while place != ffi.NULL and not ffi.string(lib.bpf_map__name(place)).endswith(_CONSTANTS.encode()):
+            place = lib.bpf_object__next_map(self._object, place)
+        if place == ffi.NULL:
+            raise KeyError(name)
+        offset, length = variable(lib.bpf_object__btf(self._object), _CONSTANTS, name)
+        size = ffi.new("size_t *")
+        values = ffi.buffer(ffi.cast("char *", lib.bpf_map__initial_value(place, size)), size[0])
+        return bytes(values[offset : offset + length])
+
     def load(self) -> None:
         """Verify and load. Raises BpfError with the end of the verifier's log."""
         lib.msocks_log_clear()
@@ -272,6 +296,11 @@ def create_link(program: int, ifindex: int, attach_type: int) -> int:
 def update_link(link: int, program: int) -> None:
     """Let another program take the place of a link's, between two packets. Raises BpfError."""
     _checked(lib.msocks_link_update(link, program), "cannot replace the splice's program")
+
+
+def cut_link(link: int) -> None:
+    """Detach a link's program at once; a link that only loses its last name goes some time later. Raises BpfError."""
+    _checked(lib.bpf_link_detach(link), "cannot detach the splice (tcx)")
 
 
 def link_of(link: int) -> tuple[int, int]:
@@ -360,21 +389,11 @@ def run(program: int, packet: bytes = b"", context: bytes = b"", repeat: int = 1
 
 
 def structure(path: Path, name: str) -> tuple[int, dict[str, int]]:
-    """Size of a C structure in a compiled object, and the offset of each member in bytes. Raises KeyError."""
+    """Size of a C structure in a compiled object, and the offset of each member in bytes. Raises KeyError, BpfError."""
     types = lib.btf__parse_elf(str(path).encode(), ffi.NULL)
     if types == ffi.NULL:
         raise BpfError(ffi.errno, f"{path} has no type information")
     try:
-        number = lib.btf__find_by_name_kind(types, name.encode(), _BTF_STRUCT)
-        if number < 0:
-            raise KeyError(name)
-        found = lib.btf__type_by_id(types, number)
-        members = lib.btf_members(found)
-        return int(found.size), {
-            ffi.string(lib.btf__name_by_offset(types, members[index].name_off)).decode(): int(
-                lib.btf_member_bit_offset(found, index) // 8
-            )
-            for index in range(lib.btf_vlen(found))
-        }
+        return members(types, name)
     finally:
         lib.btf__free(types)
