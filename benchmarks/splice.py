@@ -52,7 +52,7 @@ def main() -> int:
         names = [name for name in options.only or TAKING_PART if number == 1 or name not in _ONCE]
         for name in order.sample(names, len(names)):
             kinds = order.sample(chosen[name], len(chosen[name]))
-            for entry in _turns(kinds, measurements[name], options.datapath):
+            for entry in _turns(kinds, measurements[name], options.datapath, pinned=name == "latency"):
                 rounds.append({"round": number, "measurement": name, **entry})
                 _tell(rounds[-1])
     raw = {**origin, "seed": options.seed, "datapath": options.datapath}
@@ -108,7 +108,9 @@ def _allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _turns(kinds: list[type[Contender]], measurement: Measurement, datapath: str) -> list[dict[str, Any]]:
+def _turns(
+    kinds: list[type[Contender]], measurement: Measurement, datapath: str, *, pinned: bool
+) -> list[dict[str, Any]]:
     """One measurement of some contenders in turn, on the same hosts. What goes wrong is part of the result."""
     entries = []
     quiet = machine.wait_until_quiet()
@@ -118,7 +120,7 @@ def _turns(kinds: list[type[Contender]], measurement: Measurement, datapath: str
         for kind in kinds:
             entry: dict[str, Any] = {"contender": kind.name, "machine": asdict(quiet), "error": ""}
             try:
-                with kind(network, datapath) as contender:
+                with kind(network, datapath, pinned=pinned) as contender:
                     entry |= measurement(contender)
             except (BenchmarkError, LabError) as error:
                 entry |= {"error": str(error), "logs": lab.logs("proxy")[-4000:]}

@@ -23,6 +23,8 @@ SESSION_SERVERS = 8
 """Servers of idle sessions, on ports from SESSIONS_PORT: each holds at most 20,000 descriptors."""
 SERVER_PORTS = (PING_PONG_PORT, BULK_PORT, *range(SESSIONS_PORT, SESSIONS_PORT + SESSION_SERVERS))
 
+ONE_PROCESSOR = ("taskset", "--cpu-list", "0")
+
 _PORT = 1080
 _FAMILIES = (4, 6)
 _PINS = Path("/sys/fs/bpf/msocks")
@@ -77,16 +79,17 @@ class Way:
 
 
 class Contender(ABC):
-    """A way through the middle. Use it as a context: it runs inside."""
+    """A way through the middle. Use it as a context: it runs inside, on one processor where it is `pinned`."""
 
     name: str
     title: str
     most_sessions = 1_000_000
     """More idle sessions than that it cannot hold: 20,000 descriptors a process, or all of the machine's memory."""
 
-    def __init__(self, network: DirectNetwork, datapath: str) -> None:
+    def __init__(self, network: DirectNetwork, datapath: str, *, pinned: bool = False) -> None:
         self.network = network
         self.datapath = datapath
+        self._prefix = ONE_PROCESSOR if pinned else ()
         self.process: LabProcess | None = None
 
     @property
@@ -121,6 +124,10 @@ class Contender(ABC):
     def _socks(self, family: int) -> str | None:
         return f"{self.network.proxy_address(family)}/{_PORT}"
 
+    def _popen(self, *argv: str, stdout: int | None = None) -> LabProcess:
+        """Start a program in the middle; where it is pinned, all that it forks is, too."""
+        return self.network.lab.proxy.popen([*self._prefix, *argv], stdout=stdout)
+
     def _listening(self) -> None:
         self.network.lab.proxy.wait_listening(_PORT)
 
@@ -144,8 +151,8 @@ class Msocks(Contender):
     name = "msocks"
     title = "MSOCKS"
 
-    def __init__(self, network: DirectNetwork, datapath: str) -> None:
-        super().__init__(network, datapath)
+    def __init__(self, network: DirectNetwork, datapath: str, *, pinned: bool = False) -> None:
+        super().__init__(network, datapath, pinned=pinned)
         if datapath == "relay":
             self.most_sessions = 9000
 
@@ -154,7 +161,7 @@ class Msocks(Contender):
         allowed = options("--allow", [*MOBILE_SUBNETS, *SERVER_SUBNETS])
         where = ["--listen", f"[::]:{_PORT}", "--state", str(self.state)]
         argv = [MSOCKS, "proxy", "--open", "--datapath", self.datapath, *where, *allowed]
-        self.process = start_ready(self.network.lab.proxy.popen(argv, stdout=subprocess.PIPE))
+        self.process = start_ready(self._popen(*argv, stdout=subprocess.PIPE))
 
     @property
     def pins(self) -> Path:
@@ -194,7 +201,7 @@ class Dante(Contender):
         sides = {"mobile_side": MOBILE_SIDE, "server_side": SERVER_SIDE}
         configuration.write_text(_DANTE.format(port=_PORT, **sides))
         argv = [shutil.which("danted") or "/usr/sbin/danted", "-f", str(configuration)]
-        self.process = lab.proxy.popen([*argv, "-p", str(lab.directory / "danted.pid")])
+        self.process = self._popen(*argv, "-p", str(lab.directory / "danted.pid"))
         self._listening()
 
 
@@ -206,7 +213,7 @@ class Microsocks(Contender):
     most_sessions = 9000
 
     def start(self) -> None:
-        self.process = self.network.lab.proxy.popen(["microsocks", "-i", "::", "-p", str(_PORT)])
+        self.process = self._popen("microsocks", "-i", "::", "-p", str(_PORT))
         self._listening()
 
 
@@ -228,7 +235,7 @@ class Haproxy(Contender):
         configuration = lab.directory / "haproxy.cfg"
         configuration.write_text("".join(parts))
         argv = [shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", str(configuration)]
-        self.process = lab.proxy.popen(argv)
+        self.process = self._popen(*argv)
         lab.proxy.wait_listening(SERVER_PORTS[-1])
 
     def way(self, family: int, port: int) -> Way:

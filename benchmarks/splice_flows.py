@@ -6,7 +6,6 @@ Each returns figures of one contender that runs, in the units that their names e
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.compiled import program
-from benchmarks.splice_contenders import BULK_PORT, PING_PONG_PORT, SESSIONS_PORT, Contender
+from benchmarks.splice_contenders import BULK_PORT, ONE_PROCESSOR, PING_PONG_PORT, SESSIONS_PORT, Contender
 from benchmarks.world import BenchmarkError
 
 FLOWS = (1, 8)
@@ -22,7 +21,6 @@ DIRECTIONS = ("down", "up")
 FAMILIES = (4, 6)
 PARALLEL = 32
 
-_ONE_PROCESSOR = ("taskset", "--cpu-list", "0")
 _WARM_UP = 2000  # round trips
 _SPARE_S = 60.0
 
@@ -58,15 +56,13 @@ def result_of(contender: Contender, argv: list[str], seconds: float) -> dict[str
 
 
 def latency(contender: Contender, durations: Durations) -> dict[str, Any]:
-    """The round trip of one byte over a connection that stands, everything on one processor, for IPv4 and IPv6."""
-    for pid in contender.pids:
-        subprocess.run(["taskset", "--all-tasks", "--cpu-list", "--pid", "0", str(pid)], check=True, stdout=-3)
+    """The round trip of one byte over a connection that stands, for IPv4 and IPv6; the contender has to be pinned."""
     figures: dict[str, Any] = {}
-    with serving(contender, "ping_pong", PING_PONG_PORT, _ONE_PROCESSOR):
+    with serving(contender, "ping_pong", PING_PONG_PORT, ONE_PROCESSOR):
         for family in FAMILIES:
             way = contender.way(family, PING_PONG_PORT)
             where = ["measure", way.first, way.proxy, str(_WARM_UP), str(durations.latency)]
-            argv = [*_ONE_PROCESSOR, program("ping_pong"), *where]
+            argv = [*ONE_PROCESSOR, program("ping_pong"), *where]
             figures[f"ipv{family}"] = result_of(contender, argv, durations.latency)
     return figures
 

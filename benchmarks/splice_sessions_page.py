@@ -32,6 +32,7 @@ _HOLD = """\
 
 {sessions:,} idle sessions through MSOCKS, opened 32 at a time in {open_s:.0f} s. Then a byte went once more over each
 of them, all were closed, and {forgotten_s:.0f} s later {verdict}
+{each}
 
 {table}
 """
@@ -108,13 +109,26 @@ def _forgotten(entry: dict[str, Any]) -> str:
     return "everything counted was where it had been." if entry["forgotten"] else "**not everything was gone**."
 
 
+def _each(rounds: Rounds, entry: dict[str, Any]) -> str:
+    """What one of many sessions takes, where the same number was also held by IP forwarding."""
+
+    def grown(held: dict[str, Any], part: str) -> float:
+        return float((held["during"][part] - held["before"][part]) / held["sessions"] / 1024)
+
+    for direct in rounds.of("hold", "forwarding"):
+        kernel = grown(entry, "kernel") - grown(direct, "kernel")
+        program = grown(entry, "program")
+        return f"Each took {program:.2f} KiB of the proxy and {kernel:.2f} KiB of the kernel, its two ends not counted."
+    return ""
+
+
 def sessions_sections(rounds: Rounds) -> Iterator[str]:
     """The sections about idle sessions that were measured."""
     if rounds.contenders("memory"):
         yield from _memory(rounds)
     for name, text in (("hold", _HOLD), ("churn", _CHURN)):
         for entry in rounds.of(name, "msocks"):
-            known = {"verdict": _forgotten(entry), "table": _counts_table(entry), **entry}
+            known = {"each": _each(rounds, entry), "verdict": _forgotten(entry), "table": _counts_table(entry), **entry}
             known["per_s"] = entry["sessions"] / entry["seconds"] if "seconds" in entry else 0.0
             yield text.format(**known).rstrip()
     for name in ("memory", "hold", "churn"):

@@ -70,13 +70,13 @@ static void serve(uint16_t port)
 
 static double busy_s(void)
 {
-    unsigned long long field[8];
+    unsigned long long field[7]; /* user, nice, system, idle, iowait, irq, softirq: proc_stat(5) */
     FILE *file = fopen("/proc/stat", "r");
-    if (!file || fscanf(file, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &field[0], &field[1], &field[2], &field[3],
-                        &field[4], &field[5], &field[6], &field[7]) != 8)
+    if (!file || fscanf(file, "cpu %llu %llu %llu %llu %llu %llu %llu", &field[0], &field[1], &field[2], &field[3],
+                        &field[4], &field[5], &field[6]) != 7)
         fail("Cannot read /proc/stat");
     fclose(file);
-    return (double)(field[0] + field[1] + field[2] + field[5] + field[6] + field[7]) / (double)sysconf(_SC_CLK_TCK);
+    return (double)(field[0] + field[1] + field[2] + field[5] + field[6]) / (double)sysconf(_SC_CLK_TCK);
 }
 
 static uint64_t carried(int fd, int sends)

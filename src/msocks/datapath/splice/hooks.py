@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from msocks.datapath.splice import libbpf
+from msocks.datapath.splice import clsact, libbpf
 from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.link_monitor.route_socket import ARPHRD_ETHER, Interface, InterfaceGone, Overrun, RouteSocket
@@ -122,7 +122,7 @@ class Hooks:
                 self._clsact = True
         if self._clsact:
             egress = direction == "egress"
-            libbpf.attach_filter(index, program, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+            clsact.attach_filter(index, program, egress=egress, handle=_HANDLE, priority=_PRIORITY)
 
     def _link(self, index: int, direction: str, program: int) -> None:
         pin = self._pin(index, direction)
@@ -143,7 +143,7 @@ class Hooks:
 
     def _is_attached(self, index: int, direction: str) -> bool:
         if self._clsact:
-            return libbpf.filter_of(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY) != 0
+            return clsact.filter_of(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY) != 0
         pin = self._pin(index, direction)
         if not pin.exists():
             return False
@@ -155,7 +155,7 @@ class Hooks:
 
     def _detach(self, index: int, direction: str) -> None:
         if self._clsact:
-            libbpf.detach_filter(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY)
+            clsact.detach_filter(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY)
             return
         pin = self._pin(index, direction)
         if pin.exists():
@@ -216,6 +216,6 @@ def remove_filters(programs: Collection[int]) -> None:
         for interface in routes.interfaces():
             for direction in _DIRECTIONS:
                 egress = direction == "egress"
-                found = libbpf.filter_of(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+                found = clsact.filter_of(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
                 if found in programs:
-                    libbpf.detach_filter(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+                    clsact.detach_filter(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)

@@ -113,12 +113,13 @@ def parse_error(packet: bytes) -> IcmpError | None:
 
 
 def _parse_ipv4(packet: bytes) -> IcmpError | None:
-    packet = packet[: int.from_bytes(packet[2:4], "big")]
-    header_bytes = (packet[0] & 15) * 4
-    icmp = packet[header_bytes:]
+    length = int.from_bytes(packet[2:4], "big")
+    icmp = packet[(packet[0] & 15) * 4 : length]
     kind, code, _, _, mtu = struct.unpack_from("!BBHHH", icmp)
     trouble = _TOLD_BY_IPV4.get((kind, code))
-    if packet[9] != _ICMP or trouble is None or int.from_bytes(_padded(icmp), "big") % 0xFFFF:
+    if len(packet) < length or packet[9] != _ICMP or trouble is None:
+        return None
+    if int.from_bytes(_padded(icmp), "big") % 0xFFFF:
         return None
     quoted = icmp[_HEADER_BYTES:]
     fragment_offset = int.from_bytes(quoted[6:8], "big") & 0x1FFF
@@ -140,10 +141,13 @@ def _parse_ipv4(packet: bytes) -> IcmpError | None:
 
 
 def _parse_ipv6(packet: bytes) -> IcmpError | None:
-    icmp = packet[40 : 40 + int.from_bytes(packet[4:6], "big")]
+    length = 40 + int.from_bytes(packet[4:6], "big")
+    icmp = packet[40:length]
     kind, code, _, mtu = struct.unpack_from("!BBHI", icmp)
     trouble = _TOLD_BY_IPV6.get((kind, code))
-    if packet[6] != _ICMPV6 or trouble is None or _icmpv6_sum(packet[8:40], icmp) % 0xFFFF:
+    if len(packet) < length or packet[6] != _ICMPV6 or trouble is None:
+        return None
+    if _icmpv6_sum(packet[8:40], icmp) % 0xFFFF:
         return None
     quoted = icmp[_HEADER_BYTES:]
     if quoted[0] >> 4 != 6 or quoted[6] != _TCP:

@@ -48,7 +48,7 @@ def _remedy(code: int) -> str:
     return "`msocks doctor` shows what the splice needs"
 
 
-def _checked(result: int, what: str) -> int:
+def checked(result: int, what: str) -> int:
     """`result`, unless it is a negated error number, which libbpf 1 returns for system calls as well."""
     if result < 0:
         raise BpfError(-result, what)
@@ -76,7 +76,7 @@ class BpfMap:
         """`fd` is owned from now on."""
         numbers = [ffi.new("uint32_t *") for _ in range(6)]
         name = ffi.new("char[16]")
-        _checked(lib.msocks_map_info(fd, *numbers, name), "a BPF map does not say what it is")
+        checked(lib.msocks_map_info(fd, *numbers, name), "a BPF map does not say what it is")
         self.fd = fd
         self.type, self.key_size, self.value_size, self.max_entries, self.flags, self.id = (each[0] for each in numbers)
         self.name = ffi.string(name).decode()
@@ -98,7 +98,16 @@ class BpfMap:
         self._require(value, self.value_size)
         result = lib.bpf_map_update_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value), _EXIST_OR_NOT)
         if result < 0:
-            _checked(result, f"cannot write to the table {self.name}")
+            checked(result, f"cannot write to the table {self.name}")
+
+    def update_all(self, keys: bytes, values: bytes, count: int) -> None:
+        """Set several values in one system call. Raises BpfError, E2BIG where the map is full; some may be set then."""
+        self._require(keys, count * self.key_size)
+        self._require(values, count * self.value_size)
+        done = ffi.new("uint32_t *", count)
+        result = lib.msocks_map_update_batch(self.fd, ffi.from_buffer(keys), ffi.from_buffer(values), done, 0)
+        if result < 0:
+            checked(result, f"cannot write to the table {self.name}")
 
     def delete(self, key: bytes) -> None:
         """Remove the entry; no-op where there is none."""
@@ -163,7 +172,7 @@ class RingBuffer:
         error, self._error = self._error, None
         if error is not None:
             raise error
-        return _checked(count, "cannot read the events of the splice")
+        return checked(count, "cannot read the events of the splice")
 
     def record(self, data: bytes) -> None:
         """One record has been read. An exception cannot pass through libbpf's frames."""
@@ -220,11 +229,11 @@ class BpfObject:
 
     def set_size(self, name: str, entries: int) -> None:
         """Before `load`: how many entries a map has."""
-        _checked(lib.bpf_map__set_max_entries(self._map(name), entries), f"cannot size the table {name}")
+        checked(lib.bpf_map__set_max_entries(self._map(name), entries), f"cannot size the table {name}")
 
     def reuse(self, name: str, known: BpfMap) -> None:
         """Before `load`: use a map that exists. Raises BpfError where it is of another kind."""
-        _checked(lib.bpf_map__reuse_fd(self._map(name), known.fd), f"the table {name} is of another kind")
+        checked(lib.bpf_map__reuse_fd(self._map(name), known.fd), f"the table {name} is of another kind")
 
     def shape(self, name: str) -> str:
         """The kind of a map and the layouts of its keys and values, in words; nothing of its size."""
@@ -275,12 +284,12 @@ class BpfObject:
 
 def pin(fd: int, path: Path) -> None:
     """Give a kernel object a name on a BPF file system. Raises BpfError."""
-    _checked(lib.bpf_obj_pin(fd, str(path).encode()), f"cannot pin {path}")
+    checked(lib.bpf_obj_pin(fd, str(path).encode()), f"cannot pin {path}")
 
 
 def open_pin(path: Path) -> int:
     """A descriptor of what is pinned there. Raises BpfError."""
-    return _checked(lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")
+    return checked(lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")
 
 
 def create_link(program: int, ifindex: int, attach_type: int) -> int:
@@ -288,41 +297,30 @@ def create_link(program: int, ifindex: int, attach_type: int) -> int:
 
     It runs before those that are there: one of theirs may end the packet's way through the hook.
     """
-    return _checked(
-        lib.msocks_link_create(program, ifindex, attach_type, _BEFORE_ALL), "cannot attach the splice (tcx)"
-    )
+    return checked(lib.msocks_link_create(program, ifindex, attach_type, _BEFORE_ALL), "cannot attach the splice (tcx)")
 
 
 def update_link(link: int, program: int) -> None:
     """Let another program take the place of a link's, between two packets. Raises BpfError."""
-    _checked(lib.msocks_link_update(link, program), "cannot replace the splice's program")
+    checked(lib.msocks_link_update(link, program), "cannot replace the splice's program")
 
 
 def cut_link(link: int) -> None:
     """Detach a link's program at once; a link that only loses its last name goes some time later. Raises BpfError."""
-    _checked(lib.bpf_link_detach(link), "cannot detach the splice (tcx)")
+    checked(lib.bpf_link_detach(link), "cannot detach the splice (tcx)")
 
 
 def link_of(link: int) -> tuple[int, int]:
     """The program (id) and the interface (index; 0 where it is gone) of a link. Raises BpfError."""
     numbers = [ffi.new("uint32_t *") for _ in range(3)]
-    _checked(lib.msocks_link_info(link, *numbers), "a BPF link does not say what it is")
+    checked(lib.msocks_link_info(link, *numbers), "a BPF link does not say what it is")
     return numbers[1][0], numbers[2][0]
 
 
 def has_tcx(ifindex: int) -> bool:
     """Whether the kernel has tcx (Linux 6.6), asked at an interface; changes nothing. Raises BpfError."""
     result = lib.bpf_prog_query(ifindex, _TCX_INGRESS, 0, ffi.NULL, ffi.NULL, ffi.new("uint32_t *", 0))
-    return result == 0 or (result != -errno.EINVAL and _checked(result, "cannot ask for tcx") == 0)
-
-
-def try_clsact(ifindex: int) -> None:
-    """See whether the kernel has the clsact qdisc, by making one; it does not stay. Raises BpfError."""
-    result = lib.msocks_clsact_create(ifindex)
-    if result == -errno.EEXIST:
-        return
-    _checked(result, "cannot make the clsact qdisc")
-    lib.msocks_clsact_destroy(ifindex)
+    return result == 0 or (result != -errno.EINVAL and checked(result, "cannot ask for tcx") == 0)
 
 
 def program_id(program: int) -> int:
@@ -338,29 +336,8 @@ def verified_instructions(program: int) -> int:
 def _program_info(program: int) -> tuple[int, int]:
     identity, kind, verified = (ffi.new("uint32_t *") for _ in range(3))
     name, tag = ffi.new("char[16]"), ffi.new("unsigned char[8]")
-    _checked(lib.msocks_program_info(program, identity, kind, verified, name, tag), "a program does not say what it is")
+    checked(lib.msocks_program_info(program, identity, kind, verified, name, tag), "a program does not say what it is")
     return int(identity[0]), int(verified[0])
-
-
-def attach_filter(ifindex: int, program: int, *, egress: bool, handle: int, priority: int) -> None:
-    """Attach a program by the clsact qdisc, in place of an earlier one. Raises BpfError."""
-    result = lib.msocks_clsact_create(ifindex)
-    if result < 0 and result != -errno.EEXIST:
-        _checked(result, "cannot make the clsact qdisc")
-    result = lib.msocks_filter_attach(ifindex, egress, program, handle, priority)
-    _checked(result, "cannot attach the splice (clsact)")
-
-
-def detach_filter(ifindex: int, *, egress: bool, handle: int, priority: int) -> None:
-    """The opposite; no-op where there is none."""
-    lib.msocks_filter_detach(ifindex, egress, handle, priority)
-
-
-def filter_of(ifindex: int, *, egress: bool, handle: int, priority: int) -> int:
-    """The program (id) that is attached by the clsact qdisc; 0 where there is none."""
-    found = ffi.new("uint32_t *")
-    lib.msocks_filter_query(ifindex, egress, handle, priority, found)
-    return int(found[0])
 
 
 def run(program: int, packet: bytes = b"", context: bytes = b"", repeat: int = 1) -> tuple[int, bytes, bytes]:
@@ -383,7 +360,7 @@ def run(program: int, packet: bytes = b"", context: bytes = b"", repeat: int = 1
         verdict,
         duration,
     )
-    _checked(result, "the program does not run")
+    checked(result, "the program does not run")
     signed = verdict[0] - (1 << 32) if verdict[0] & 0x80000000 else verdict[0]
     return signed, bytes(ffi.buffer(data_out, data_size[0])), bytes(ffi.buffer(context_out, context_size[0]))
 

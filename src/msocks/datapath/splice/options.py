@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from msocks.protocol.leg import DatapathReason
 from msocks.transport.kernel import bytes_unread
 
-_ESTABLISHED = 1
+ESTABLISHED = 1
+# A direction that had ended before is not known to the splice. (What is lost altogether is told of soon.)
+_WHOLE = (ESTABLISHED, 7)
 _TIMESTAMPS = 1
 _SACK = 2
 _ECN = 8 | 16
@@ -24,19 +25,19 @@ _AT_RATES = 104
 _AT_SEND_WINDOW = 228
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LegOptions:
     """One established leg, from this host's kernel; sizes in bytes.
 
     Attributes:
-        established: Neither end has closed its direction.
+        state: As linux/tcp_states.h numbers it.
         timestamps: RFC 7323 section 3.
         sack: RFC 2018.
         ecn: RFC 3168.
         snd_wscale: Shift of the windows that the peer offers; 0 without window scaling.
         rcv_wscale: Shift of the windows that this host offers.
         largest_segment: What the peer takes, TCP options included.
-        announced_segment: What this host has told the peer.
+        announced_segment: What this host takes, as it has told the peer; likewise.
         send_window: The window that the peer offers.
         receive_window: The window that this host offers.
         bytes_received: In order, since the connection began.
@@ -44,7 +45,7 @@ class LegOptions:
         round_trip_ms: Smoothed; at least 1.
     """
 
-    established: bool
+    state: int
     timestamps: bool
     sack: bool
     ecn: bool
@@ -59,8 +60,8 @@ class LegOptions:
     round_trip_ms: int
 
 
-def read_options(sock: socket.socket) -> LegOptions:
-    """Ask the kernel about a TCP socket.
+def read_options(sock: socket.socket, *, unread: bool = True) -> LegOptions:
+    """Ask the kernel about a TCP socket; without `unread`, `bytes_unread` is 0 whatever waits.
 
     Raises:
         OSError: The kernel is older than Linux 5.4, and does not tell the peer's window.
@@ -71,26 +72,26 @@ def read_options(sock: socket.socket) -> LegOptions:
             raise OSError(f"the kernel tells only {len(raw)} bytes of TCP_INFO: the splice needs Linux 5.4 or newer")
         (state, _ca, _retransmits, _probes, _backoff, options, scales, _limited, *words) = _INFO.unpack_from(raw)
         *_, received = _AFTER.unpack_from(raw, _AT_RATES)
-        unread = bytes_unread(sock)
+        waiting = bytes_unread(sock) if unread else 0
         # Without a byte in the queue now, there was none when the other number was read.
-        if not unread or received == _bytes_received(sock):
+        if not waiting or received == _bytes_received(sock):
             break
     timestamps = bool(options & _TIMESTAMPS)
     (send_window,) = struct.unpack_from("=I", raw, _AT_SEND_WINDOW)
     receive_window = struct.unpack_from("=I", raw, _AT_SEND_WINDOW + 4)[0] if len(raw) >= _AT_SEND_WINDOW + 8 else 65535
     return LegOptions(
-        established=state == _ESTABLISHED,
+        state=state,
         timestamps=timestamps,
         sack=bool(options & _SACK),
         ecn=bool(options & _ECN),
         snd_wscale=scales & 0xF,
         rcv_wscale=scales >> 4,
         largest_segment=words[2] + (_TIMESTAMPS_BYTES if timestamps else 0),
-        announced_segment=words[19],
+        announced_segment=words[19] + (_TIMESTAMPS_BYTES if timestamps else 0),
         send_window=send_window,
         receive_window=receive_window,
         bytes_received=received,
-        bytes_unread=unread,
+        bytes_unread=waiting,
         round_trip_ms=max(1, (words[15] + 999) // 1000),
     )
 
@@ -111,6 +112,8 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
         tolerant: The mobile node is known to take segments without timestamps on a leg that has them: RFC 7323
             section 3.2 lets it drop them, Linux takes them.
     """
+    if mobile.state not in _WHOLE or server.state not in _WHOLE:
+        return DatapathReason.UNSPECIFIED
     if mobile.ecn or server.ecn:
         return DatapathReason.UNEQUAL_OPTIONS
     if mobile.timestamps != server.timestamps and not (mobile.timestamps and tolerant):
@@ -118,12 +121,3 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
     if server.largest_segment < mobile.announced_segment:
         return DatapathReason.PATH_MTU
     return None
-
-
-def is_local(sock: socket.socket) -> bool:
-    """Whether the peer is on this host: its packets pass no interface that could be hooked. False of a lost leg."""
-    try:
-        here, there = sock.getsockname()[0], sock.getpeername()[0]
-    except OSError:
-        return False
-    return bool(here == there or ip_address(there.partition("%")[0]).is_loopback)

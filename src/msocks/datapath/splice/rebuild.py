@@ -91,9 +91,10 @@ def rebuild(
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, queue)
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, struct.pack("=I", number))
         sock.connect(_name(remote, ipv4))
-        agreed = [(_OPTION_MSS, mss)]
-        if snd_wscale is not None:
-            agreed.append((_OPTION_WINDOW_SCALE, snd_wscale | rcv_wscale << 16))
+        # connect() has chosen a scale for the windows of this end. Where none was agreed on a shift of 0 takes it back,
+        # or every window would be divided by it. (TCP_INFO says then that windows are scaled, by 0.)
+        scales = 0 if snd_wscale is None else snd_wscale | rcv_wscale << 16
+        agreed = [(_OPTION_MSS, mss), (_OPTION_WINDOW_SCALE, scales)]
         if sack:
             agreed.append((_OPTION_SACK, 0))
         if tsval is not None:
