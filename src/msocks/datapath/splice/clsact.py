@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from msocks.datapath.splice._libbpf import ffi, lib
+from msocks.datapath.splice import _libbpf
 from msocks.datapath.splice.libbpf import checked
+
+ffi, lib = _libbpf.ffi, _libbpf.lib
 
 
 def try_clsact(ifindex: int) -> None:
