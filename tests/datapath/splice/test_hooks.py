@@ -18,6 +18,7 @@ from msocks.datapath.splice import libbpf
 from msocks.datapath.splice._libbpf import ffi, lib
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.loader import SpliceProgram
+from msocks.link_monitor.route_socket import Interface, RouteSocket
 from msocks.transport.reactor import Reactor
 
 TCX_INGRESS = 46
@@ -86,6 +87,13 @@ def filters(interface: str, direction: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
 
 
+def hanging(index: int) -> list[int]:
+    """Ids of the programs at an interface's ingress, by tcx, in their order."""
+    ids, count = ffi.new("uint32_t[4]"), ffi.new("uint32_t *", 4)
+    assert lib.bpf_prog_query(index, TCX_INGRESS, 0, ffi.NULL, ids, count) == 0
+    return list(ids[0 : count[0]])
+
+
 @contextlib.contextmanager
 def attached(program: SpliceProgram, *, clsact: bool = False) -> Iterator[Hooks]:
     hooks = Hooks(program, clsact=clsact)
@@ -133,13 +141,74 @@ def test_pins_of_interfaces_that_are_gone_are_cleared_away(host: Host):
         assert not any(pin.exists() for pin in gone)
 
 
-def test_a_link_that_somebody_cut_is_mended(host: Host):
-    with attached(host.program) as hooks:
-        link = libbpf.open_pin(host.pins("uplink")[0])
-        assert lib.bpf_link_detach(link) == 0
-        os.close(link)
-        assert hooks.verify() == ["uplink"]
+@pytest.mark.parametrize("clsact", [False, True], ids=["tcx", "clsact"])
+def test_an_interface_may_go_while_the_programs_are_being_attached(
+    host: Host, monkeypatch: pytest.MonkeyPatch, clsact: bool
+):
+    host.network.add_veth("fleeting")
+    listed = RouteSocket.interfaces
+
+    def list_then_delete(self: RouteSocket) -> list[Interface]:
+        found = listed(self)
+        host.network.ip("link delete fleeting")
+        return found
+
+    monkeypatch.setattr(RouteSocket, "interfaces", list_then_delete)
+    with attached(host.program, clsact=clsact) as hooks:
         assert hooks.verify() == []
+        if not clsact:
+            assert host.attached("uplink") == host.wanted()
+        hooks.detach_all()
+
+
+async def test_what_happened_while_events_were_lost_is_made_up_for(host: Host, reactor: Reactor):
+    host.network.add_veth("goes")
+    with attached(host.program) as hooks:
+        gone = host.pins("goes")
+        assert hooks._socket is not None
+        with socket.socket(fileno=os.dup(hooks._socket.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least: one event or two
+        for _ in range(20):
+            host.network.ip("link set uplink mtu 1400\nlink set uplink mtu 1500")
+        host.network.ip("link delete goes")
+        host.network.add_veth("comes")
+        hooks.follow(reactor)
+        await until(lambda: all(pin.exists() for pin in host.pins("comes")))
+        assert host.attached("comes") == host.wanted()
+        assert not any(pin.exists() for pin in gone)
+        host.network.ip("link delete comes")
+
+
+@pytest.mark.parametrize("cut", [0, 1], ids=DIRECTIONS)
+def test_a_link_that_somebody_cut_is_mended_and_the_other_one_left_alone(host: Host, cut: int):
+    with attached(host.program) as hooks:
+        for _ in range(20):
+            other = host.pins("uplink")[1 - cut].stat().st_ino
+            link = libbpf.open_pin(host.pins("uplink")[cut])
+            libbpf.cut_link(link)
+            os.close(link)
+            assert hooks.verify() == ["uplink"]
+            assert hooks.verify() == []
+            assert host.attached("uplink") == host.wanted()
+            assert host.pins("uplink")[1 - cut].stat().st_ino == other
+
+
+def test_what_was_detached_is_gone_at_once_and_can_be_attached_again(host: Host):
+    index = socket.if_nametoindex("uplink")
+    with attached(host.program) as hooks:
+        for _ in range(20):
+            assert hanging(index) == host.wanted()[:1]
+            hooks.detach_all()
+            assert hanging(index) == []
+            hooks.attach_all()
+        assert host.attached("uplink") == host.wanted()
+
+
+async def test_a_pin_that_somebody_removed_is_made_again(host: Host):
+    """The kernel lets go of its link some time later; until then the same program cannot be attached."""
+    with attached(host.program) as hooks:
+        host.pins("uplink")[0].unlink()
+        await until(lambda: hooks.verify() == ["uplink"])
         assert host.attached("uplink") == host.wanted()
 
 
@@ -149,9 +218,7 @@ def test_the_splice_comes_before_what_others_have_attached(host: Host):
     other = host.program.program("splice_ingress_l3")
     link = lib.msocks_link_create(other, index, TCX_INGRESS, 0)
     with attached(host.program):
-        ids, count = ffi.new("uint32_t[4]"), ffi.new("uint32_t *", 4)
-        assert lib.bpf_prog_query(index, TCX_INGRESS, 0, ffi.NULL, ids, count) == 0
-        assert list(ids[0 : count[0]]) == [host.wanted()[0], libbpf.program_id(other)]
+        assert hanging(index) == [host.wanted()[0], libbpf.program_id(other)]
     os.close(link)
 
 

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 import hatch_build
 import pytest
 from tests.datapath.splice.loading import loaded, own_host
+from tests.datapath.splice.packet_context import PacketContext
 
 from msocks.datapath.splice import libbpf
-from msocks.datapath.splice.libbpf import BpfError, BpfMap, RingBuffer
-from msocks.datapath.splice.loader import SpliceProgram
+from msocks.datapath.splice.layout import LAYOUT_VERSION
+from msocks.datapath.splice.libbpf import BpfError, BpfMap, BpfObject, RingBuffer
+from msocks.datapath.splice.loader import OBJECT, SpliceProgram
 from msocks.datapath.splice.processors import processors
 
 
@@ -45,6 +47,17 @@ def test_a_map_keeps_what_it_is_told(program: SpliceProgram):
     assert list(flows.keys()) == []
 
 
+def test_several_are_set_at_once(program: SpliceProgram):
+    flows = program.map("flows")
+    flows.update_all(key(1) + key(2), b"a" * 12 + b"b" * 12, 2)
+    assert (flows.lookup(key(1)), flows.lookup(key(2))) == (b"a" * 12, b"b" * 12)
+    for keys, values in ((key(1), bytes(24)), (key(1) + key(2), bytes(23))):
+        with pytest.raises(ValueError, match="for the table flows"):
+            flows.update_all(keys, values, 2)
+    for number in (1, 2):
+        flows.delete(key(number))
+
+
 def test_a_full_map_says_so(program: SpliceProgram):
     flows = program.map("flows")
     for number in range(flows.max_entries):
@@ -55,6 +68,45 @@ def test_a_full_map_says_so(program: SpliceProgram):
     assert "limits.sessions" in full.value.remedy
     for found in list(flows.keys()):
         flows.delete(found)
+
+
+@pytest.mark.parametrize("length", [0, 35, 37])
+def test_keys_and_values_of_another_length_do_not_reach_the_kernel(program: SpliceProgram, length: int):
+    """It would read or write what lies behind them."""
+    flows = program.map("flows")
+    with pytest.raises(ValueError, match=f"{length} bytes for the table flows, not 36"):
+        flows.lookup(bytes(length))
+    with pytest.raises(ValueError, match="not 36"):
+        flows.update(bytes(length), bytes(12))
+    with pytest.raises(ValueError, match="not 12"):
+        flows.update(key(1), bytes(length))
+    with pytest.raises(ValueError, match="not 36"):
+        flows.delete(bytes(length))
+    assert list(flows.keys()) == []
+
+
+def test_a_closed_map_is_no_other_file(program: SpliceProgram):
+    again = BpfMap(libbpf.open_pin(program.pin_directory / "maps" / "flows"))
+    number = again.fd
+    again.close()
+    successor = libbpf.open_pin(program.pin_directory / "maps" / "flows")
+    assert successor == number
+    again.close()
+    with pytest.raises(BpfError) as closed:
+        again.update(key(1), bytes(12))
+    assert closed.value.errno == errno.EBADF
+    os.close(successor)
+
+
+def test_mapped_elements_lie_at_multiples_of_8_bytes(program: SpliceProgram):
+    sessions = program.map("sessions")
+    memory = sessions.mmap()
+    assert sessions.mmap() is memory
+    stride = -(-sessions.value_size // 8) * 8
+    for slot in (1, sessions.max_entries - 1):
+        sessions.update(slot.to_bytes(4, "little"), bytes([slot]) * sessions.value_size)
+        assert memory[slot * stride : slot * stride + sessions.value_size] == bytes([slot]) * sessions.value_size
+        sessions.update(slot.to_bytes(4, "little"), bytes(sessions.value_size))
 
 
 def test_a_map_per_processor_gives_a_value_for_each(program: SpliceProgram):
@@ -81,6 +133,28 @@ def test_a_program_runs_on_a_packet_that_is_not_of_the_splice(program: SplicePro
     for name in ("splice_ingress", "splice_egress"):
         verdict, left, _ = libbpf.run(program.program(name), packet)
         assert (verdict, left) == (-1, packet)
+
+
+def test_a_context_goes_in_and_comes_out(program: SpliceProgram):
+    context = PacketContext(mark=7, wire_len=3000, gso_segs=2, gso_size=1460)
+    _, _, left = libbpf.run(program.program("splice_ingress"), bytes(64), bytes(context))
+    after = PacketContext.from_buffer_copy(left)
+    assert (after.mark, after.wire_len, after.gso_segs) == (7, 3000, 2)
+    with pytest.raises(BpfError) as refused:
+        libbpf.run(program.program("splice_ingress"), bytes(64), bytes(PacketContext(tc_index=1)))
+    assert refused.value.errno == errno.EINVAL
+
+
+# -- what the compiled object says of itself ---------------------------------------------------------------------------
+
+
+def test_both_halves_are_of_one_version():
+    with contextlib.closing(BpfObject(OBJECT)) as opened:
+        assert opened.constant("layout_version") == struct.pack("=I", LAYOUT_VERSION)
+        with pytest.raises(KeyError):
+            opened.constant("nothing")
+    with pytest.raises(KeyError):
+        libbpf.structure(OBJECT, "nothing")
 
 
 # -- the ring buffer ---------------------------------------------------------------------------------------------------
@@ -126,8 +200,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BpfMap, i
 
 
 def write(program: int, mark: int) -> int:
-    context = bytes(8) + struct.pack("=I", mark) + bytes(180)  # struct __sk_buff
-    verdict, _, _ = libbpf.run(program, bytes(64), context)
+    verdict, _, _ = libbpf.run(program, bytes(64), bytes(PacketContext(mark=mark)))
     return verdict
 
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import hatch_build
 import pytest
-from tests.bpf_maps import pin_new_map
+from tests.bpf_maps import pin_new_map, program_exists
 from tests.datapath.splice.loading import SLOTS, loaded, own_host
 from tests.own_network import own_bpffs, own_network
 
 from msocks.datapath.splice import discarding, libbpf, loader
 from msocks.datapath.splice.firewall import Firewall, table_name
 from msocks.datapath.splice.hooks import Hooks
-from msocks.datapath.splice.layout import MARK_OF_DAEMON
-from msocks.datapath.splice.libbpf import BpfError, BpfObject
+from msocks.datapath.splice.layout import (
+    LAYOUT_VERSION,
+    MARK_OF_DAEMON,
+    Config,
+    Event,
+    EventType,
+    Session,
+    SessionState,
+)
+from msocks.datapath.splice.libbpf import BpfError, BpfObject, RingBuffer
+from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.proxy.datapath_choice import pin_directory
@@ -109,13 +122,18 @@ PLAIN = {
 }
 
 
-def shape(directory: Path, **changes: str) -> str:
-    source, built = directory / "table.bpf.c", directory / "table.bpf.o"
-    source.write_text(SOURCE.format(**PLAIN | changes))
+def compiled(source: Path) -> Path:
+    built = source.with_suffix(".o")
     headers = [f"-I{path}" for path in hatch_build.multiarch_headers()]
-    command = [hatch_build.clang(), "-O2", "-g", "-target", "bpf", *headers, "-c", str(source), "-o", str(built)]
-    subprocess.run(command, check=True, timeout=30)
-    with contextlib.closing(BpfObject(built)) as opened:
+    command = [hatch_build.clang(), "-O2", "-g", "-target", "bpf", "-mcpu=v3", *headers, "-c", str(source)]
+    subprocess.run([*command, "-o", str(built)], check=True, timeout=30)
+    return built
+
+
+def shape(directory: Path, **changes: str) -> str:
+    source = directory / "table.bpf.c"
+    source.write_text(SOURCE.format(**PLAIN | changes))
+    with contextlib.closing(BpfObject(compiled(source))) as opened:
         return opened.shape("table")
 
 
@@ -182,9 +200,93 @@ def test_msocks_doctor_discards_what_the_proxy_of_a_state_directory_left(tmp_pat
         assert not pin_directory(state).exists()
 
 
-def test_a_directory_that_is_on_no_bpf_file_system_is_refused(tmp_path: Path):
-    with own_network(), own_bpffs(), pytest.raises(BpfError, match="cannot pin"):
-        loader.load(tmp_path / "pins", slots=SLOTS)
+def test_a_directory_that_is_on_no_bpf_file_system_is_refused_and_not_made(tmp_path: Path):
+    with own_network(), own_bpffs(), pytest.raises(SpliceRefused, match="no BPF file system") as refused:
+        loader.load(tmp_path / "msocks" / "pins", slots=SLOTS)
+    assert "mount -t bpf bpf /sys/fs/bpf" in refused.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_loaded_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    source = tmp_path / "refused.bpf.c"
+    source.write_text(SOURCE.format(**PLAIN | {"verdict": "*(int *)(long)skb->len"}))
+    monkeypatch.setattr(loader, "OBJECT", compiled(source))
+    with own_host() as (_, pins):
+        with pytest.raises(BpfError, match="does not take the splice's programs") as refused:
+            loader.load(pins, slots=SLOTS)
+        assert "invalid mem access" in str(refused.value)
+        assert refused.value.log
+        assert not pins.parent.exists()
+
+
+def test_tables_whose_layout_has_another_version_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    sources = hatch_build.ROOT / hatch_build.SPLICE / "bpf"
+    shutil.copytree(sources, tmp_path / "bpf")
+    header = tmp_path / "bpf" / "layout.h"
+    text = header.read_text()
+    define = f"#define LAYOUT_VERSION {LAYOUT_VERSION}\n"
+    assert define in text
+
+    def version(number: int) -> None:
+        header.write_text(text.replace(define, f"#define LAYOUT_VERSION {number}\n"))
+        monkeypatch.setattr(loader, "OBJECT", compiled(tmp_path / "bpf" / "splice.bpf.c"))
+
+    with own_host() as (_, pins):
+        version(1)
+        loader.load(pins, slots=SLOTS).close()
+        loader.load(pins, slots=SLOTS).close()
+        version(2)
+        with pytest.raises(SpliceRefused, match="another version"):
+            loader.load(pins, slots=SLOTS)
+        version(1)
+        loader.load(pins, slots=SLOTS).close()
+
+
+# -- what expires ------------------------------------------------------------------------------------------------------
+
+
+def expires(program: SpliceProgram) -> bool:
+    """Whether the kernel frees the entry of a session that nobody has used, within five seconds."""
+    settings = Config.from_buffer(program.map("config").mmap())
+    settings.slots = SLOTS
+    settings.opening_ns = 1
+    session = Session.from_buffer(program.map("sessions").mmap())
+    with contextlib.closing(RingBuffer(program.map("events"))) as events, select.epoll() as poll:
+        poll.register(events.fileno(), select.EPOLLIN)
+        session.last_ns = 1
+        session.state = SessionState.OPENING
+        if not poll.poll(5):
+            return False
+        told: list[bytes] = []
+        events.consume(told.append)
+        assert [Event.from_buffer_copy(record).type for record in told] == [EventType.FREED]
+    return session.state == SessionState.FREE
+
+
+def test_what_nobody_uses_expires_also_when_the_process_is_gone_or_another_has_come():
+    with own_host() as (_, pins):
+        with loaded(pins) as first:
+            assert expires(first)
+            earlier = [libbpf.program_id(first.program(name)) for name in names(pins / "programs")]
+            Session.from_buffer(first.map("sessions").mmap()).state = SessionState.OPENING
+        with contextlib.closing(libbpf.BpfMap(libbpf.open_pin(pins / "maps" / "sessions"))) as sessions:
+            assert within(5, lambda: Session.from_buffer(sessions.mmap()).state == SessionState.FREE)
+        with loaded(pins) as second:
+            # The record of what went meanwhile.
+            with contextlib.closing(RingBuffer(second.map("events"))) as events:
+                assert events.consume(lambda _record: None) == 1
+            assert expires(second)
+            assert within(5, lambda: not any(program_exists(number) for number in earlier)), "the timer is an old one's"
+            assert expires(second)
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)  # the kernel tells nobody
+    return True
 
 
 def test_a_file_that_is_no_object_is_named(tmp_path: Path):
