@@ -165,6 +165,16 @@ def test_a_program_cannot_take_over_a_port_of_the_splice(
         assert flags_seen(hosts, capture) == []
 
 
+def test_a_listener_does_not_answer_for_a_connection_that_it_does_not_know(
+    hosts: TwoHosts, firewall: Firewall, family: socket.AddressFamily
+):
+    """Its answer carries its mark."""
+    with listening(family, mark=MARK), hosts.capture_there() as capture:
+        stray(hosts, family, LISTENER)
+        assert flags_seen(hosts, capture) == []
+    assert firewall.dropped()["msocks-listeners"] == 1
+
+
 def test_another_program_on_the_listeners_port_goes_on(
     hosts: TwoHosts, firewall: Firewall, family: socket.AddressFamily
 ):
