@@ -63,6 +63,7 @@ def test_connections_whose_end_only_the_proxy_notices(make_field: Callable[..., 
     transfer.wait_for(3 * MB)
     wifi = field.lab.link("wifi")
     wifi.cut(CutMode.SILENT)
+    time.sleep(0.1)  # until the last ACK has left, and is lost
     killed = [field.lab.proxy.run(["ss", "-K", "-n", "-t", "dst", f"[{each}]"]).stdout for each in wifi.addresses]
     wifi.restore()
     assert "".join(killed).count("ESTAB") == 2, f"not a leg and a control channel: {killed}"

@@ -331,8 +331,8 @@ class ProxiedSession:
 
     def _bury(self, reason: EndReason, reply_code: int, *, announce: bool) -> bool:
         record = self.record
-        known = self._conduit is not None and reason is EndReason.CLOSED
-        if not record.finish(reason, reply_code, self._conduit.state().down_fin if known else None):
+        conduit = self._conduit if reason is EndReason.CLOSED else None
+        if not record.finish(reason, reply_code, conduit.state().down_fin if conduit is not None else None):
             return False
         dial, self._dial = self._dial, None
         if dial is not None:
