@@ -19,6 +19,8 @@ from tests.end_to_end.conftest import LTE, WIFI, Field
 from msocks_lab import Lab, LabConfig
 
 HERE = Path(__file__).parent
+# A datapath is no affair of the library's.
+pytestmark = pytest.mark.parametrize("datapath", ["splice"], indirect=True, scope="module")
 
 
 def self_signed(directory: Path) -> tuple[Path, Path]:

@@ -12,6 +12,7 @@ from tests.end_to_end.splice_fixtures import spliced_field
 from msocks_lab import LinkConfig
 
 MB = 1_000_000
+SOME = str(3 * MB)
 WIDE = LinkConfig("wide", rtt_ms=4, rate_mbit=80)
 # The mobile's interface says so, as a modem's does; or only a router knows.
 NARROW = LinkConfig("narrow", rtt_ms=8, rate_mbit=80, mtu=1400)
@@ -51,11 +52,11 @@ def test_paths_of_different_widths(first: str, narrow: LinkConfig, icmp: str, ve
     with spliced_field(*links) as field:
         if icmp == "filtered":
             silence(field)
-        transfer = field.transfer("--download", str(5 * MB), "--upload", str(5 * MB), "--rate", str(2 * MB))
-        transfer.wait_for(MB)
+        transfer = field.transfer("--download", SOME, "--upload", SOME, "--rate", str(2 * MB))
+        transfer.wait_for(MB // 2)
         for link in (links[1].name, links[0].name):
             assert field.msocks("move", "all", "--to", link).returncode == 0
-            transfer.wait_for(transfer.received() + MB, timeout=10)
+            transfer.wait_for(transfer.received() + MB // 2, timeout=10)
         assert transfer.result()["error"] == ""
         field.carried()
 
@@ -65,8 +66,8 @@ def test_a_session_comes_back_from_a_path_that_swallows_large_packets() -> None:
     links = of_version(4, WIDE, SECRETLY_NARROW)
     with spliced_field(*links) as field:
         silence(field)
-        transfer = field.transfer("--download", str(5 * MB), "--upload", str(5 * MB), "--rate", str(2 * MB))
-        transfer.wait_for(MB)
+        transfer = field.transfer("--download", SOME, "--upload", SOME, "--rate", str(2 * MB))
+        transfer.wait_for(MB // 2)
         field.msocks("move", "all", "--to", "narrow")
         time.sleep(1.5)
         field.msocks("move", "all", "--to", "wide")
