@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.datapath.splice.two_hosts import HERE, THERE, Capture, TwoHosts, packed, set_sysctl
+from tests.datapath.splice.two_hosts import HERE, IP_MTU, THERE, Capture, TwoHosts, in_flight, packed, set_sysctl
 
 from msocks.datapath.splice.icmp import (
     IcmpError,
@@ -32,7 +30,6 @@ IPV4, IPV6 = socket.AF_INET, socket.AF_INET6
 BEYOND = {IPV4: "198.51.100.7", IPV6: "2001:db8:1::7"}
 NETWORK = {IPV4: "198.51.100.0/24", IPV6: "2001:db8:1::/64"}
 FORWARDING = {IPV4: "net.ipv4.conf.all.forwarding", IPV6: "net.ipv6.conf.all.forwarding"}
-IP_MTU = {IPV4: (socket.IPPROTO_IP, 14), IPV6: (socket.IPPROTO_IPV6, 24)}
 IP_RECVERR, IPV6_RECVERR = 11, 25
 
 
@@ -104,21 +101,6 @@ def test_a_router_with_a_narrow_way_tells_its_mtu(path: Path):
 def test_a_packet_that_has_gone_too_far_is_understood(path: Path):
     path.router(f"{NETWORK[path.family]} via {HERE[path.family]}")
     assert path.answer(hop_limit=1).trouble is Trouble.HOPS_EXCEEDED
-
-
-@contextlib.contextmanager
-def in_flight(far: socket.socket) -> Iterator[bytes]:
-    """A segment of `far` as it comes in here, and is not ACKed: an error about anything else is ignored."""
-    capture = Capture("cable")
-    nft("table inet deaf { chain input { type filter hook input priority 0; tcp flags & (psh | ack) != 0 drop; }; }")
-    far.sendall(b"x")
-    yield next(seen.packet for seen in capture.segments(2) if seen.flags & PSH)
-    capture.close()
-    nft("delete table inet deaf")
-
-
-def nft(commands: str) -> None:
-    subprocess.run(["nft", "-f", "-"], input=commands, text=True, check=True)
 
 
 @pytest.mark.parametrize("quoting", ["as it was", "header only"])
@@ -204,7 +186,8 @@ def test_what_one_leg_is_told_the_other_is_told(
         (1500, IPV6, IPV4, 1480),
         (1000, IPV4, IPV6, 1280),
         (1000, IPV6, IPV6, 1280),
-        (0, IPV6, IPV4, 68),
+        (0, IPV6, IPV4, 1260),
+        (0, IPV4, IPV4, 68),
         (0xFFFFFFFF, IPV6, IPV4, 0xFFFF),
     ],
 )

@@ -98,6 +98,17 @@ def test_a_connection_vanishes_without_a_packet(hosts: TwoHosts, family: socket.
         assert read_options(far).state == ESTABLISHED
 
 
+def test_what_is_lost_already_vanishes_too(hosts: TwoHosts, family: socket.AddressFamily):
+    near, far = hosts.connection(family)
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    with pytest.raises(ConnectionResetError):
+        near.recv(1)
+    vanish(near)
+    assert near.fileno() == -1
+    vanish(near)
+
+
 @pytest.mark.parametrize(
     "switched_off", [None, "tcp_timestamps", "tcp_sack", "tcp_window_scaling"], ids=lambda name: name or "all options"
 )

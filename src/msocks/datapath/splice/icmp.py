@@ -209,8 +209,11 @@ def error_packet(trouble: Trouble, *, router: bytes, quoted: bytes, mtu: int = 0
 def translated_mtu(mtu: int, from_family: socket.AddressFamily, to_family: socket.AddressFamily) -> int:
     """What an MTU of one leg means for packets that the other leg's end sends; both count the whole IP packet.
 
-    What an IPv4 or IPv6 packet must always be allowed, and what a header can state, are the limits of the answer.
+    What an IPv4 or IPv6 packet must always be allowed, and what a header can state, are the limits of the answer. So
+    is what IPv6 always allows, whatever an error claims (RFC 8201 section 4).
     """
+    if from_family == socket.AF_INET6:
+        mtu = max(_SMALLEST_IPV6_MTU, mtu)
     if to_family == socket.AF_INET6:
         return max(_SMALLEST_IPV6_MTU, mtu + _IPV6_EXCESS_BYTES if from_family == socket.AF_INET else mtu)
     if from_family == socket.AF_INET6:

@@ -36,11 +36,13 @@ class Preparation:
 
     Attributes:
         slot: In the table of sessions.
+        incarnation: Of the slot: an entry that has expired meanwhile may be another's.
         remote: The server.
         port: The local port.
     """
 
     slot: int
+    incarnation: int
     remote: End
     port: int
     _sock: weakref.ref[socket.socket]
@@ -90,7 +92,7 @@ class ServerLegs:
         except OSError:
             tables.free_slot(slot)
             return
-        preparation = Preparation(slot, remote, port, weakref.ref(sock))
+        preparation = Preparation(slot, tables.session(slot).incarnation, remote, port, weakref.ref(sock))
         session = tables.session(slot)
         if mobile is not None and not mobile.timestamps:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
@@ -115,7 +117,10 @@ class ServerLegs:
     def release(self, preparation: Preparation) -> None:
         """Its socket is the kernel's alone from now on, or gone; the slot can be used again."""
         self._tables.delete_opening(preparation.key)
-        self._tables.free_slot(preparation.slot)
+        session = self._tables.session(preparation.slot)
+        # The kernel's half lets go of what waits too long for a connection, and that has been told already.
+        if session.incarnation == preparation.incarnation and session.state != SessionState.FREE:
+            self._tables.free_slot(preparation.slot)
         self.release_port(preparation)
 
     def release_port(self, preparation: Preparation) -> None:
