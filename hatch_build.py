@@ -120,7 +120,9 @@ def build_extension() -> None:
             ffi.emit_c_code(str(source))
         # What cffi writes is not ours to warn about.
         flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Werror=implicit-function-declaration"]
-        _compile([compiler, *flags, f"-I{include}", str(source)], ROOT / EXTENSION, ["-lbpf"])
+        # Nothing of the temporary file's path, a symbol and a message have it: two builds give the same file.
+        anonymous = [f"-ffile-prefix-map={directory}/=", "-Wl,--strip-all"]
+        _compile([compiler, *flags, f"-I{include}", str(source)], ROOT / EXTENSION, ["-lbpf", *anonymous])
 
 
 def _compile(command: list[str], target: Path, tail: list[str]) -> None:

@@ -51,6 +51,16 @@ def test_a_wheel_made_of_the_sdist_has_what_was_compiled_and_not_its_sources(tre
     assert not [file for file in files if file.endswith((".c", ".h", ".cdef"))]
 
 
+def test_the_same_sources_give_the_same_files(tree: Path):
+    compiled = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "hatch_build.py"], cwd=tree, timeout=60, check=True)
+        compiled.append({name: (tree / "src" / name).read_bytes() for name in BUILT})
+    assert compiled[0] == compiled[1]
+    # Nothing of where they were made.
+    assert not [name for name, content in compiled[0].items() if str(tree).encode() in content]
+
+
 def test_the_choice_of_a_wheel_without_the_splice(tree: Path):
     done = build(tree, "--wheel", MSOCKS_WITHOUT_SPLICE="1", PATH="/nonexistent")
     assert done.returncode == 0, done.stdout + done.stderr

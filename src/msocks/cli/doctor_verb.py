@@ -17,7 +17,11 @@ _MARKS = {True: "ok", False: "MISSING", None: "?"}
     cls=Verb,
     examples=[
         ("msocks doctor", "would a proxy on this host splice?"),
-        ("runuser -u msocks -- msocks doctor", "and as the user that runs it?"),
+        (
+            "systemd-run --pipe -p User=msocks "
+            '-p AmbientCapabilities="CAP_BPF CAP_PERFMON CAP_NET_ADMIN CAP_NET_RAW" msocks doctor',
+            "and one that is not root's, but has the capabilities of systemd/msocks-proxy.service?",
+        ),
         ("msocks doctor --discard-splice-state /var/lib/msocks", "remove what a stopped proxy left in the kernel"),
     ],
     exit_statuses={

@@ -9,6 +9,8 @@ import structlog
 
 from msocks.datapath.interface import Datapath
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice.ports import PortRange
+from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.errors import ConfigurationError, MsocksError
 from msocks.protocol.leg import DatapathReason
 from msocks.proxy.config import DatapathChoice, ProxyConfig
@@ -32,15 +34,29 @@ def open_datapath(config: ProxyConfig, reactor: Reactor) -> Datapath:
     try:
         return _open_splice(config, reactor)
     except (MsocksError, OSError, ImportError) as error:
-        why = str(error)
-        reason = getattr(error, "reason", DatapathReason.NO_KERNEL_SUPPORT)
+        refusal = _refusal(error, config)
         if config.datapath is DatapathChoice.SPLICE:
             raise ConfigurationError(
-                f"the splice cannot be had: {why}",
+                f"the splice cannot be had: {refusal}",
                 remedy="`msocks doctor` shows all that it needs; --datapath relay does without",
             ) from error
-        _log.warning("relaying", reason=why, remedy="`msocks doctor` shows what the splice needs")
-        return RelayDatapath(reactor, reason)
+        _log.warning("relaying", reason=str(refusal), remedy="`msocks doctor` shows all that the splice needs")
+        return RelayDatapath(reactor, refusal.reason)
+
+
+def _refusal(error: Exception, config: ProxyConfig) -> SpliceRefused:
+    """Why there is no splice, and what to do about it.
+
+    What the kernel answers, an EPERM or a page of the verifier's, says neither: it is what is missing that does.
+    """
+    if isinstance(error, SpliceRefused):
+        return error
+    from msocks.datapath.splice.feature_probe import probe
+
+    for check in probe(PortRange(*config.splice_ports)):
+        if check.ok is False:
+            return SpliceRefused(check.finding, remedy=check.remedy, reason=check.reason)
+    return SpliceRefused(str(error), remedy="", reason=DatapathReason.NO_KERNEL_SUPPORT)
 
 
 def pin_directory(state: Path) -> Path:
@@ -50,7 +66,7 @@ def pin_directory(state: Path) -> Path:
 
 def _open_splice(config: ProxyConfig, reactor: Reactor) -> Datapath:
     # Loaded here, so that a host without its compiled parts can relay.
-    from msocks.datapath.splice import PortRange, open_splice
+    from msocks.datapath.splice import open_splice
 
     return open_splice(
         reactor,

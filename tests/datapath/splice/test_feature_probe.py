@@ -8,14 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import socks
 from tests.own_network import own_bpffs, own_network
 
 from msocks.datapath.splice.feature_probe import Check, is_available, probe
 from msocks.datapath.splice.ports import PortRange
 from msocks.protocol.leg import DatapathReason
+from msocks.store.running_proxy import sessions
 
 NAMES = [
     "build",
@@ -28,29 +31,59 @@ NAMES = [
     "raw sockets",
     "ports",
 ]
-DOCTOR = [sys.executable, "-m", "msocks", "doctor"]
+MSOCKS = [sys.executable, "-m", "msocks"]
+DOCTOR = [*MSOCKS, "doctor"]
 SETPRIV = shutil.which("setpriv") or ""
 NEEDED = ("bpf", "perfmon", "net_admin", "net_raw")
 
 
-def doctor(*capabilities: str, environment: dict[str, str] | None = None) -> tuple[int, dict[str, dict[str, object]]]:
-    """The exit status and the checks by name of root with these capabilities alone, in a network of its own."""
+def with_capabilities(*capabilities: str) -> list[str]:
+    """Run what follows as root with these capabilities alone. Files of others are others' files then."""
     allowed = ",".join(["-all", *(f"+{name}" for name in capabilities)])
-    command = [SETPRIV, f"--bounding-set={allowed}", "--inh-caps=-all", *DOCTOR, "--json"]
+    return [SETPRIV, f"--bounding-set={allowed}", "--inh-caps=-all"]
+
+
+def doctor(*capabilities: str, **environment: str) -> tuple[int, dict[str, dict[str, object]]]:
+    """The exit status and the checks by name, in a network of its own."""
     with own_network(), own_bpffs():
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-            env=os.environ | (environment or {}),
-        )
+        return doctor_here(*capabilities, **environment)
+
+
+def doctor_here(*capabilities: str, **environment: str) -> tuple[int, dict[str, dict[str, object]]]:
+    done = subprocess.run(
+        [*with_capabilities(*capabilities), *DOCTOR, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ | environment,
+    )
     assert done.stderr == ""
     answer = json.loads(done.stdout)
     assert answer["schema"] == 1
     assert answer["splice"] is (done.returncode == 0)
     return done.returncode, {check["name"]: check for check in answer["checks"]}
+
+
+def run_proxy(
+    datapath: str, state: Path, *capabilities: str, meanwhile: Callable[[], None] = lambda: None
+) -> tuple[int, str]:
+    """Start an open proxy, and stop it when it has been ready: its exit status, and what it wrote to standard error."""
+    verb = ["proxy", "--datapath", datapath, "--listen", "127.0.0.1:1080", "--state", str(state)]
+    command = [*with_capabilities(*capabilities), *MSOCKS, *verb, "--open", "--allow", "127.0.0.0/8"]
+    with (
+        own_network(),
+        own_bpffs(),
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() == "ready\n":
+                meanwhile()
+        finally:
+            process.terminate()
+        _, said = process.communicate(timeout=30)
+    return process.returncode, said
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -66,14 +99,22 @@ def test_a_host_that_has_everything():
         assert set(pins.iterdir()) == before
 
 
-def test_four_capabilities_are_enough():
+def test_four_capabilities_are_enough(tmp_path: Path):
     status, checks = doctor(*NEEDED)
     assert status == 0, checks
+    status, said = run_proxy("splice", tmp_path, *NEEDED)
+    assert status == 0, said
+    assert "relaying" not in said
 
 
 @pytest.mark.parametrize("missing", NEEDED)
-def test_each_of_the_four_is_needed(missing: str):
-    status, checks = doctor(*(name for name in NEEDED if name != missing))
+def test_each_of_the_four_is_needed(missing: str, tmp_path: Path):
+    others = [name for name in NEEDED if name != missing]
+    # The kernel itself refuses: a proxy does not count capabilities.
+    status, said = run_proxy("splice", tmp_path, *others)
+    assert status == 4, said
+    assert f"CAP_{missing.upper()}" in said
+    status, checks = doctor(*others)
     assert status == 1
     assert checks["privilege"] == {
         "name": "privilege",
@@ -98,8 +139,27 @@ def test_without_any_privilege_everything_that_needs_it_says_so():
     assert all(bool(check["remedy"]) is (check["ok"] is False) for check in checks.values())
 
 
+def test_a_proxy_without_privilege_says_why_it_relays_in_one_short_line_and_of_each_session(tmp_path: Path):
+    reasons: list[str] = []
+
+    def open_session() -> None:
+        with socket.create_server(("127.0.0.1", 7000)):
+            client = socks.socksocket()
+            client.set_proxy(socks.SOCKS5, "127.0.0.1", 1080)
+            with client:
+                client.connect(("127.0.0.1", 7000))
+                reasons.extend(session["datapath_reason"] for session in sessions(tmp_path))
+
+    status, said = run_proxy("auto", tmp_path, meanwhile=open_session)
+    assert status == 0, said
+    assert reasons == ["no privilege"]
+    (line,) = [line for line in said.splitlines() if "relaying" in line]
+    assert "CAP_NET_ADMIN and CAP_NET_RAW and CAP_PERFMON and CAP_BPF are missing; run as root, or with CAP_BPF" in line
+    assert len(line) < 400
+
+
 def test_without_nft():
-    status, checks = doctor(*NEEDED, environment={"PATH": "/nonexistent"})
+    status, checks = doctor(*NEEDED, PATH="/nonexistent")
     assert status == 1
     assert checks["nftables"]["finding"] == "the program nft is missing"
 
@@ -112,6 +172,32 @@ def test_without_a_bpf_file_system():
         check = by_name(probe())["BPF file system"]
         assert (check.ok, check.reason) == (False, DatapathReason.NO_KERNEL_SUPPORT)
         assert "mount -t bpf bpf /sys/fs/bpf" in check.remedy
+
+
+def test_a_directory_that_the_service_manager_has_made():
+    """As systemd/msocks-proxy.service does. The host's root is somebody else here, and this root the service's user."""
+    with own_network(), own_bpffs() as pins:
+        os.chown(pins, 12345, 12345)
+        pins.chmod(0o711)
+        status, checks = doctor_here(*NEEDED)
+        assert (status, checks["BPF file system"]["finding"]) == (1, "/sys/fs/bpf may not be written to")
+        assert "install -d -o USER -m 0700 /sys/fs/bpf/msocks" in str(checks["BPF file system"]["remedy"])
+        (pins / "msocks").mkdir(0o700)
+        status, checks = doctor_here(*NEEDED)
+        assert status == 0, checks
+        os.chown(pins / "msocks", 12345, 12345)
+        _, checks = doctor_here(*NEEDED)
+        assert checks["BPF file system"]["finding"] == "/sys/fs/bpf/msocks may not be written to"
+
+
+def test_a_libbpf_that_cannot_be_loaded(tmp_path: Path):
+    (tmp_path / "libbpf.so.1").touch()
+    status, checks = doctor(*NEEDED, LD_LIBRARY_PATH=str(tmp_path))
+    assert status == 1
+    assert str(checks["build"]["finding"]).startswith("the splice's extension module cannot be loaded: ")
+    assert checks["build"]["remedy"] == "install libbpf 1.1 or newer; on Debian: apt-get install libbpf1"
+    assert checks["build"]["reason"] == "no-kernel-support"
+    assert checks["BPF programs"]["finding"] == "not tried: first see to the build"
 
 
 def test_ports_that_anybody_may_get_are_reserved_later_and_who_listens_there_is_named():

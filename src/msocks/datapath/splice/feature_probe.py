@@ -21,6 +21,7 @@ from msocks.errors import MsocksError
 from msocks.protocol.leg import DatapathReason
 
 BPF_FILE_SYSTEM = Path("/sys/fs/bpf")
+_DIRECTORY = BPF_FILE_SYSTEM / "msocks"  # of every proxy; the first one makes it, unless somebody else has to
 
 # Bits of linux/capability.h.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -169,10 +170,12 @@ def _file_system() -> str:
             f"no BPF file system is mounted at {BPF_FILE_SYSTEM}",
             f"as root: mount -t bpf bpf {BPF_FILE_SYSTEM} (systemd does that at boot; a container needs it passed in)",
         )
-    if not os.access(BPF_FILE_SYSTEM, os.W_OK | os.X_OK, effective_ids=True):
+    where = _DIRECTORY if os.access(_DIRECTORY, os.F_OK, effective_ids=True) else BPF_FILE_SYSTEM
+    if not os.access(where, os.W_OK | os.X_OK, effective_ids=True):
         raise _no_privilege(
-            f"{BPF_FILE_SYSTEM} may not be written to",
-            f"run as root, or give the proxy's user its directory there: install -d -o USER {BPF_FILE_SYSTEM}/msocks",
+            f"{where} may not be written to",
+            "run as root, or let the proxy's user have a directory there: "
+            f"chmod a+x {BPF_FILE_SYSTEM} && install -d -o USER -m 0700 {_DIRECTORY}",
         )
     return f"mounted at {BPF_FILE_SYSTEM}"
 
