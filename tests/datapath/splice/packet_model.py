@@ -168,20 +168,21 @@ class Model:
         """The offset that is acknowledged on the other leg, and the window field there."""
         back, flags = self.back, self.segment.flags
         acked, sent = signed(back.acked, 64), signed(back.sent, 64)
-        if self.said + back.widest + SLACK < acked:
+        if not flags & RST and self.said + back.widest + SLACK < acked:
             raise Dropped(DropReason.OLD_ACK)
-        if self.said > sent + back.widest + SLACK:
+        if not flags & RST and self.said > sent + back.widest + SLACK:
             raise Dropped(DropReason.ACK_OF_UNSENT)
         begins = signed(self.into.begins_out, 64)
         told = min(max(self.said, begins), signed(self.out.arrived, 64))
-        if self.from_mobile:
-            back.acked = max(acked, told)
-            if self.said >= begins:
-                self.into.flags |= LegFlag.REPLY_ACKED
-        elif self.said <= sent:
-            back.acked = max(acked, self.said)
         window = self.segment.window << (0 if flags & SYN else self.into.in_scale)
         edge = self.said + window
+        if not flags & RST:
+            if self.from_mobile:
+                back.acked = max(acked, told)
+                if self.said >= begins:
+                    self.into.flags |= LegFlag.REPLY_ACKED
+            elif self.said <= sent:
+                back.acked = max(acked, self.said)
         if not flags & (SYN | RST):
             back.edge = max(signed(back.edge, 64), edge)
             back.widest = max(back.widest, window)

@@ -114,6 +114,17 @@ def test_a_reset_moves_no_stream(rig: Rig, leg: int):
         assert bytes(getattr(rig.session, name)) == bytes(getattr(before, name))
 
 
+@pytest.mark.parametrize("acks", [-(1 << 31), 0, (1 << 31) - 1])
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_reset_counts_whatever_it_acknowledges(rig: Rig, leg: int, acks: int):
+    """RFC 9293 section 3.10.7.4: in a synchronized state the RST is looked at before the ACK."""
+    before = rig.snapshot()
+    assert resets(rig, leg, place(leg)[0], RST | ACK, place(leg)[1] + acks).seen.segment.flags == RST | ACK
+    assert rig.session.state == SessionState.RESET
+    for name in ("up", "down"):
+        assert bytes(getattr(rig.session, name)) == bytes(getattr(before, name))
+
+
 def test_a_reset_without_ack_has_no_ack_behind_the_splice_either(rig: Rig):
     seen = resets(rig, MOBILE, 4500, RST).seen
     assert (seen.segment.acknowledgment, seen.segment.window) == (0, 0)

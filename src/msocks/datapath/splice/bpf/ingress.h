@@ -129,9 +129,11 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 	struct leg *in = crossing->in, *out = crossing->out;
 	__u64 said = unwrap(back->acked, packet->acknowledgment - in->out_base), emitted = said;
 	__u32 window = packet->window;
-	int reason = implausible_ack(back, said);
+	int reason, is_reset = packet->flags & RST;
 	__u64 room;
 
+	/* An RST counts whatever it acknowledges (RFC 9293 section 3.10.7.4), and nobody goes by that. */
+	reason = is_reset ? -1 : implausible_ack(back, said);
 	if (reason >= 0)
 		return reason;
 	if (!(packet->flags & SYN))
@@ -142,14 +144,17 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 	if (distance(out->arrived, emitted) > 0)
 		emitted = out->arrived;
 	/* D is what was let through to the server, U what the server has said. */
-	if (crossing->from_mobile) {
-		note_acknowledged(back, emitted);
-		if (distance(in->begins_out, said) >= 0)
-			in->flags |= LEG_REPLY_ACKED;
-	} else if (distance(said, back->sent) >= 0)
-		note_acknowledged(back, said);
-	if (!(packet->flags & (SYN | RST)))
-		note_window(back, said, window);
+	if (!is_reset) {
+		if (crossing->from_mobile) {
+			note_acknowledged(back, emitted);
+			if (distance(in->begins_out, said) >= 0)
+				in->flags |= LEG_REPLY_ACKED;
+		} else if (distance(said, back->sent) >= 0) {
+			note_acknowledged(back, said);
+		}
+		if (!(packet->flags & SYN))
+			note_window(back, said, window);
+	}
 	segment->acknowledgment = out->in_base + (__u32)emitted;
 	room = distance(emitted, said + window) > 0 ? said + window - emitted : 0;
 	if (!(packet->flags & SYN))
