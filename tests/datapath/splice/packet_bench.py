@@ -227,9 +227,7 @@ class Rig:
     def splice(self, mobile: int = 4, server: int = 4) -> Session:
         """An open session between legs of these families, in the middle of its streams; the tests change it."""
         session = self.session
-        for key in self._flows:
-            self.tables.delete_flow(key)
-        self._flows.clear()
+        self.forget()
         incarnation = session.incarnation
         ctypes.memset(ctypes.addressof(session), 0, ctypes.sizeof(session))
         session.incarnation = incarnation + 1
@@ -265,6 +263,12 @@ class Rig:
         self.tables.put_flow(key, self.slot, number)
         self._flows.append(key)
         return leg
+
+    def forget(self) -> None:
+        """Nobody finds the session any more by what arrives."""
+        for key in self._flows:
+            self.tables.delete_flow(key)
+        self._flows.clear()
 
     def segment(self, leg: int, offset: int, acks: int, flags: int = ACK, **fields: object) -> Segment:
         """What the peer of a leg says: data from `offset` of its stream, the other one acknowledged up to `acks`."""
@@ -330,6 +334,7 @@ def rig() -> Iterator[Rig]:
         program = load(Path(pins) / "rig", slots=4)
         tables = Tables(program, ports=PORTS, half_closed_s=60)
         try:
+            tables.add_listener(LISTENER)
             made = Rig(program, tables, if_nametoindex("cable"))
             yield made
             made.close()
