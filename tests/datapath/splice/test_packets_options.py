@@ -172,6 +172,17 @@ def test_a_duplicate_of_another_leg_is_nobodys(rig: Rig):
     assert said_by_mobile(rig, 8500, (8350, 8400)) == [(8350, 8400)]
 
 
+@pytest.mark.parametrize("gigabytes", [1, 2, 3, 4, 5, 7, 100])
+def test_a_duplicate_is_told_however_much_the_leg_has_carried(rig: Rig, gigabytes: int):
+    down, shift = rig.session.down, gigabytes << 30
+    down.sent, down.acked, down.edge = down.sent + shift, down.acked + shift, down.edge + shift
+    rig.session.legs[SERVER].arrived += shift
+    mobile, server = (rig.session.legs[leg] for leg in (MOBILE, SERVER))
+    options = padded(sack(mobile.out_base + shift, (8300, 8400)))
+    seen = check(rig, MOBILE, rig.segment(MOBILE, 5000, 8500 + shift, options=options)).seen
+    assert seen.segment.options == padded(sack(server.in_base + shift, (8300, 8400)))
+
+
 def test_a_block_never_goes_beyond_what_was_sent_nor_begins_below_the_ack(rig: Rig):
     assert said_by_mobile(rig, 8500, (8900, 9001)) == [(8900, 9000)]
     assert said_by_mobile(rig, 8500, (9000, 9100)) == [(8500, 8500)]

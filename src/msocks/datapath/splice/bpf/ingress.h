@@ -16,6 +16,9 @@
 #include "streams.h"
 #include "timestamps.h"
 
+/* How far below the cumulative ACK a SACK block may lie: sequence numbers are compared by the sign of a difference. */
+#define SACK_REACH (1 << 30)
+
 struct crossing {
 	struct session *session;
 	const struct flow *flow;
@@ -46,6 +49,7 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 	struct option_work work = {};
 	struct echo echo;
 	__u32 at = packet->l4 + sizeof(struct tcphdr);
+	__u64 acknowledged;
 	__u32 words[3];
 
 	if (!packet->options)
@@ -86,10 +90,11 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 			work.tsecr = echo.tsecr;
 		}
 	}
+	acknowledged = unwrap(crossing->back->acked, segment->acknowledgment - out->in_base);
 	work.changes |= out->flags & LEG_SACK ? CHANGE_SACK : STRIP_SACK;
 	work.sack_shift = out->in_base - in->out_base;
 	work.sack_base = segment->acknowledgment;
-	work.sack_floor = out->in_base + (__u32)in->begins_out;
+	work.sack_floor = out->in_base + (__u32)later(in->begins_out, acknowledged - SACK_REACH);
 	work.sack_end = out->in_base + (__u32)out->arrived;
 	if (work_on_options(skb, &work, at, packet->options) < 0 || put_options(skb, &work, at, packet->options) < 0)
 		return -1;
