@@ -227,6 +227,14 @@ def test_fragments(rig: Rig):
         untouched(rig, mutated(frame, 20, "!H", later))
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_another_version_than_the_frame_says(bare_rig: Rig, family: int):
+    bare_rig.splice(family, 4)
+    frame = segment_of(bare_rig, MOBILE)
+    for version in {*range(16)} - {family}:
+        untouched(bare_rig, mutated(frame, 14, "!B", version << 4 | frame[14] & 15))
+
+
 # -- sizes --------------------------------------------------------------------------------------------------------------
 
 

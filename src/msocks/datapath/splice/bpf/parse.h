@@ -106,6 +106,8 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		if (!data)
 			return NOT_TCP;
 		ip = data + l2;
+		if (ip->version != 4)
+			return NOT_TCP;
 		if (ip->protocol == IPPROTO_ICMP)
 			return ICMP_ERROR;
 		if (ip->protocol != IPPROTO_TCP)
@@ -144,6 +146,8 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		if (!data)
 			return NOT_TCP;
 		ip = data + l2;
+		if (ip->version != 6)
+			return NOT_TCP;
 		if (ip->nexthdr == IPPROTO_ICMPV6)
 			return ICMP_ERROR;
 		if (ip->nexthdr != IPPROTO_TCP)
