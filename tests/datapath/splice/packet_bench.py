@@ -19,7 +19,7 @@ from socket import IPPROTO_TCP, if_nametoindex
 from scapy.layers.inet import IP, TCP, in4_chksum
 from scapy.layers.inet6 import IPv6, in6_chksum
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 from tests.datapath.splice.two_hosts import packed
 from tests.own_network import own_bpffs, own_network
@@ -146,7 +146,7 @@ def frame(
     )
     ethernet = Ether(dst="00:00:00:00:00:00", src="02:00:00:00:00:99")
     if ":" in source[0]:
-        ip = IPv6(src=source[0], dst=destination[0], hlim=segment.hop_limit, tc=segment.service, fl=label)
+        ip: Packet = IPv6(src=source[0], dst=destination[0], hlim=segment.hop_limit, tc=segment.service, fl=label)
     else:
         ip = IP(
             src=source[0], dst=destination[0], ttl=segment.hop_limit, tos=segment.service, id=ident, flags="DF", proto=6
@@ -228,6 +228,7 @@ class Rig:
         """An open session between legs of these families, in the middle of its streams; the tests change it."""
         session = self.session
         self.forget()
+        self._ring.consume(lambda _record: None)
         incarnation = session.incarnation
         ctypes.memset(ctypes.addressof(session), 0, ctypes.sizeof(session))
         session.incarnation = incarnation + 1

@@ -13,7 +13,6 @@ from tests.datapath.splice.packet_bench import (
     FAMILIES,
     MOBILE,
     NEXT,
-    REDIRECT,
     SECOND_MOBILE,
     Rig,
     Segment,
@@ -221,7 +220,3 @@ def test_whatever_the_kernel_sends_is_left_alone_or_dropped_and_counted(bare_rig
                 assert (result.verdict, result.frame, result.drops) == (NEXT, sent, {})
 
     send()
-
-
-def test_the_verdicts_are_those_of_traffic_control():
-    assert (NEXT, DROP, REDIRECT) == (-1, 2, 7)

@@ -22,7 +22,7 @@ def resets(rig: Rig, leg: int, offset: int, flags: int, acks: int | None = None)
     return check(rig, leg, rig.segment(leg, offset, place(leg)[1] if acks is None else acks, flags, window=0))
 
 
-# -- RST ----------------------------------------------------------------------------------------------------------------
+# -- RST ---------------------------------------------------------------------------------------------------------------
 
 EXACT = {MOBILE: [4000, 5000, 4800], SERVER: [8000, 9000, 8900]}  # acknowledged, sent, arrived on this leg
 INEXACT = {
@@ -130,7 +130,7 @@ def test_a_reset_without_ack_has_no_ack_behind_the_splice_either(rig: Rig):
     assert (seen.segment.acknowledgment, seen.segment.window) == (0, 0)
 
 
-# -- SYN ----------------------------------------------------------------------------------------------------------------
+# -- SYN ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [SYN, SYN | ACK, SYN | FIN | ACK, SYN | PSH | ACK])
@@ -146,7 +146,7 @@ def test_a_syn_reaches_the_other_end_which_answers_it(rig: Rig, leg: int, flags:
     assert [(stream.sent, stream.edge, stream.fin) for stream in (session.up, session.down)] == numbers
 
 
-# -- FIN ----------------------------------------------------------------------------------------------------------------
+# -- FIN ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mobile", "server"), FAMILIES)
@@ -191,7 +191,7 @@ def test_data_behind_a_fin_show_it_to_be_false(rig: Rig):
     assert (session.up.fin, session.up.sent) == (NO_FIN, 5050)
 
 
-# -- after a move -------------------------------------------------------------------------------------------------------
+# -- after a move ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

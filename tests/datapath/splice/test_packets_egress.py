@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_address
 
 import pytest
 from tests.datapath.splice.packet_bench import (
@@ -33,7 +32,7 @@ from msocks.datapath.splice.layout import (
     SessionFlag,
     SessionState,
 )
-from msocks.datapath.splice.segments import ACK, FIN, PSH, RST, SYN, sack_blocks, timestamps
+from msocks.datapath.splice.segments import ACK, FIN, PSH, RST, SYN, timestamps
 from msocks.datapath.splice.tables import flow_key, opening_key
 
 ECE, CWR = 0x40, 0x80
@@ -76,7 +75,7 @@ def syn(rig: Rig, flags: int = SYN, options: bytes = SYN_OPTIONS) -> bytes:
     return rig.outgoing(SERVER, Segment(0xFFFFFFFF, 0, flags, 64000, options))
 
 
-# -- a server leg's handshake -------------------------------------------------------------------------------------------
+# -- a server leg's handshake ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("announced", [0, 536, 1300, 1459, 1460, 1461, 9000])
@@ -151,7 +150,7 @@ def test_a_leg_whose_flow_is_known_already_is_in_its_handshake_still(bare_rig: R
     assert passed(rig, rig.outgoing(SERVER, Segment(1000, 2000))).segment.window == 0
 
 
-# -- once a leg is spliced ----------------------------------------------------------------------------------------------
+# -- once a leg is spliced ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [ACK, ACK | PSH, RST, RST | ACK, FIN | ACK, SYN, SYN | ACK])
@@ -193,7 +192,7 @@ def test_a_broken_packet_of_the_kernels_passes(rig: Rig):
     untouched(rig, bytes(data), program="splice_egress")
 
 
-# -- legs that come -----------------------------------------------------------------------------------------------------
+# -- legs that come ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[4, 6])
@@ -291,7 +290,3 @@ def test_acknowledgments_of_a_leg_in_its_handshake_are_capped_as_well(arriving: 
     before = timeless(rig.session)
     assert passed(rig, rig.outgoing(MOBILE, Segment(1, 1131))).segment.acknowledgment == 1127
     assert timeless(rig.session) == before
-
-
-def test_the_bench_has_addresses_of_both_families():
-    assert {ip_address(ENDS[MOBILE, family][0][0]).version for family in (4, 6)} == {4, 6}

@@ -79,7 +79,7 @@ def test_a_retransmission_from_before_offset_0_keeps_its_place(rig: Rig):
     assert session.up.sent == 20
 
 
-# -- windows ------------------------------------------------------------------------------------------------------------
+# -- windows -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out_scale", range(15))
@@ -113,7 +113,7 @@ def test_a_window_that_shrinks_moves_no_edge(rig: Rig):
     assert (session.down.edge, session.down.widest) == (edge, 60000)
 
 
-# -- toward a leg that began later --------------------------------------------------------------------------------------
+# -- toward a leg that began later -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_an_ack_that_the_server_cannot_mean_moves_nothing(rig: Rig):
     assert rig.session.up.acked == 4000
 
 
-# -- clocks -------------------------------------------------------------------------------------------------------------
+# -- clocks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [0, 1, 0x7FFFFFFF, 0x80000000, WRAP - 1])
@@ -227,7 +227,7 @@ def test_the_first_segments_of_a_leg_fix_its_clock_by_the_time_that_has_passed(r
     assert mobile.flags & LegFlag.SHIFT_OUT_SET
 
 
-# -- links --------------------------------------------------------------------------------------------------------------
+# -- links -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_padded_frame_keeps_its_padding_and_is_not_taken_for_data(bare_rig: Rig):
@@ -271,7 +271,7 @@ def test_a_flow_of_nobody_is_the_kernels(rig: Rig):
     assert (result.verdict, result.frame, result.drops) == (-1, bytes(data), {})
 
 
-# -- checksums ----------------------------------------------------------------------------------------------------------
+# -- checksums ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mobile", "server"), FAMILIES)

@@ -83,7 +83,7 @@ def test_values_and_not_only_their_places(rig: Rig):
         assert seen.segment.options == options.replace(STAMPS[2:], mapped)
 
 
-# -- SACK ---------------------------------------------------------------------------------------------------------------
+# -- SACK --------------------------------------------------------------------------------------------------------------
 
 
 def blocks(options: bytes) -> list[tuple[int, int]]:
@@ -203,7 +203,7 @@ def test_what_the_server_has_of_an_earlier_leg_is_not_told_on_the_next(rig: Rig)
     assert blocks(seen.segment.options) == [(leg.in_base + 4600, leg.in_base + 4700)]
 
 
-# -- handshakes that come late ------------------------------------------------------------------------------------------
+# -- handshakes that come late -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [SYN, SYN | ACK])
