@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SCRIPT := PYTHONPATH=. $(PYTHON)
 
-.PHONY: help install test demo lint fmt docs dist lock soak bench-install bench-handoff bench-relay clean distclean
+.PHONY: help install test demo lint fmt docs bpf dist lock soak bench-install bench-handoff bench-relay bench-splice clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ demo: install  ## the main job: real curl and ssh move between networks, nothing
 lint: install  ## ruff, mypy --strict, the layers
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy $(wildcard src tests demo benchmarks)
+	.venv/bin/mypy $(wildcard src tests demo benchmarks tools) hatch_build.py
 	.venv/bin/lint-imports --no-logo
 
 fmt: install  ## let ruff repair and format
@@ -31,6 +31,13 @@ fmt: install  ## let ruff repair and format
 
 docs: install  ## build docs/_build/html; a warning is an error
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+bpf: | .venv  ## compile the eBPF object anew and show what the verifier says of it (root)
+	$(PYTHON) hatch_build.py object
+	@$(PYTHON) tools/load_bpf.py
+
+.venv:
+	@tools/install
 
 dist: install  ## build sdist and wheel into dist/
 	rm -rf dist
@@ -50,6 +57,9 @@ bench-handoff: bench-install  ## stalls at a move, beside MPTCP; writes docs/ben
 
 bench-relay: bench-install  ## the relay's throughput, rate and memory, beside pproxy and dante; writes docs/benchmarks/
 	@$(SCRIPT) benchmarks/relay.py
+
+bench-splice: bench-install  ## the splice beside IP forwarding, haproxy, dante and microsocks; writes docs/benchmarks/
+	@$(SCRIPT) benchmarks/splice.py
 
 clean:  ## remove what was built and every cache
 	rm -rf build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -51,10 +51,9 @@ class SpliceBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, before hatchling collects the files."""
-        del version  # "standard" or "editable": the files have the same place
         if without_splice():
-            for stale in (OBJECT, EXTENSION):
-                (ROOT / stale).unlink(missing_ok=True)
+            if version == "editable":  # else what an earlier build left there is in no wheel: Git ignores it
+                self.clean([])
             return
         build_object()
         build_extension()
@@ -80,13 +79,13 @@ def build_object() -> None:
     Raises:
         CannotBuild: There is no clang or there are no headers, or the source has errors, which clang has printed.
     """
-    clang = _clang()
+    compiler = clang()
     _require_libbpf()
     source = ROOT / SPLICE / "bpf" / "splice.bpf.c"
-    multiarch = [f"-I{directory}" for directory in _multiarch_headers()]
+    multiarch = [f"-I{directory}" for directory in multiarch_headers()]
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-sign-compare"]
     _compile(
-        [clang, "-O2", "-g", "-target", "bpf", "-mcpu=v3", *warnings, *multiarch, "-c", str(source)],
+        [compiler, "-O2", "-g", "-target", "bpf", "-mcpu=v3", *warnings, *multiarch, "-c", str(source)],
         ROOT / OBJECT,
         # DWARF would have the paths of this machine in the wheel; BTF has file names alone.
         [f"-ffile-prefix-map={ROOT}/=", f"-fdebug-compilation-dir={SPLICE / 'bpf'}"],
@@ -99,7 +98,7 @@ def build_extension() -> None:
     Raises:
         CannotBuild: cffi, libbpf, Python's headers or a compiler are missing, or the compiler refused.
     """
-    clang = _clang()
+    compiler = clang()
     _require_libbpf()
     include = sysconfig.get_path("include")
     if not Path(include, "Python.h").exists():
@@ -121,7 +120,7 @@ def build_extension() -> None:
             ffi.emit_c_code(str(source))
         # What cffi writes is not ours to warn about.
         flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Werror=implicit-function-declaration"]
-        _compile([clang, *flags, f"-I{include}", str(source)], ROOT / EXTENSION, ["-lbpf"])
+        _compile([compiler, *flags, f"-I{include}", str(source)], ROOT / EXTENSION, ["-lbpf"])
 
 
 def _compile(command: list[str], target: Path, tail: list[str]) -> None:
@@ -136,8 +135,8 @@ def _compile(command: list[str], target: Path, tail: list[str]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _clang() -> str:
-    """The newest clang there is, or the one that $CLANG names."""
+def clang() -> str:
+    """The newest clang there is, or the one that $CLANG names. Raises CannotBuild."""
     chosen = os.environ.get("CLANG")
     numbered = [f"clang-{version}" for version in range(40, OLDEST_CLANG - 1, -1)]
     for name in [chosen] if chosen else [*numbered, "clang"]:
@@ -157,7 +156,7 @@ def _require_libbpf() -> None:
         )
 
 
-def _multiarch_headers() -> list[Path]:
+def multiarch_headers() -> list[Path]:
     """Where Debian keeps <asm/types.h>: clang looks there for the machine's own target, and not for eBPF."""
     names = {sysconfig.get_config_var("MULTIARCH"), f"{platform.machine()}-linux-gnu"}
     directories = [Path("/usr/include", name) for name in sorted(filter(None, names))]

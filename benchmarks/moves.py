@@ -1,6 +1,6 @@
 """Many sessions moved again and again for random causes, under load: every byte has to be right, no session lost.
 
-    python -m benchmarks.moves [--moves 500] [--sessions 24] [--seed N]
+    python -m benchmarks.moves [--moves 500] [--sessions 28] [--seed N]
 
 `make soak` runs this, too. The seed decides what happens in which order; it is printed.
 """
@@ -22,7 +22,7 @@ from benchmarks.world import AGENT_PORT, BenchmarkError, Product
 from msocks_lab import STANDARD_LAB, CutMode, Lab, LabProcess, Link, measurement_lock
 
 MOVES = 500
-SESSIONS = 24
+SESSIONS = 28  # at a time; several may end between two looks
 FEWEST_SESSIONS = 20
 _PIECE_BYTES = 12_000_000  # of each session in each of its directions
 _PAUSE_S = (0.2, 1.5)  # between events

@@ -1,4 +1,7 @@
-"""BPF maps by plain bpf(2), for tests of where pins are seen and when they go. As a program: pin one, print its id."""
+"""BPF maps by plain bpf(2), for tests of where pins are seen and when what they keep goes.
+
+As a program: pin one, print its id.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import sys
 from pathlib import Path
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}
-_MAP_CREATE, _OBJ_PIN, _MAP_GET_FD_BY_ID = 0, 6, 14
+_MAP_CREATE, _OBJ_PIN, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID = 0, 6, 13, 14
 _ARRAY = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,8 +41,17 @@ def pin_new_map(path: Path) -> int:
 
 def map_exists(number: int) -> bool:
     """Whether anything on this machine, pinned or held, keeps the map with this id."""
+    return _exists(_MAP_GET_FD_BY_ID, number)
+
+
+def program_exists(number: int) -> bool:
+    """Whether anything on this machine, pinned, held, attached or a timer, keeps the program with this id."""
+    return _exists(_PROG_GET_FD_BY_ID, number)
+
+
+def _exists(command: int, number: int) -> bool:
     try:
-        os.close(_bpf(_MAP_GET_FD_BY_ID, struct.pack("=III", number, 0, 0)))
+        os.close(_bpf(command, struct.pack("=III", number, 0, 0)))
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise

@@ -46,7 +46,7 @@ class AgentLab:
         self.access = add_user(self.state, "alice", [Endpoint.of(lab.proxy.ipv4, PROXY_PORT)])
         listen = ["--listen", f"0.0.0.0:{PROXY_PORT}"]
         allow = ["--allow", "198.51.100.0/24", "--allow", "2001:db8::/32"]
-        self.proxy = lab.proxy.popen([*MSOCKS, "proxy", "--state", self.state, *listen, *allow])
+        self.proxy = lab.proxy.popen([*MSOCKS, "proxy", "--state", self.state, "--datapath", "relay", *listen, *allow])
         lab.proxy.wait_listening(PROXY_PORT)
 
     @property

@@ -50,7 +50,7 @@ async def test_curl_downloads_through_agent_and_proxy(lab: AgentLab, agent: Runn
     assert (flow["error"], flow["link"], flow["moves"], flow["generation"]) == (None, None, 0, 1)
     assert flow["bytes_down"] > len(payload)
     assert flow["session"].startswith(flow["id"])
-    assert (flow["datapath"], flow["datapath_reason"]) == ("relay", "no-kernel-support")
+    assert (flow["datapath"], flow["datapath_reason"]) == ("relay", "chosen-by-operator")
 
 
 async def test_half_close_goes_both_ways(lab: AgentLab, agent: RunningAgent):

@@ -55,6 +55,8 @@ def test_a_whole_file_becomes_settings(tmp_path: Path, access_file: Path):
         state = "/var/lib/msocks"
         allow = ["10.20.0.0/16", "192.0.2.1"]
         datapath = "relay"
+        splice_ports = "20000-29999"
+        half_closed_s = 3600
         detach_grace_s = 0.5
         [proxy.limits]
         sessions = 7
@@ -70,6 +72,7 @@ def test_a_whole_file_becomes_settings(tmp_path: Path, access_file: Path):
     assert checked.agent.limits == AgentLimits(connect_timeout_s=5)
     assert checked.proxy.allow == (ip_network("10.20.0.0/16"), ip_network("192.0.2.1/32"))
     assert (checked.proxy.datapath, checked.proxy.detach_grace_s) == (DatapathChoice.RELAY, 0.5)
+    assert (checked.proxy.splice_ports, checked.proxy.half_closed_s) == ((20000, 29999), 3600)
     assert checked.proxy.limits == ProxyLimits(sessions=7)
 
 
@@ -128,6 +131,13 @@ def test_all_problems_are_told_at_once_each_with_a_suggestion(tmp_path: Path):
         ('[agent]\naccess_file = "nowhere"', "agent.access_file", "cannot be read"),
         ('[agent]\naccess_link = "msocks://alice@h:1"', "agent.access_link", ""),
         ("agent = 3", "agent", "has to be a table"),
+        ('[proxy]\nsplice_ports = "20000"', "proxy.splice_ports", "no range"),
+        ('[proxy]\nsplice_ports = "-1-20000"', "proxy.splice_ports", "no range"),
+        ('[proxy]\nsplice_ports = "22-20000"', "proxy.splice_ports", "no port range"),
+        ('[proxy]\nsplice_ports = "30000-20000"', "proxy.splice_ports", "no port range"),
+        ('[proxy]\nsplice_ports = "60000-65536"', "proxy.splice_ports", "no port range"),
+        ("[proxy]\nsplice_ports = [20000, 30000]", "proxy.splice_ports", "in quotes"),
+        ("[proxy]\nhalf_closed_s = 0", "proxy.half_closed_s", "has to be"),
     ],
 )
 def test_one_problem(tmp_path: Path, text: str, key: str, cause: str):
@@ -218,6 +228,8 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
                 shown = f"{default:g}"
             case list():
                 shown = json.dumps([str(each) for each in default])
+            case (int(first), int(last)):
+                shown = f'"{first}-{last}"'
             case None | str():
                 shown = "" if default is None else f'"{default}"'
             case _:

@@ -75,7 +75,7 @@ def _passed(config: pytest.Config) -> Counter[str]:
     if reporter is not None:
         for outcome in ("passed", "failed", "error"):
             for report in reporter.stats.get(outcome, ()):
-                for key, network in report.user_properties:
+                for key, network in getattr(report, "user_properties", ()):  # a module that did not load has none
                     if key == _PROPERTY:
                         counts[network] += outcome == "passed" and report.when == "call"
     return counts

@@ -51,6 +51,28 @@ def test_a_link_that_goes_away(field: Field, mode: CutMode) -> None:
     passed_by(transfer, field)
 
 
+@pytest.mark.parametrize("links", [1, 2])
+def test_connections_whose_end_only_the_proxy_notices(make_field: Callable[..., Field], links: int) -> None:
+    """A firewall that has lost its state answers who sends; a mobile node that only receives hears nothing of it.
+
+    Over another link the proxy can say so; else the mobile node has to ask.
+    """
+    field = make_field(*(WIFI, LTE)[:links])
+    field.start_proxy()
+    field.start_agent()
+    transfer = field.transfer("--download", str(20 * MB))
+    transfer.wait_for(3 * MB)
+    wifi = field.lab.link("wifi")
+    wifi.cut(CutMode.SILENT)
+    time.sleep(0.1)  # until the last ACK has left, and is lost
+    killed = [field.lab.proxy.run(["ss", "-K", "-n", "-t", "dst", f"[{each}]"]).stdout for each in wifi.addresses]
+    wifi.restore()
+    assert "".join(killed).count("ESTAB") == 2, f"not a leg and a control channel: {killed}"
+    began = time.monotonic()
+    passed_by(transfer, field)
+    assert time.monotonic() - began < 12
+
+
 def test_without_any_link_it_waits(field: Field) -> None:
     transfer = field.transfer(*BOTH_WAYS)
     transfer.wait_for(3 * MB)

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from tests.proxy.mobile_node import MobileNode, Server, server_on
 
-from msocks.proxy.config import ProxyConfig
+from msocks.proxy.config import DatapathChoice, ProxyConfig
 from msocks.proxy.server import Proxy
 from msocks.store.administration import add_user
 from msocks.values.access_link import AccessLink
@@ -70,7 +70,12 @@ async def start_proxy(tmp_path: Path, log: list[Any]) -> AsyncIterator[StartProx
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> RunningProxy:
-            usual: dict[str, Any] = {"listen": (ANY_PORT,), "state": tmp_path / "state", "allow": LOOPBACK}
+            usual: dict[str, Any] = {
+                "listen": (ANY_PORT,),
+                "state": tmp_path / "state",
+                "allow": LOOPBACK,
+                "datapath": DatapathChoice.RELAY,  # the splice would be hung on this machine's own interfaces
+            }
             config = ProxyConfig(**(usual | {"stop_grace_s": 0} | settings))
             proxy = Proxy(config)
             await proxy.start()

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.own_network import own_network
 from tests.proxy.conftest import ANY_PORT, RunningProxy, StartProxy, eventually
 from tests.proxy.mobile_node import Server, dial, read_exactly, receive, reset, send
 
 from msocks.errors import ConfigurationError, EndReason
 from msocks.protocol.control import Goodbye, RefusalCode, Refused, SessionEnded
 from msocks.protocol.leg import LegStatus
-from msocks.proxy import session_registry
+from msocks.proxy import datapath_choice, session_registry
 from msocks.proxy.config import DatapathChoice, ProxyConfig, ProxyLimits
 from msocks.proxy.listener import ListenError
 from msocks.proxy.server import Proxy
@@ -29,6 +30,8 @@ from msocks.store.running_proxy import ProxyNotRunning, sessions, tell_users_cha
 from msocks.store.state_directory import StateDirectory
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
+
+RELAY = DatapathChoice.RELAY
 
 
 async def shown(proxy: RunningProxy) -> list[dict]:
@@ -51,7 +54,7 @@ async def test_sessions_are_shown(proxy: RunningProxy, server: Server):
         "destination": str(server.endpoint),
         "state": "live",
         "datapath": "relay",
-        "datapath_reason": "no kernel support",
+        "datapath_reason": "chosen by operator",
         "generation": 1,
         "bytes_up": 4,
         "bytes_down": 6,
@@ -220,30 +223,32 @@ async def test_an_idle_proxy_stops_at_once(start_proxy: StartProxy):
 
 
 async def test_one_proxy_at_a_time_has_a_state_directory(proxy: RunningProxy):
-    second = Proxy(ProxyConfig(listen=(ANY_PORT,), state=proxy.state))
+    second = Proxy(ProxyConfig(listen=(ANY_PORT,), state=proxy.state, datapath=RELAY))
     with pytest.raises(ConfigurationError, match="another proxy runs"):
         await second.start()
     assert await shown(proxy) == []
 
 
 async def test_a_port_that_is_taken_is_named(proxy: RunningProxy, tmp_path: Path):
-    second = Proxy(ProxyConfig(listen=(proxy.endpoint,), state=tmp_path / "second"))
+    second = Proxy(ProxyConfig(listen=(proxy.endpoint,), state=tmp_path / "second", datapath=RELAY))
     with pytest.raises(ListenError, match=f"{proxy.endpoint}.*another program uses the port"):
         await second.start()
 
 
 async def test_a_failed_start_leaves_nothing_open(proxy: RunningProxy, tmp_path: Path):
-    free = Proxy(ProxyConfig(listen=(ANY_PORT, proxy.endpoint), state=tmp_path / "second"))
+    free = Proxy(ProxyConfig(listen=(ANY_PORT, proxy.endpoint), state=tmp_path / "second", datapath=RELAY))
     with pytest.raises(ListenError):
         await free.start()
-    third = Proxy(ProxyConfig(listen=(ANY_PORT,), state=tmp_path / "second"))
+    third = Proxy(ProxyConfig(listen=(ANY_PORT,), state=tmp_path / "second", datapath=RELAY))
     await third.start()
     await third.stop()
 
 
-async def test_the_splice_cannot_be_had_yet(tmp_path: Path):
+async def test_where_the_splice_cannot_be_had_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # A directory that is on no BPF file system.
+    monkeypatch.setattr(datapath_choice, "_BPF_FILE_SYSTEM", tmp_path / "bpf")
     config = ProxyConfig(listen=(ANY_PORT,), state=tmp_path / "state", datapath=DatapathChoice.SPLICE)
-    with pytest.raises(ConfigurationError, match="no kernel datapath"):
+    with own_network(), pytest.raises(ConfigurationError, match=r"the splice cannot be had.*doctor"):
         await Proxy(config).start()
 
 
@@ -281,10 +286,12 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from typing import Any
-from msocks.proxy.config import ProxyConfig
+from msocks.proxy.config import DatapathChoice, ProxyConfig
 from msocks.proxy.server import run
 from msocks.values.endpoint import Endpoint
-config = ProxyConfig(listen=(Endpoint.parse("127.0.0.1:0"),), state=Path(sys.argv[1]), stop_grace_s=0)
+config = ProxyConfig(
+    listen=(Endpoint.parse("127.0.0.1:0"),), state=Path(sys.argv[1]), stop_grace_s=0, datapath=DatapathChoice.RELAY
+)
 run(config, lambda: print("ready", flush=True))
 """
 

@@ -208,6 +208,14 @@ def test_a_path_that_is_late_once_is_given_more_time_and_less_again_later():
     assert road.silences[-1] - 45 * 60 < 0.3, "and forgets"
 
 
+@pytest.mark.parametrize("rtt", [0.005, 0.05])
+def test_a_path_whose_round_trips_grow_by_half_a_second_now_and_then_raises_one_alarm(rtt: float):
+    for seed in range(5):
+        road = Road(rtt, every=0.05, heard=False, queue=lambda now: 0.5 if now > 60 and now % 37 > 30 else 0, seed=seed)
+        road.run(600)
+        assert len(road.silences) == 1
+
+
 def test_a_path_where_data_arrives_costs_few_probes_and_knows_its_round_trip_time():
     road = Road(0.02, 0.001, every=DOWNLOAD)
     road.run(60)

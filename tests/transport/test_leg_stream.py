@@ -212,3 +212,24 @@ async def test_a_writer_is_told_to_wait_and_to_go_on(reactor: Reactor) -> None:
     assert proxy.received_digest.digest() == mobile.sent_digest.digest()
     mobile.stream.close()
     proxy.stream.close()
+
+
+async def test_the_peers_word_ends_a_stream_whose_leg_was_reset_behind_the_fin(reactor: Reactor) -> None:
+    """Reading a leg that was reset ends with b"" as well, FIN or not: only the peer can say that nothing is missing."""
+    sweep = Sweep(reactor)
+    mobile, proxy = Program(reactor, sweep, 1, 0), Program(reactor, sweep, 2, 50_000)
+    near, _ = connect(mobile, proxy, 1)
+    mobile.reading = False
+    proxy.write_some()
+    await asyncio.wait_for(proxy.acknowledged.wait(), 5)
+    kill(near)
+    await asyncio.sleep(0.05)
+    assert mobile.lost == [1]
+    mobile.reading = True
+    mobile.on_readable()
+    assert (mobile.stream.position, mobile.stream.at_eof) == (50_000, False)
+    mobile.stream.confirm_end(50_000)
+    await asyncio.wait_for(mobile.ended.wait(), 5)
+    assert mobile.stream.at_eof
+    mobile.stream.close()
+    proxy.stream.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import weakref
+from collections.abc import Iterable
 
 from msocks.transport.dial import keep_alive
 from msocks.transport.kernel import tcp_info
@@ -20,6 +21,8 @@ _INTERVAL_S = 1
 _PROBES = 2
 _GIVE_UP_MS = 2000
 _LASTS_S = 5.0
+_PAUSE_MS = 2000
+_PAUSE_SEEN_MS = 2000  # looks come at least this often while a pause is young
 _TCP_USER_TIMEOUT = socket.TCP_USER_TIMEOUT
 
 
@@ -44,6 +47,19 @@ class LegChecks:
             leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _INTERVAL_S)
             self._running.add(leg)
             self._reactor.loop.call_later(_LASTS_S, self._finish, weakref.ref(leg))
+
+    def check_paused(self, legs: Iterable[socket.socket]) -> None:
+        """Let TCP ask on those legs that bytes have come from until two to four seconds ago.
+
+        Whoever only receives never learns that the other end is gone: a firewall that has restarted answers the sender
+        with an RST, and nobody tells the receiver. A pause may be the program's own; then it costs a few small packets.
+        """
+        for leg in legs:
+            with contextlib.suppress(OSError):
+                info = tcp_info(leg)
+                since_ms = info.last_data_received_ms - _PAUSE_MS
+                if 0 <= since_ms < _PAUSE_SEEN_MS and info.last_ack_received_ms >= _PAUSE_MS:
+                    self.check(leg)
 
     def _finish(self, reference: weakref.ref[socket.socket]) -> None:
         leg = reference()

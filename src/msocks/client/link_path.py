@@ -26,6 +26,7 @@ class LinkPath:
         timer: For the next decision, and
         due: when that is; infinity where there is none.
         rechecked: Whether the kernel was asked about the present suspicion.
+        looked_at: When it was looked for legs whose bytes have stopped coming.
         shown: The state that the subscribers know.
     """
 
@@ -40,6 +41,7 @@ class LinkPath:
         self.timer: asyncio.TimerHandle | None = None
         self.due = math.inf
         self.rechecked = False
+        self.looked_at = -math.inf
         self.shown = LinkState.DOWN
         self._tries = 0
 

@@ -202,8 +202,14 @@ class MobileNode:
                 connection = self.connections.get(session)
                 if connection is not None:
                     connection.proxy_ended(reason)
-            case Parked() | Drain():
-                pass  # nothing depends on them yet
+            case Parked(sessions=sessions):
+                lost = OSError(errno.ECONNRESET, "the proxy has lost the leg")
+                for session, generation in sessions:
+                    connection = self.connections.get(session)
+                    if connection is not None:
+                        connection.leg_lost(generation, lost)
+            case Drain():
+                pass  # nothing depends on it yet
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,8 @@ _LEAST_S = 0.001
 _SLEPT_S = 3.0
 # No NAT forgets a UDP mapping within this time because of idleness: RFC 4787 asks for 2 min, many take 30 s.
 _IN_USE_S = 5.0
+# How often to look for legs whose bytes have stopped coming.
+_PAUSE_LOOK_S = 1.0
 
 
 class ControlPath(Protocol):
@@ -344,6 +346,9 @@ class PathWatch:
         legs = list(self._legs(path.link.name))
         health.on_legs(bool(legs))
         control = None if self.control is None else self.control.socket_of(path.link.name)
+        if now >= path.looked_at + _PAUSE_LOOK_S:
+            path.looked_at = now
+            self._checks.check_paused(legs)
         if now - health.heard_at < _FRESH_S:
             return
         for sock in [*legs, control] if control is not None else legs:

@@ -268,7 +268,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """Proxy: the answer to one PARK.
+    """Proxy: the answer to one PARK, or unasked, that the proxy has lost the leg of a session.
 
     A session of the PARK that is missing here was not parked: it is unknown, or a newer leg carries it.
 

@@ -8,10 +8,13 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TypeAlias
 
+from msocks.datapath.splice.ports import PortRange
 from msocks.errors import ConfigurationError
 from msocks.values.endpoint import Endpoint
 
 Network: TypeAlias = IPv4Network | IPv6Network
+
+DEFAULT_SPLICE_PORTS = (16384, 32767)  # below what Linux gives to sockets that ask for any port
 
 
 class DatapathChoice(StrEnum):
@@ -87,7 +90,7 @@ class ProxyConfig:
     deny: tuple[Network, ...] = ()
     open: bool = False
     datapath: DatapathChoice = DatapathChoice.AUTO
-    splice_ports: tuple[int, int] = (16384, 32767)
+    splice_ports: tuple[int, int] = DEFAULT_SPLICE_PORTS
     half_closed_s: float = 24 * 3600.0
     detach_grace_s: float = 24 * 3600.0
     handshake_timeout_s: float = 10.0
@@ -100,7 +103,9 @@ class ProxyConfig:
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigurationError("the proxy has nothing to listen on", remedy="give --listen HOST:PORT")
-        for name in ("detach_grace_s", "handshake_timeout_s", "connect_timeout_s", "channel_idle_s", "tombstone_s"):
+        PortRange(*self.splice_ports)  # which says what is wrong with it
+        durations = ("half_closed_s", "detach_grace_s", "handshake_timeout_s", "connect_timeout_s", "channel_idle_s")
+        for name in (*durations, "tombstone_s"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}", remedy="give a duration above 0")
         if self.stop_grace_s < 0:

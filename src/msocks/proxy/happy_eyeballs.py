@@ -23,14 +23,6 @@ ATTEMPT_DELAY_S = 0.25
 Preparation: TypeAlias = Callable[[socket.socket, tuple[Address, int]], None]
 """Gets a socket before it connects, and the address and port that it will be connected to. May raise OSError."""
 
-# Dead servers are found, and NATs on the way kept open, while a session may be without data for hours.
-_KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 300),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
-
 # The attempt that got furthest says most about what is wrong.
 _TELLING = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
@@ -119,8 +111,6 @@ class ConnectRace:
             self._errors.append(error)
             return False
         try:
-            for level, option, value in _KEEPALIVE:
-                sock.setsockopt(level, option, value)
             self._prepare(sock, (address, self._port))
             sock.connect((str(address), self._port))
         except BlockingIOError:

@@ -12,7 +12,7 @@ import structlog
 
 from msocks.datapath.interface import Conduit, Counters, Datapath, LegEnd
 from msocks.errors import EndReason
-from msocks.protocol.control import LegAccepted, SessionEnded
+from msocks.protocol.control import LegAccepted, Parked, SessionEnded
 from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
 from msocks.proxy.reconnection import consider, stale
@@ -332,7 +332,8 @@ class ProxiedSession:
 
     def _bury(self, reason: EndReason, reply_code: int, *, announce: bool) -> bool:
         record = self.record
-        if not record.finish(reason, reply_code):
+        conduit = self._conduit if reason is EndReason.CLOSED else None
+        if not record.finish(reason, reply_code, conduit.state().down_fin if conduit is not None else None):
             return False
         dial, self._dial = self._dial, None
         if dial is not None:
@@ -366,6 +367,9 @@ class ProxiedSession:
             self.end(EndReason.CLIENT_CLOSED)
         elif record.detach(generation, self._host.now()):
             self._host.on_parked(self)
+            if self._association is not None:
+                # The client may not have noticed: what reset the leg need not have told both ends.
+                self._association.announce(Parked(((record.session, generation),)))
             _log.info("session_parked", user=record.user, session=record.session.short, cause=f"leg {end.value}")
 
     def on_server_lost(self, end: LegEnd) -> None:

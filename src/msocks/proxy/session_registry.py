@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from collections.abc import Coroutine, Iterator
 
 import structlog
@@ -68,7 +68,7 @@ class SessionRegistry:
     def open_plain(self, leg: WaitingLeg, user: str, destination: Endpoint, max_sessions: int) -> ProxiedSession | None:
         """A plain SOCKS5 client's CONNECT; None where a limit refuses it, which the leg has been told."""
         # Nobody can name it, so its id need not be unguessable; but two must not be the same.
-        session = SessionId(secrets.token_bytes(ID_BYTES))
+        session = SessionId(random.randbytes(ID_BYTES))
         return self._open(leg, user, session, destination, max_sessions, resumable=False)
 
     def connect(self, leg: WaitingLeg, user: str, request: Connect, max_sessions: int) -> ProxiedSession | None:

@@ -114,7 +114,12 @@ _VERDICTS = {
 
 
 def verdict(record: SessionRecord | Tombstone) -> LegReply:
-    """What a leg is told that asks for an ended session."""
+    """What a leg is told that asks for an ended session.
+
+    Where it ended in good order, the length of the downstream tells the client, whose last leg may have been reset
+    behind the FIN, that what it has is all.
+    """
     status = _VERDICTS.get(record.end or EndReason.UNSPECIFIED, LegStatus.ENDED_CLOSED)
     code = record.reply_code if status is LegStatus.REFUSED else 0
-    return LegReply(status=status, socks_reply=code, generation=record.generation)
+    fin = record.down_fin if status is LegStatus.ENDED_FIN else None
+    return LegReply(status=status, socks_reply=code, generation=record.generation, down_fin_at=fin)

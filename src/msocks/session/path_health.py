@@ -189,6 +189,7 @@ class PathHealth:
         if probe is None:
             return
         rtt_s = now - probe.sent_at
+        beyond_s = rtt_s - (self.rtt.smoothed_s or 0.0) - 4 * self.rtt.variation_s
         if self._is_measurement(probe, rtt_s):
             self.rtt.sample(rtt_s)
         self._loss -= self._loss / 32
@@ -197,7 +198,7 @@ class PathHealth:
             self._udp_answered = True
             self._udp_lost.clear()
             if self.state is PathState.SILENT and probe.was_overdue and probe.sent_at < self._silent_since:
-                self._raise_margin(now)
+                self._raise_margin(now, beyond_s)
         else:
             self._heard_tcp_at = max(self._heard_tcp_at, now)
         self._on_sign_of_life(now)
@@ -363,10 +364,15 @@ class PathHealth:
         self._silent_since = math.inf
         self._silent_ended_at = now
 
-    def _raise_margin(self, now: float) -> None:
-        """The alarm was false: what was late came after all. Be more patient with this path."""
+    def _raise_margin(self, now: float, beyond_s: float) -> None:
+        """The alarm was false: what was late came after all. Be so patient with this path that it would not have been.
+
+        `beyond_s` is by how much the answer came after the usual time. A path whose round trips grow by half a second
+        now and then (a cell that is changed, a radio link that sends again) so raises one such alarm, not one for
+        each step of the margin; what it costs is patience, up to MARGIN_MOST_S, when that path falls silent next.
+        """
         if now - self._margin_raised_at > 1.0 or self._margin_s == MARGIN_S:
-            self._margin_s = min(self._margin_s * 2, MARGIN_MOST_S)
+            self._margin_s = min(max(self._margin_s * 2, beyond_s), MARGIN_MOST_S)
             self._margin_raised_at = now
 
     def _on_udp_lost(self, probe: _Probe) -> None:

@@ -44,6 +44,7 @@ class SessionRecord:
         detached_at: Since when it is parked; None in the other states.
         end: Why it ended.
         reply_code: Where it was refused, the SOCKS reply code.
+        down_fin: Once it has ended, the final length of the downstream, where the server has ended it.
     """
 
     session: SessionId
@@ -56,6 +57,7 @@ class SessionRecord:
     detached_at: float | None = None
     end: EndReason | None = None
     reply_code: int = 0
+    down_fin: int | None = None
     _claimed: int = field(default=0, repr=False)
 
     @property
@@ -110,13 +112,14 @@ class SessionRecord:
             self.state = SessionState.PARKED
             self.detached_at = now
 
-    def finish(self, reason: EndReason, reply_code: int = 0) -> bool:
-        """The session is over; False where it was before."""
+    def finish(self, reason: EndReason, reply_code: int = 0, down_fin: int | None = None) -> bool:
+        """The session is over; False where it was before. `down_fin`: the final length of the downstream, if known."""
         if self.state is SessionState.ENDED:
             return False
         self.state = SessionState.ENDED
         self.end = reason
         self.reply_code = reply_code
+        self.down_fin = down_fin
         self.detached_at = None
         return True
 
@@ -130,6 +133,7 @@ class Tombstone:
         generation: Of its last leg.
         end: Why it ended.
         reply_code: Where it was refused, the SOCKS reply code.
+        down_fin: The final length of the downstream, where the server has ended it.
         ended_at: When, in seconds.
     """
 
@@ -137,6 +141,7 @@ class Tombstone:
     generation: int
     end: EndReason
     reply_code: int
+    down_fin: int | None
     ended_at: float
 
 
@@ -159,7 +164,7 @@ class Tombstones:
         """
         if record.end is None:
             raise InvalidState("a session that has not ended cannot be buried")
-        stone = Tombstone(record.destination, record.generation, record.end, record.reply_code, now)
+        stone = Tombstone(record.destination, record.generation, record.end, record.reply_code, record.down_fin, now)
         key = (record.user, record.session)
         self._stones[key] = stone
         self._stones.move_to_end(key)

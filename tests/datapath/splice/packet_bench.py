@@ -261,7 +261,7 @@ class Rig:
         path.own[:] = bytes.fromhex(OWN[number].replace(":", ""))
         path.fresh_until = time.monotonic_ns() + 10**15
         key = flow_key(remote, local)
-        self.tables.put_flow(key, self.slot, number)
+        self.tables.put_flows([(key, number)], self.slot)
         self._flows.append(key)
         return leg
 

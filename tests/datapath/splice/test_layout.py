@@ -76,6 +76,6 @@ def test_every_number_has_the_same_name(name: str):
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_constants_are_the_same(name: str):
-    found = re.search(rf"^#define {name} (\w+)$", source(), re.MULTILINE)
+    found = re.search(rf"^#define {name} (\w+) *$", source(), re.MULTILINE)
     assert found
     assert getattr(layout, name) == int(found[1], 0)

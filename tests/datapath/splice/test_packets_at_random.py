@@ -20,7 +20,7 @@ from tests.datapath.splice.packet_bench import (
 )
 from tests.datapath.splice.packet_model import check, timeless
 
-from msocks.datapath.splice.layout import NO_FIN, SERVER, DropReason, LegFlag, SessionFlag
+from msocks.datapath.splice.layout import NO_FIN, SERVER, DropReason, LegFlag, SessionFlag, SessionState
 from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.segments import ACK, FIN, PSH, RST, SYN
 
@@ -135,6 +135,8 @@ def test_whatever_is_said_is_said_on_the_other_leg_as_the_model_has_it(bare_rig:
             has_sack = not segment.flags & ACK and b"\x05" in segment.options
             if has_sack:  # blocks are relative to an ACK
                 continue
+            if rig.session.state != SessionState.OPEN and segment.flags & (SYN | ACK | RST) == SYN:
+                continue  # the addresses are used again: the flow goes
             gso_size = data.draw(st.sampled_from([0, 0, 536]))
             if rig.session.legs[leg].family != rig.session.legs[SERVER if leg != SERVER else rig.session.active].family:
                 gso_size = 0  # a test run makes no train of which the kernel would change the family

@@ -17,10 +17,12 @@ from tests.datapath.splice.packet_bench import (
     SECOND_MOBILE,
     Rig,
     Told,
+    read,
 )
 from tests.datapath.splice.packet_model import SLACK, check, refused, timeless, untouched
 
 from msocks.datapath.splice.layout import (
+    EVENT_PACKET_BYTES,
     SERVER,
     DropReason,
     EventType,
@@ -147,6 +149,23 @@ def test_a_leg_that_was_replaced(rig: Rig, flags: int):
         dropped(rig, MOBILE, segment_of(rig, MOBILE, flags), DropReason.STALE_LEG)
 
 
+@pytest.mark.parametrize(
+    "state", [SessionState.OPENING, SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING]
+)
+def test_a_mobile_that_uses_the_addresses_again_comes_to_the_listener(rig: Rig, state: SessionState):
+    """RFC 6191; of an open session a SYN is what it always was, and the server's addresses are not chosen by it."""
+    rig.session.state = state
+    again = rig.frame(MOBILE, rig.segment(MOBILE, 123456, 0, SYN | 0xC0))
+    result = rig.run(again)
+    assert (result.verdict, result.drops, result.told) == (NEXT, {}, [])
+    assert read(result.frame).segment.flags == SYN
+    untouched(rig, segment_of(rig, MOBILE))  # the flow is gone
+    rig.splice()
+    rig.session.state = state
+    assert rig.run(segment_of(rig, SERVER, SYN)).verdict != NEXT
+    assert rig.run(segment_of(rig, MOBILE, SYN | ACK)).verdict != NEXT
+
+
 def test_a_leg_in_its_handshake_is_the_kernels(rig: Rig):
     for leg in LEGS:
         rig.session.legs[leg].state = LegState.HANDSHAKE
@@ -250,8 +269,8 @@ def test_what_does_not_fit_is_told_once_in_a_while(bare_rig: Rig, mobile: int, s
         assert result.told == [Told(EventType.TOO_BIG, MOBILE, 1400)]
         frame = rig.frame(MOBILE, packet)
         event = PacketEvent.from_buffer_copy(result.records[0])
-        assert (event.length, event.copied) == (len(frame) - 14, 160)
-        assert bytes(event.packet) == frame[14:174]
+        assert (event.length, event.copied) == (len(frame) - 14, EVENT_PACKET_BYTES)
+        assert bytes(event.packet) == frame[14 : 14 + EVENT_PACKET_BYTES]
         assert check(rig, MOBILE, packet).told == []
     session.legs[SERVER].path.mtu = session.legs[SERVER].path_mtu = 0
     check(rig, MOBILE, rig.segment(MOBILE, 5000, 8500, payload=bytes(2000)))
@@ -309,7 +328,7 @@ def test_an_icmp_error_about_a_leg_is_told_and_the_kernels_besides(bare_rig: Rig
     assert (result.verdict, result.frame, result.drops) == (NEXT, frame, {})
     assert result.told == [Told(EventType.ICMP, MOBILE, 0)]
     event = PacketEvent.from_buffer_copy(result.records[0])
-    assert (event.length, bytes(event.packet)[: event.copied]) == (len(frame) - 14, frame[14:174])
+    assert (event.length, bytes(event.packet)[: event.copied]) == (len(frame) - 14, frame[14:])
     assert bytes(rig.session) == bytes(before)
     # Of another connection, and cut off anywhere: nothing.
     ports = len(frame) - len(quoted) + (20 if family == 4 else 40)

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from msocks_lab.namespaces import CLONE_NEWNET, setns, unshare
 HERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 THERE = {socket.AF_INET: "192.0.2.2", socket.AF_INET6: "2001:db8::2"}
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
+IP_MTU = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPPROTO_IPV6, 24)}
 
 _ETH_P_ALL = 3
 _PACKET_OUTGOING = 4
+_PSH = 0x08
 
 
 def packed(address: str) -> bytes:
@@ -116,6 +119,21 @@ class TwoHosts:
             far, _ = listener.accept()
             far.settimeout(5)
         return near, far
+
+
+@contextlib.contextmanager
+def in_flight(far: socket.socket) -> Iterator[bytes]:
+    """A segment of `far` as it comes in here, and is not ACKed: an error about anything else is ignored."""
+    capture = Capture("cable")
+    _nft("table inet deaf { chain input { type filter hook input priority 0; tcp flags & (psh | ack) != 0 drop; }; }")
+    far.sendall(b"x")
+    yield next(seen.packet for seen in capture.segments(2) if seen.flags & _PSH)
+    capture.close()
+    _nft("delete table inet deaf")
+
+
+def _nft(commands: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=commands, text=True, check=True)
 
 
 def set_sysctl(name: str, value: str) -> None:

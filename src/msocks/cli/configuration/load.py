@@ -231,6 +231,8 @@ def _proxy(table: ProxyTable, base: Path) -> ProxyConfig:
         deny=tuple(table.deny),
         open=table.open,
         datapath=table.datapath,
+        splice_ports=table.splice_ports,
+        half_closed_s=table.half_closed_s,
         detach_grace_s=table.detach_grace_s,
         handshake_timeout_s=table.handshake_timeout_s,
         connect_timeout_s=table.connect_timeout_s,

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from msocks.agent.settings import DEFAULT_LISTEN, AgentLimits
 from msocks.cli.network import parse_network
+from msocks.datapath.splice.ports import PortRange
 from msocks.errors import ConfigurationError
-from msocks.proxy.config import DatapathChoice, ProxyLimits
+from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimits
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 
@@ -45,6 +46,15 @@ def _link_name(value: str) -> str:
     return value
 
 
+def _port_range(value: str) -> tuple[int, int]:
+    first, dash, last = value.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and value.isascii()):
+        raise ConfigurationError(f"{value!r} is no range of ports", remedy='write "FIRST-LAST"')
+    found = int(first), int(last)
+    PortRange(*found)  # which says what is wrong with it
+    return found
+
+
 def _path(value: str) -> Path:
     if not value or "\0" in value:
         raise ConfigurationError("the path is empty")
@@ -55,6 +65,7 @@ EndpointText = Annotated[Endpoint, _text(Endpoint.parse, "an address")]
 NetworkText = Annotated[IPv4Network | IPv6Network, _text(parse_network, "a network")]
 AccessLinkText = Annotated[AccessLink, _text(AccessLink.parse, "an access link")]
 DatapathText = Annotated[DatapathChoice, _text(_choice, "the datapath")]
+PortRangeText = Annotated[tuple[int, int], _text(_port_range, "a range of ports")]
 LinkName = Annotated[str, _text(_link_name, "a link's name")]
 PathText = Annotated[Path, _text(_path, "a path")]
 
@@ -122,6 +133,8 @@ class ProxyTable(_Table):
     deny: list[NetworkText] = Field(default=[], examples=['["192.0.2.0/24"]'])
     open: bool = Field(default=False, examples=["false"])
     datapath: DatapathText = Field(default=DatapathChoice.AUTO, examples=['"auto"'])
+    splice_ports: PortRangeText = Field(default=DEFAULT_SPLICE_PORTS, examples=['"16384-32767"'])
+    half_closed_s: Seconds = Field(default=86400.0, examples=["86400"])
     detach_grace_s: Seconds = Field(default=86400.0, examples=["86400"])
     handshake_timeout_s: Seconds = Field(default=10.0, examples=["10"])
     connect_timeout_s: Seconds = Field(default=30.0, examples=["30"])

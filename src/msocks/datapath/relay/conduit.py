@@ -20,6 +20,16 @@ from msocks.transport.socket_pump import SocketPump
 from msocks.transport.sweep import Sweep
 from msocks.values.endpoint import Address
 
+# Dead servers are found, and NATs on the way kept open, while a session may be without data for hours. An urgent byte
+# stays in the stream, without its mark (RFC 6093 section 4): offsets would lose count.
+_SERVER_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 300),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+)
+
 
 class RelayConduit:
     """Implements `msocks.datapath.interface.Conduit`."""
@@ -192,10 +202,11 @@ class RelayDatapath:
         leg: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
-        """An urgent byte stays in the stream, without its mark. The legs have MSS and options of their own."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        """Nothing: the legs have MSS and options of their own."""
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> RelayConduit:
+        for level, option, value in _SERVER_OPTIONS:
+            server.setsockopt(level, option, value)
         # A plain client's RST reaches the owner like any other leg's end, and the owner then closes.
         return RelayConduit(self._reactor, self._sweep, server, owner, self._reason)
 

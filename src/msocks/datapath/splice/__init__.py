@@ -50,6 +50,8 @@ def open_splice(
     program = load(pin_directory, slots=slots)
     try:
         firewall = Firewall(table_name(pin_directory.name), MARK_OF_DAEMON)
+        # Before anything is hooked: a host without nft shall relay, not fail when it begins to listen.
+        firewall.install(ports, ())
         hooks = Hooks(program)
         datapath = SpliceDatapath(reactor, program, hooks, firewall, ports=ports, half_closed_s=half_closed_s)
         hooks.attach_all()

@@ -1,4 +1,4 @@
-"""Layouts in words, from a compiled object's type information (BTF): what two versions of the program agree on."""
+"""Reads a compiled object's type information (BTF): layouts, in words that two versions of the program can compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msocks.datapath.splice import _libbpf
 ffi, lib = _libbpf.ffi, _libbpf.lib
 
 # BTF_KIND_* of linux/btf.h
-_POINTER, _ARRAY, _STRUCT, _UNION = 2, 3, 4, 5
+_POINTER, _ARRAY, _STRUCT, _UNION, _SECTION = 2, 3, 4, 5, 15
 _QUALIFIERS = {8, 9, 10, 11, 18}  # typedef, volatile, const, restrict, type tag
 
 
@@ -28,10 +28,10 @@ def describe(types: Any, number: int) -> str:
         return "void"
     match lib.btf_kind(found):
         case kind if kind in (_STRUCT, _UNION):
-            members = lib.btf_members(found)
+            fields = lib.btf_members(found)
             inside = (
-                f"{ffi.string(lib.btf__name_by_offset(types, members[index].name_off)).decode()}"
-                f"@{lib.btf_member_bit_offset(found, index)}:{describe(types, members[index].type)}"
+                f"{_name(types, fields[index].name_off)}"
+                f"@{lib.btf_member_bit_offset(found, index)}:{describe(types, fields[index].type)}"
                 for index in range(lib.btf_vlen(found))
             )
             return f"{{{' '.join(inside)}}}{found.size}"
@@ -42,3 +42,35 @@ def describe(types: Any, number: int) -> str:
             return "pointer"
         case _:
             return f"{lib.btf__resolve_size(types, number)}"
+
+
+def members(types: Any, name: str) -> tuple[int, dict[str, int]]:
+    """Size of a structure, and the offset of each member in bytes. Raises KeyError."""
+    found = _find(types, name, _STRUCT)
+    inside = lib.btf_members(found)
+    return int(found.size), {
+        _name(types, inside[index].name_off): int(lib.btf_member_bit_offset(found, index) // 8)
+        for index in range(lib.btf_vlen(found))
+    }
+
+
+def variable(types: Any, section: str, name: str) -> tuple[int, int]:
+    """Offset and size of a global variable in a section, in bytes. Raises KeyError."""
+    found = _find(types, section, _SECTION)
+    places = lib.btf_var_secinfos(found)
+    for index in range(lib.btf_vlen(found)):
+        place = places[index]
+        if _name(types, lib.btf__type_by_id(types, place.type).name_off) == name:
+            return int(place.offset), int(place.size)
+    raise KeyError(name)
+
+
+def _find(types: Any, name: str, kind: int) -> Any:
+    number = lib.btf__find_by_name_kind(types, name.encode(), kind)
+    if number < 0:
+        raise KeyError(name)
+    return lib.btf__type_by_id(types, number)
+
+
+def _name(types: Any, offset: int) -> str:
+    return str(ffi.string(lib.btf__name_by_offset(types, offset)).decode())

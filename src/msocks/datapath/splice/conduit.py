@@ -1,104 +1,51 @@
-"""The splice's conduit: one entry in the kernel half's table of sessions, and what has to be said around it.
-
-The order in which a leg is taken over leaves no gap. The entry and its flows are installed while both kernel sockets
-still answer. Then the mobile leg's socket writes the reply: the egress hook sees it leave, notes where the numbers of
-the leg stand, and from that instant the leg is spliced. What the kernel had acknowledged until then lies in the socket,
-and is read from there. The server, which the egress hook had told a window of zero, gets the mobile's; and both sockets
-vanish without a word.
-"""
+"""The splice's conduit: one entry in the kernel half's table of sessions, from its first leg to its end."""
 
 from __future__ import annotations
 
-import ctypes
 import socket
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
-from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.relay.conduit import RelayConduit
+from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
 from msocks.datapath.splice.farewell import Farewell
-from msocks.datapath.splice.layout import (
-    NO_FIN,
-    SERVER,
-    FlowKey,
-    Leg,
-    LegFlag,
-    LegState,
-    Session,
-    SessionFlag,
-    SessionState,
-)
-from msocks.datapath.splice.options import LegOptions, is_local, read_options, reconcile
-from msocks.datapath.splice.raw_output import RawOutput
-from msocks.datapath.splice.rebuild import vanish
-from msocks.datapath.splice.residual import Residual
-from msocks.datapath.splice.segments import FIN, MAPPED_PREFIX, PSH, RST, End
-from msocks.datapath.splice.server_legs import Preparation, ServerLegs
-from msocks.datapath.splice.speech import largest_payload, say
-from msocks.datapath.splice.tables import Tables, flow_key
+from msocks.datapath.splice.host import SpliceHost
+from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
+from msocks.datapath.splice.options import reconcile
+from msocks.datapath.splice.segments import RST
+from msocks.datapath.splice.server_legs import Preparation
+from msocks.datapath.splice.speech import say
+from msocks.datapath.splice.takeover import Takeover
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
-from msocks.transport.kernel import prepare_leg, reset_on_close
-from msocks.transport.reactor import Reactor
+from msocks.transport.kernel import reset_on_close
 
-_NOT_YET_S = 0.001  # the kernel has not sent the reply at once: its pacing, or a full queue
-_NEVER_S = 5.0
-_MOST_EARLY_BYTES = 1 << 20
-
-
-class SpliceHost(Protocol):
-    """What a conduit needs of its datapath."""
-
-    @property
-    def reactor(self) -> Reactor:
-        """The event loop's part for sockets."""
-
-    @property
-    def tables(self) -> Tables:
-        """The kernel half's tables."""
-
-    @property
-    def output(self) -> RawOutput:
-        """Sends what was crafted."""
-
-    @property
-    def server_legs(self) -> ServerLegs:
-        """Slots and ports."""
-
-    def relay(self, reason: DatapathReason) -> RelayDatapath:
-        """The relay, for a session that cannot be spliced for that reason."""
-
-    def enter(self, slot: int, conduit: SpliceConduit) -> None:
-        """Events about the slot are the conduit's."""
-
-    def leave(self, slot: int) -> None:
-        """The opposite; the slot itself goes when the kernel's half frees it."""
+_SPLICED = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=False)
+_NOTHING = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_sent=0, down_available=0, down_fin=None)
 
 
 class SpliceConduit:
     """Implements `msocks.datapath.interface.Conduit`."""
 
     __slots__ = (
-        "_carriage",
+        "_asked",
         "_closed",
         "_farewell",
         "_generation",
         "_host",
-        "_number",
-        "_options",
         "_over",
         "_owed_until",
         "_owner",
         "_preparation",
         "_reason",
         "_relay",
-        "_residuals",
         "_resumable",
         "_server",
+        "_server_side",
         "_spliced",
-    )  # fmt: skip
+        "_takeover",
+    )
 
     def __init__(
         self,
@@ -111,18 +58,17 @@ class SpliceConduit:
     ) -> None:
         self._host = host
         self._server: socket.socket | None = server
+        self._server_side: Side | None = None
         self._owner = owner
         self._preparation = preparation
         self._resumable = resumable
         self._relay: RelayConduit | None = None
         self._reason = DatapathReason.UNSPECIFIED
-        self._carriage: Carriage | None = None
-        self._options: LegOptions | None = None  # of the leg that was asked about last
+        self._asked: tuple[socket.socket, Carriage, Side | None] | None = None  # by carriage_for(), last
         self._generation = 0
-        self._number = 0  # of the mobile leg in the entry
         self._spliced = False
-        self._owed_until = 0  # upstream bytes that this host has taken on itself
-        self._residuals: list[Residual] = []
+        self._takeover: Takeover | None = None  # of the present mobile leg
+        self._owed_until = 0
         self._farewell: Farewell | None = None
         self._over = False
         self._closed = False
@@ -147,35 +93,41 @@ class SpliceConduit:
     def carriage_for(self, leg: socket.socket) -> Carriage:
         if self._relay is not None:
             return self._relay.carriage_for(leg)
-        options = self._options = read_options(leg)
-        if self._spliced:
-            reason = self._misfit(options)
-            kind = DatapathKind.SPLICE if reason is None else DatapathKind.NONE
-            return Carriage(kind, reason or DatapathReason.UNSPECIFIED, handover=False)
-        reason = self._why_not(leg, options)
+        try:
+            side = Side.of(leg)
+        except OSError:  # it is lost, and has no peer any more
+            self._asked = leg, _SPLICED, None
+            return _SPLICED
+        reason = self._misfit(side) if self._spliced else self._why_not(side)
         if reason is None:
-            return Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=False)
-        self._reason = reason
-        return Carriage(DatapathKind.RELAY, reason, handover=False)
+            carriage = _SPLICED
+        else:
+            kind = DatapathKind.NONE if self._spliced else DatapathKind.RELAY
+            carriage = Carriage(kind, reason, handover=False)
+        self._asked = leg, carriage, side
+        return carriage
 
-    def _why_not(self, leg: socket.socket, mobile: LegOptions) -> DatapathReason | None:
+    def _why_not(self, mobile: Side) -> DatapathReason | None:
         """Why the first leg and the server leg cannot be spliced."""
-        server = self._server
-        assert server is not None
         if self._preparation is None:
             return DatapathReason.NO_ROOM
-        if is_local(leg) or is_local(server):
+        assert self._server is not None
+        try:
+            server = self._server_side = Side.of(self._server, unread=False)
+        except OSError:
+            return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
+        if mobile.is_local or server.is_local:
             return DatapathReason.LOCAL_SERVER
         if not self._session.legs[SERVER].flags & LegFlag.NOTED:
             return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
-        return reconcile(mobile, read_options(server), tolerant=self._resumable)
+        return reconcile(mobile.options, server.options, tolerant=self._resumable)
 
-    def _misfit(self, options: LegOptions) -> DatapathReason | None:
+    def _misfit(self, mobile: Side) -> DatapathReason | None:
         """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
-        server = self._session.legs[SERVER]
-        if options.ecn or (server.flags & LegFlag.TIMESTAMPS and not options.timestamps):
+        needs_timestamps = self._session.legs[SERVER].flags & LegFlag.TIMESTAMPS
+        if mobile.options.ecn or (needs_timestamps and not mobile.options.timestamps):
             return DatapathReason.UNEQUAL_OPTIONS
-        return None
+        return DatapathReason.LOCAL_SERVER if mobile.is_local else None
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
@@ -192,259 +144,130 @@ class SpliceConduit:
     def restart_leg(self) -> None:
         if self._relay is not None:
             self._relay.restart_leg()
-        elif self._spliced and self._session.legs[self._number].state == LegState.LIVE:
-            self._session.flags &= ~SessionFlag.STOPPED
+        elif self._spliced and self._takeover is not None:
+            session = self._session
+            if session.legs[self._takeover.number].state == LegState.LIVE:
+                session.flags &= ~SessionFlag.STOPPED
 
     def state(self) -> StreamState:
         if self._relay is not None:
             return self._relay.state()
         if not self._spliced:
-            return StreamState(0, None, 0, 0, 0, None)
-        session = self._session
-        up, down = session.up, session.down
-        up_fin = None if up.fin == NO_FIN else up.fin
-        down_fin = None if down.fin == NO_FIN else down.fin
-        sent = _without_fin(down.sent, down_fin)
-        return StreamState(
-            up_taken=max(_without_fin(up.acked, up_fin), self._owed_until),
-            up_fin=up_fin,
-            down_acknowledged=_without_fin(down.acked, down_fin),
-            down_sent=sent,
-            down_available=sent,
-            down_fin=down_fin,
-        )
+            return _NOTHING
+        owed = self._takeover.owed_until if self._takeover is not None else 0
+        return stream_state(self._session, owed=max(owed, self._owed_until))
 
     def counters(self) -> Counters:
         if self._relay is not None:
             return self._relay.counters()
         if not self._spliced:
             return Counters(0, 0)
-        state, session = self.state(), self._session
-        return Counters(up=_without_fin(session.up.sent, state.up_fin), down=state.down_sent)
+        return counters(self._session)
 
     # -- a leg ------------------------------------------------------------------------------------------------------
 
     def attach(self, leg: Attachment) -> None:
         if leg.generation <= self._generation:
             raise ValueError(f"generation {leg.generation} does not follow {self._generation}")
-        if self._relay is None and not self._spliced and self._carriage_is_relay(leg.sock):
-            self._become_relay()
+        if self._relay is None and (self._asked is None or self._asked[0] is not leg.sock):
+            self.carriage_for(leg.sock)
+        asked, self._asked = self._asked, None
+        if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
+            self._become_relay(asked[1].reason)
         if self._relay is not None:
             self._relay.attach(leg)
             return
-        state = self.state()
-        if not state.down_acknowledged <= leg.down_from <= state.down_available:
-            raise ValueError(
-                f"the leg begins at downstream byte {leg.down_from}, outside {state.down_acknowledged} to "
-                f"{state.down_available}"
-            )
-        if leg.handover or leg.up_from > state.up_taken:
-            raise ValueError(f"the leg begins at upstream byte {leg.up_from}, of {state.up_taken}; or hands over")
-        self._take_leg(leg)
+        self._check(leg, self.state())
+        assert asked is not None
+        self._take_leg(leg, asked[2])
 
-    def _carriage_is_relay(self, leg: socket.socket) -> bool:
-        return self.carriage_for(leg).kind is DatapathKind.RELAY
+    def _check(self, leg: Attachment, state: StreamState) -> None:
+        """Raise ValueError where the leg cannot be attached."""
+        first, last = state.down_acknowledged, state.down_available
+        if not first <= leg.down_from <= last:
+            raise ValueError(f"the leg begins at downstream byte {leg.down_from}, outside {first} to {last}")
+        if leg.up_from > state.up_taken:
+            raise ValueError(f"the leg begins at upstream byte {leg.up_from}, but only {state.up_taken} have arrived")
+        if leg.handover:
+            raise ValueError("the splice cannot hand over")
 
-    def _become_relay(self) -> None:
+    def _take_leg(self, leg: Attachment, side: Side | None) -> None:
+        host, preparation = self._host, self._preparation
+        assert preparation is not None
+        session = self._session
+        old, self._takeover = self._takeover, None
+        self._generation = leg.generation
+        if old is not None:
+            self._owed_until = max(self._owed_until, old.owed_until)
+            old.cancel()
+        old_number = old.number if old is not None else 0
+        if side is None:
+            host.reactor.unwatch(leg.sock.fileno())
+            leg.sock.close()
+            self._tell_leg_ended(leg.generation)
+            return
+        number = 2 if old_number == 1 else 1
+        takeover = self._takeover = Takeover(
+            host.reactor, host.tables, host.output, session, number, side, resumable=self._resumable
+        )
+        flows = [(takeover.fill(leg), number)]
+        if not self._spliced:
+            assert self._server_side is not None
+            fill_session(session, self._server_side, offered=takeover.offered, resumable=self._resumable)
+            server = session.legs[SERVER]
+            server.state = LegState.HANDSHAKE
+            flows.append((key_of(server), SERVER))
+            host.enter(preparation.slot, self)
+        host.tables.put_flows(flows, preparation.slot)
+        takeover.begin(
+            self._server,
+            lambda: self._on_spliced(old_number, number),
+            lambda: self._on_leg_lost(leg.generation, number),
+        )
+
+    def _on_spliced(self, old_number: int, number: int) -> None:
+        """The leg is carried, and its socket gone; so is the server's."""
+        self._server = self._server_side = None
+        self._spliced = True
+        if old_number:
+            # What still comes on the old leg is nobody's. The new one may have the same addresses.
+            session = self._session
+            old, new = session.legs[old_number], session.legs[number]
+            if old.state != LegState.NONE and key_of(old) != key_of(new):
+                self._host.tables.delete_flow(key_of(old))
+            old.state = LegState.NONE
+
+    def _on_leg_lost(self, generation: int, number: int) -> None:
+        if self._closed:
+            return
+        entry = self._session.legs[number]
+        self._host.tables.delete_flow(key_of(entry))
+        entry.state = LegState.NONE
+        self._tell_leg_ended(generation)
+
+    def _become_relay(self, reason: DatapathReason) -> None:
         """The server's kernel socket stays, and may speak."""
-        server, preparation = self._server, self._preparation
+        server, preparation, side = self._server, self._preparation, self._server_side
         assert server is not None
+        host = self._host
         if preparation is not None:
             session = self._session
             entry = session.legs[SERVER]
-            if entry.flags & LegFlag.NOTED:
-                self._fill_server_leg(entry, server, read_options(server))
-                window = read_options(server).receive_window
-                greeting = say(session, SERVER, 0, window=window)
-                self._host.tables.delete_opening(preparation.key)
-                self._host.output.send(greeting)
-            self._host.server_legs.release(preparation)
-            self._preparation = None
+            host.tables.delete_opening(preparation.key)
+            if entry.flags & LegFlag.NOTED and side is not None:
+                # Its window was shown as zero; nobody has said otherwise yet.
+                fill_leg(entry, side)
+                host.output.send(say(session, SERVER, 0, window=side.options.receive_window))
+            host.tables.free_slot(preparation.slot)
         self._server = None
-        relay = self._host.relay(self._reason)
-        self._relay = relay.open(server, self._owner, resumable=self._resumable)
-
-    def _take_leg(self, leg: Attachment) -> None:
-        options = self._options
-        assert options is not None
-        preparation, tables = self._preparation, self._host.tables
-        assert preparation is not None
-        session = self._session
-        old_number, self._number = self._number, 1 if self._number != 1 else 2
-        entry = session.legs[self._number]
-        self._generation = leg.generation
-        self._cancel_residuals()
-        try:
-            prepare_leg(leg.sock)
-            key = _fill_mobile_leg(entry, leg, options)
-        except OSError:  # it was lost, and has no peer any more
-            self._drop_leg(leg)
-            return
-        offered = max(0, options.send_window - len(leg.reply))
-        if not self._spliced:
-            assert self._server is not None
-            self._begin(session, self._server, offered)
-        entry.state = LegState.HANDSHAKE
-        tables.put_flow(key, preparation.slot, self._number)
-        try:
-            leg.sock.send(leg.reply)
-        except OSError:
-            self._drop_leg(leg, key)
-            return
-        deadline = time.monotonic() + _NEVER_S
-        self._on_reply_sent(leg, key, old_number, offered, deadline)
-
-    def _begin(self, session: Session, server: socket.socket, offered: int) -> None:
-        """Fill in what holds for the whole session."""
-        assert self._preparation is not None
-        options = read_options(server)
-        entry = session.legs[SERVER]
-        key = self._fill_server_leg(entry, server, options)
-        session.up.fin = session.down.fin = NO_FIN
-        session.up.edge = session.up.widest = options.send_window
-        session.down.edge = session.down.widest = offered
-        if self._resumable:
-            session.flags |= SessionFlag.RESUMABLE
-        entry.state = LegState.HANDSHAKE
-        self._host.tables.put_flow(key, self._preparation.slot, SERVER)
-        self._host.enter(self._preparation.slot, self)
-
-    def _fill_server_leg(self, entry: Leg, server: socket.socket, options: LegOptions) -> bytes:
-        assert self._preparation is not None
-        local = _local_end(server)
-        return _fill(entry, local, self._preparation.remote, options)
-
-    def _on_reply_sent(self, leg: Attachment, key: bytes, old_number: int, offered: int, deadline: float) -> None:
-        """The kernel has the reply; once it has left, the leg is spliced."""
-        if self._closed or leg.generation != self._generation:
-            vanish(leg.sock)
-            return
-        if self._session.legs[self._number].state == LegState.LIVE:
-            self._taken_over(leg, old_number, offered)
-        elif time.monotonic() > deadline or leg.sock.fileno() < 0:
-            self._drop_leg(leg, key)
-        else:
-            self._host.reactor.loop.call_later(_NOT_YET_S, self._on_reply_sent, leg, key, old_number, offered, deadline)
-
-    def _drop_leg(self, leg: Attachment, key: bytes | None = None) -> None:
-        """The leg came to nothing."""
-        if key is not None:
-            self._host.tables.delete_flow(key)
-        self._session.legs[self._number].state = LegState.NONE
-        self._host.reactor.forget(leg.sock.fileno())
-        vanish(leg.sock)
-        generation = self._generation
-        self._tell(lambda: self._owner.on_leg_ended(generation, LegEnd.RESET))
-
-    def _taken_over(self, leg: Attachment, old_number: int, offered: int) -> None:
-        host, session = self._host, self._session
-        entry = session.legs[self._number]
-        early = leg.early + _unread(leg.sock)
-        host.reactor.forget(leg.sock.fileno())
-        vanish(leg.sock)
-        banner = b""
-        server, self._server = self._server, None
-        if server is not None:
-            assert self._preparation is not None
-            host.tables.delete_opening(self._preparation.key)
-            banner = _unread(server)
-            host.reactor.forget(server.fileno())
-            vanish(server)
-            self._spliced = True
-        elif old_number:
-            self._forget_leg(session.legs[old_number], entry)
-        # The first word to the server says what the mobile's window is.
-        if early:
-            self._pass_on(session, early, leg.up_from, offered)
-        else:
-            host.output.send(say(session, SERVER, session.up.acked, window=offered))
-        self._watch_reply(leg, banner)
-
-    def _forget_leg(self, old: Leg, new: Leg) -> None:
-        """What still comes on the old leg is nobody's. The new one may have the same addresses."""
-        key = _key_of(old)
-        old.state = LegState.NONE
-        if key != _key_of(new):
-            self._host.tables.delete_flow(key)
-
-    def _watch_reply(self, leg: Attachment, banner: bytes) -> None:
-        """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it."""
-        session, number = self._session, self._number
-        entry = session.legs[number]
-        first = leg.down_from
-        said = leg.reply + banner
-        fin = session.down.fin
-        flags = PSH
-        if banner:
-            session.down.sent = max(session.down.sent, first + len(banner))
-            session.legs[SERVER].arrived = max(session.legs[SERVER].arrived, first + len(banner))
-            entry.begins_out = first + len(banner)
-        if fin != NO_FIN and session.down.acked > fin:
-            # An earlier leg has acknowledged the server's FIN, so the server says it no more: this leg needs its own.
-            entry.begins_out = fin + 1
-            flags |= FIN
-        offset = first - len(leg.reply)
-
-        def again() -> None:
-            self._host.output.send(say(self._session, number, offset, said, flags))
-
-        if banner or flags & FIN:
-            again()
-        self._owe(again, lambda: bool(self._session.legs[number].flags & LegFlag.REPLY_ACKED), entry.round_trip_ms)
-
-    def _pass_on(self, session: Session, early: bytes, offset: int, offered: int) -> None:
-        """Bytes that came behind the request.
-
-        Those of a leg that was capped are the mobile's still: the server gets a copy. Others this host's kernel has
-        acknowledged; they are sent again until the server has them.
-        """
-        known = max(0, session.up.acked - offset)
-        early, offset = early[known:], offset + known
-        entry = session.legs[SERVER]
-        size = largest_payload(entry, self._host_mss())
-        end = offset + len(early)
-        session.up.sent = max(session.up.sent, end)
-        arrived = session.legs[self._number]
-        arrived.arrived = max(arrived.arrived, end)
-
-        def pass_on() -> None:
-            now = self._session
-            limit = min(end, now.up.edge)
-            begin = max(offset, now.up.acked)
-            while begin < limit:
-                piece = early[begin - offset : min(limit, begin + size) - offset]
-                self._host.output.send(say(now, SERVER, begin, piece, PSH, window=offered))
-                begin += len(piece)
-
-        pass_on()
-        if not (self._resumable and arrived.generation > 1):
-            self._owed_until = max(self._owed_until, end)
-            self._owe(pass_on, lambda: self._session.up.acked >= end, entry.round_trip_ms)
-
-    def _host_mss(self) -> int:
-        return 1220  # fits every IPv6 path (RFC 8200 section 5)
-
-    def _owe(self, say_again: Callable[[], None], is_acknowledged: Callable[[], bool], round_trip_ms: int) -> None:
-        def over(acknowledged: bool) -> None:
-            del acknowledged  # a mobile that does not answer is found by those who watch over its links
-            self._residuals.remove(residual)
-
-        residual = Residual(
-            self._host.reactor.loop, say_again, is_acknowledged, over, timeout_s=3 * round_trip_ms / 1000
-        )
-        self._residuals.append(residual)
-
-    def _cancel_residuals(self) -> None:
-        for residual in self._residuals:
-            residual.cancel()
-        self._residuals = []
+        self._relay = host.relay(reason).open(server, self._owner, resumable=self._resumable)
 
     # -- events of the kernel's half ----------------------------------------------------------------------------------
 
     def on_leg_reset(self, generation: int) -> None:
         """An exact RST of the mobile's side has come."""
         if generation == self._generation:
-            self._tell(lambda: self._owner.on_leg_ended(generation, LegEnd.RESET))
+            self._tell_leg_ended(generation)
 
     def on_server_reset(self) -> None:
         """An exact RST of the server's has come."""
@@ -460,33 +283,34 @@ class SpliceConduit:
 
     def on_reply_missing(self) -> None:
         """The mobile has what came behind the reply."""
-        for residual in tuple(self._residuals):
-            residual.again()
+        if self._takeover is not None:
+            self._takeover.repeat()
 
-    def _tell(self, message: Callable[[], None]) -> None:
+    def _tell_leg_ended(self, generation: int) -> None:
         def tell() -> None:
-            if not self._over:
-                message()
+            if not self._over and generation == self._generation:
+                self._owner.on_leg_ended(generation, LegEnd.RESET)
 
         self._host.reactor.call_soon(tell)
 
     def _tell_last(self, message: Callable[[], None]) -> None:
-        def last() -> None:
-            self._over = True
-            message()
+        def tell() -> None:
+            if not self._over:
+                self._over = True
+                message()
 
-        self._tell(last)
+        self._host.reactor.call_soon(tell)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def hang_up(self, up_end: int) -> None:
         if self._relay is None and not self._spliced:
-            self._reason = DatapathReason.UNSPECIFIED
-            self._become_relay()
+            self._become_relay(DatapathReason.UNSPECIFIED)
         if self._relay is not None:
             self._relay.hang_up(up_end)
             return
-        self._cancel_residuals()
+        if self._takeover is not None:
+            self._takeover.cancel()
         self.stop_leg()
         self._host.reactor.loop.create_task(self._say_farewell(up_end))
 
@@ -504,7 +328,7 @@ class SpliceConduit:
         )
         for leg in session.legs:
             if leg.state != LegState.NONE:
-                self._host.tables.delete_flow(_key_of(leg))
+                self._host.tables.delete_flow(key_of(leg))
         session.state = SessionState.RESET
         self._farewell.begin()
 
@@ -513,99 +337,47 @@ class SpliceConduit:
         if self._closed:
             return
         self._closed = True
-        self._cancel_residuals()
+        host, preparation = self._host, self._preparation
+        if self._takeover is not None:
+            self._takeover.cancel()
         if self._relay is not None:
             self._relay.close(reset=reset)
+            if preparation is not None:
+                host.server_legs.release_port(preparation)
             return
         if self._farewell is not None:
             self._farewell.close(reset=reset)
-        preparation, server = self._preparation, self._server
-        if server is not None:
-            self._close_server(server, reset)
-        elif reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
+        if self._server is not None:
+            self._close_server(self._server, reset)
+            return
+        if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
             self._reset()
-        if preparation is not None and self._spliced:
-            self._host.leave(preparation.slot)
+        assert preparation is not None
+        host.leave(preparation.slot)
+        host.server_legs.ended(preparation.slot)
 
     def _close_server(self, server: socket.socket, reset: bool) -> None:
-        """No leg has ever carried."""
+        """No leg has ever carried: it is an ordinary socket."""
+        host, preparation = self._host, self._preparation
         self._server = None
-        preparation = self._preparation
-        self._host.reactor.unwatch(server.fileno())
+        if preparation is not None:
+            session = self._session
+            for leg in session.legs:
+                if leg.state != LegState.NONE:
+                    host.tables.delete_flow(key_of(leg))
+                    leg.state = LegState.NONE
+            host.leave(preparation.slot)
+        host.reactor.unwatch(server.fileno())
         reset_on_close(server, reset)
-        if preparation is None:
-            server.close()
-            return
-        entry = self._session.legs[SERVER]
-        if entry.state == LegState.HANDSHAKE:
-            self._host.tables.delete_flow(_key_of(entry))
-            self._host.leave(preparation.slot)
         server.close()
-        self._host.server_legs.release(preparation)
+        if preparation is not None:
+            host.server_legs.release(preparation)
 
     def _reset(self) -> None:
         """RST to both ends; an end for which it is not exact says where it stands (RFC 5961), and is told again."""
-        session = self._session
+        session, output = self._session, self._host.output
         session.state = SessionState.RESETTING
         session.last_ns = time.monotonic_ns()
-        self._host.output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
-        if session.legs[self._number].state == LegState.LIVE:
-            self._host.output.send(say(session, self._number, max(session.down.acked, session.down.sent), b"", RST))
-
-
-def _key_of(leg: Leg) -> bytes:
-    """What arrives on it: a leg begins with its addresses, laid out as in struct flow_key."""
-    return ctypes.string_at(ctypes.addressof(leg), ctypes.sizeof(FlowKey))
-
-
-def _without_fin(offset: int, fin: int | None) -> int:
-    return offset if fin is None else min(offset, fin)
-
-
-def _local_end(sock: socket.socket) -> End:
-    return _end_of(sock.family, sock.getsockname())
-
-
-def _end_of(family: int, sockaddr: tuple[str, int]) -> End:
-    if family == socket.AF_INET:
-        return MAPPED_PREFIX + socket.inet_aton(sockaddr[0]), sockaddr[1]
-    return socket.inet_pton(socket.AF_INET6, sockaddr[0].partition("%")[0]), sockaddr[1]
-
-
-def _fill(entry: Leg, local: End, remote: End, options: LegOptions) -> bytes:
-    key = flow_key(remote, local)
-    ctypes.memmove(ctypes.addressof(entry), key, len(key))
-    entry.family = 4 if local[0].startswith(MAPPED_PREFIX) else 6
-    entry.in_scale = options.snd_wscale or 0
-    entry.out_scale = options.rcv_wscale or 0
-    entry.round_trip_ms = options.round_trip_ms
-    entry.flags |= (LegFlag.TIMESTAMPS if options.timestamps else 0) | (LegFlag.SACK if options.sack else 0)
-    return key
-
-
-def _fill_mobile_leg(entry: Leg, leg: Attachment, options: LegOptions) -> bytes:
-    ctypes.memset(ctypes.addressof(entry), 0, ctypes.sizeof(entry))
-    family = leg.sock.family
-    key = _fill(entry, _end_of(family, leg.sock.getsockname()), _end_of(family, leg.sock.getpeername()), options)
-    entry.generation = leg.generation
-    entry.begins_in = entry.arrived = leg.up_from
-    entry.begins_out = leg.down_from
-    entry.reply_length = len(leg.reply)
-    entry.consumed = options.bytes_received - options.bytes_unread - len(leg.early)
-    return key
-
-
-def _unread(sock: socket.socket) -> bytes:
-    """What the kernel has acknowledged and nobody has read."""
-    pieces = []
-    total = 0
-    while total < _MOST_EARLY_BYTES:
-        try:
-            piece = sock.recv(1 << 16)
-        except OSError:
-            break
-        if not piece:
-            break
-        pieces.append(piece)
-        total += len(piece)
-    return b"".join(pieces)
+        output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
+        if self._takeover is not None and session.legs[self._takeover.number].state == LegState.LIVE:
+            output.send(say(session, self._takeover.number, max(session.down.acked, session.down.sent), b"", RST))

@@ -13,6 +13,7 @@ from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
+from msocks.datapath.splice.host import SlotEvents
 from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Event, EventType, PacketEvent, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
@@ -20,6 +21,7 @@ from msocks.datapath.splice.options import read_options
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
+from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.speech import ends, say
@@ -33,6 +35,8 @@ _log = structlog.get_logger("msocks.datapath.splice")
 _SO_MARK = 36
 # An IPv4 leg's segments must fit when they leave over IPv6, whose header is longer.
 _LISTENER_MSS = 1440
+# Somebody else may take away what the splice stands on.
+_LOOK_AFTER_S = 5.0
 _EVENT_BYTES = ctypes.sizeof(Event)
 _PACKET_EVENT_BYTES = ctypes.sizeof(PacketEvent)
 
@@ -60,11 +64,12 @@ class SpliceDatapath:
         self._hooks = hooks
         self._firewall = firewall
         self._relays: dict[DatapathReason, RelayDatapath] = {}
-        self._conduits: dict[int, SpliceConduit] = {}
+        self._conduits: dict[int, SlotEvents] = {}
         self._listeners: set[int] = set()
         self._claim_survivors()
         self._events = RingBuffer(program.map("events"))
         reactor.watch(self._events.fileno(), self._on_events)
+        self._looking_after = reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
 
     @property
     def kind(self) -> DatapathKind:
@@ -79,6 +84,20 @@ class SpliceDatapath:
                 local, remote = ends(session.legs[0])
                 with contextlib.suppress(ValueError):
                     self._ports.claim(*remote, local[1])
+
+    def _look_after(self) -> None:
+        """Put back what somebody has taken away: until then the other of the two keeps the sessions from harm."""
+        for name in self._hooks.verify():
+            _log.warning(
+                "programs_attached_again", interface=name, reason="somebody had detached the splice's programs"
+            )
+        try:
+            if self._listeners and not self._firewall.present():
+                self._firewall.install(self._range, sorted(self._listeners))
+                _log.warning("firewall_installed_again", reason="somebody had removed the splice's nftables table")
+        except SpliceRefused as error:
+            _log.error("firewall_missing", reason=str(error), remedy=error.remedy)
+        self._looking_after = self.reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
 
     # -- Datapath ---------------------------------------------------------------------------------------------------
 
@@ -100,9 +119,7 @@ class SpliceDatapath:
         leg: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
-        relay = self.relay(DatapathReason.UNSPECIFIED)
-        relay.prepare_server_leg(sock, destination=destination, leg=leg, smallest_mtu=smallest_mtu)
-        mobile = read_options(leg) if leg is not None else None
+        mobile = read_options(leg, unread=False) if leg is not None else None
         self.server_legs.prepare(sock, destination, mobile, smallest_mtu)
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
@@ -110,6 +127,7 @@ class SpliceDatapath:
 
     def close(self) -> None:
         """Sessions of the kernel's half go on; what this process holds of it is let go."""
+        self._looking_after.cancel()
         self.reactor.unwatch(self._events.fileno())
         self._events.close()
         self.output.close()
@@ -132,7 +150,7 @@ class SpliceDatapath:
             known = self._relays[reason] = RelayDatapath(self.reactor, reason)
         return known
 
-    def enter(self, slot: int, conduit: SpliceConduit) -> None:
+    def enter(self, slot: int, conduit: SlotEvents) -> None:
         self._conduits[slot] = conduit
 
     def leave(self, slot: int) -> None:

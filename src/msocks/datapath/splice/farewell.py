@@ -46,7 +46,7 @@ class Farewell:
         clock = None
         if leg.flags & LegFlag.TIMESTAMPS:
             passed = max(0, time.monotonic_ns() - leg.ts_out_at) // 1_000_000
-            clock = (leg.ts_out + passed & _WORD, leg.ts_in)
+            clock = leg.ts_out + passed & _WORD
         self._numbers = {
             "snd_nxt": leg.out_base + up_end + (1 if self._said_all else 0) & _WORD,
             "rcv_nxt": leg.in_base + session.down.acked & _WORD,
@@ -67,7 +67,7 @@ class Farewell:
             self._reactor.call_soon(self._on_finished)
             return
         try:
-            sock = rebuild(*self._ends, **self._numbers, timestamps=self._clock, mark=MARK_OF_DAEMON)  # type: ignore[arg-type]
+            sock = rebuild(*self._ends, **self._numbers, tsval=self._clock, mark=MARK_OF_DAEMON)  # type: ignore[arg-type]
             self._sock = sock
             if not self._said_all:
                 sock.shutdown(socket.SHUT_WR)

@@ -199,12 +199,12 @@ def _programs() -> str:
 
 
 def _hooks() -> str:
-    from msocks.datapath.splice import libbpf
+    from msocks.datapath.splice import clsact, libbpf
 
     try:
         if libbpf.has_tcx(_LOOPBACK):
             return "tcx"
-        libbpf.try_clsact(_LOOPBACK)
+        clsact.try_clsact(_LOOPBACK)
     except libbpf.BpfError as error:
         raise _no_kernel(
             f"there is neither tcx nor the clsact qdisc: {error.what}",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import structlog
 
-from msocks.datapath.splice import libbpf
+from msocks.datapath.splice import clsact, libbpf
 from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.link_monitor.route_socket import ARPHRD_ETHER, Interface, InterfaceGone, Overrun, RouteSocket
@@ -56,7 +56,11 @@ class Hooks:
         """
         self._socket = self._socket or RouteSocket()
         for interface in self._socket.interfaces():
-            self._attach(interface)
+            try:
+                self._attach(interface)
+            except BpfError as error:
+                if error.errno != errno.ENODEV:  # gone since
+                    raise
         for pinned in self._links.iterdir():
             if int(pinned.name.partition("-")[0]) not in self._attached:
                 pinned.unlink()
@@ -68,13 +72,19 @@ class Hooks:
         reactor.watch(self._socket.fileno(), lambda _events: self._on_change())
 
     def verify(self) -> list[str]:
-        """Attach again where somebody has detached the programs; returns the names of those interfaces."""
+        """Attach again where somebody has detached a program; returns the names of those interfaces.
+
+        What the kernel refuses is logged, and tried again by the next call.
+        """
         mended = []
         for interface in tuple(self._attached.values()):
-            with contextlib.suppress(BpfError):
-                if not all(self._is_attached(interface.index, direction) for direction in _DIRECTIONS):
-                    self._attach(interface, anew=True)
+            try:
+                cut = [name for name in _DIRECTIONS if not self._is_attached(interface.index, name)]
+                if cut:
+                    self._attach(interface, cut)
                     mended.append(interface.name)
+            except BpfError as error:
+                _report(interface, error)
         return mended
 
     def detach_all(self) -> None:
@@ -94,15 +104,12 @@ class Hooks:
 
     # -- one interface ----------------------------------------------------------------------------------------------
 
-    def _attach(self, interface: Interface, *, anew: bool = False) -> None:
+    def _attach(self, interface: Interface, directions: Iterable[str] = tuple(_DIRECTIONS)) -> None:
         if interface.is_loopback or not (interface.hardware == ARPHRD_ETHER or interface.hardware in _WITHOUT_HEADER):
             return
         suffix = "" if interface.hardware == ARPHRD_ETHER else "_l3"
-        for direction in _DIRECTIONS:
-            program = self._program.program(f"splice_{direction}{suffix}")
-            if anew:
-                self._pin(interface.index, direction).unlink(missing_ok=True)
-            self._hang(interface.index, direction, program)
+        for direction in directions:
+            self._hang(interface.index, direction, self._program.program(f"splice_{direction}{suffix}"))
         self._attached[interface.index] = interface
 
     def _hang(self, index: int, direction: str, program: int) -> None:
@@ -110,12 +117,12 @@ class Hooks:
             try:
                 self._link(index, direction, program)
             except BpfError as error:
-                if error.errno not in _NO_TCX:
+                if error.errno not in _NO_TCX or libbpf.has_tcx(index):
                     raise
                 self._clsact = True
         if self._clsact:
             egress = direction == "egress"
-            libbpf.attach_filter(index, program, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+            clsact.attach_filter(index, program, egress=egress, handle=_HANDLE, priority=_PRIORITY)
 
     def _link(self, index: int, direction: str, program: int) -> None:
         pin = self._pin(index, direction)
@@ -127,7 +134,7 @@ class Hooks:
                     return
             finally:
                 os.close(link)
-            pin.unlink()  # of an interface that is gone, whose number another one has got
+            pin.unlink()  # cut, or of an interface that is gone, whose number another one has got
         link = libbpf.create_link(program, index, _DIRECTIONS[direction])
         try:
             libbpf.pin(link, pin)
@@ -136,7 +143,7 @@ class Hooks:
 
     def _is_attached(self, index: int, direction: str) -> bool:
         if self._clsact:
-            return libbpf.filter_of(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY) != 0
+            return clsact.filter_of(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY) != 0
         pin = self._pin(index, direction)
         if not pin.exists():
             return False
@@ -148,9 +155,17 @@ class Hooks:
 
     def _detach(self, index: int, direction: str) -> None:
         if self._clsact:
-            libbpf.detach_filter(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY)
-        else:
-            self._pin(index, direction).unlink(missing_ok=True)
+            clsact.detach_filter(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY)
+            return
+        pin = self._pin(index, direction)
+        if pin.exists():
+            link = libbpf.open_pin(pin)
+            try:
+                # Else it lives until the kernel has got round to it, and the same program cannot be attached meanwhile.
+                libbpf.cut_link(link)
+            finally:
+                os.close(link)
+            pin.unlink()
 
     def _pin(self, index: int, direction: str) -> Path:
         return self._links / f"{index}-{direction}"
@@ -167,21 +182,28 @@ class Hooks:
                     case InterfaceGone(index=index):
                         self._forget(index)
         except Overrun:
-            for interface in self._socket.interfaces():
-                if interface.index not in self._attached:
+            there = {interface.index: interface for interface in self._socket.interfaces()}
+            for index in set(self._attached) - set(there):
+                self._forget(index)
+            for index, interface in there.items():
+                if index not in self._attached:
                     self._attach_late(interface)
 
     def _attach_late(self, interface: Interface) -> None:
         try:
             self._attach(interface)
         except BpfError as error:
-            if error.errno != errno.ENODEV:
-                _log.error("interface_not_spliced", interface=interface.name, reason=str(error))
+            _report(interface, error)
 
     def _forget(self, index: int) -> None:
         if self._attached.pop(index, None) is not None and not self._clsact:
             for direction in _DIRECTIONS:
                 self._pin(index, direction).unlink(missing_ok=True)
+
+
+def _report(interface: Interface, error: BpfError) -> None:
+    if error.errno != errno.ENODEV:  # gone since
+        _log.error("interface_not_spliced", interface=interface.name, reason=str(error))
 
 
 def remove_filters(programs: Collection[int]) -> None:
@@ -194,6 +216,6 @@ def remove_filters(programs: Collection[int]) -> None:
         for interface in routes.interfaces():
             for direction in _DIRECTIONS:
                 egress = direction == "egress"
-                found = libbpf.filter_of(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+                found = clsact.filter_of(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
                 if found in programs:
-                    libbpf.detach_filter(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+                    clsact.detach_filter(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)

@@ -8,14 +8,14 @@ information of the compiled object. Numbers are in host order, ports in network 
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 
 LAYOUT_VERSION = 1
 MARK_OF_DAEMON = 0x4D534F43
 SERVER = 0
 LEGS = 3
 NO_FIN = 0xFFFF_FFFF_FFFF_FFFF
-EVENT_PACKET_BYTES = 160
+EVENT_PACKET_BYTES = 1280
 
 
 class SessionState(IntEnum):
@@ -38,8 +38,8 @@ class LegState(IntEnum):
     STOPPED = 3
 
 
-class LegFlag(IntFlag):
-    """enum leg_flags."""
+class LegFlag(IntEnum):
+    """enum leg_flags; bits of a number."""
 
     TIMESTAMPS = 1
     SACK = 2
@@ -49,8 +49,8 @@ class LegFlag(IntFlag):
     REPLY_ACKED = 32
 
 
-class SessionFlag(IntFlag):
-    """enum session_flags."""
+class SessionFlag(IntEnum):
+    """enum session_flags; bits of a number."""
 
     RESUMABLE = 1
     STOPPED = 2

@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msocks.datapath.splice import _libbpf
-from msocks.datapath.splice.btf import describe
+from msocks.datapath.splice.btf import describe, members, variable
 from msocks.errors import MsocksError
 
 _EXIST_OR_NOT = 0
 _BEFORE_ALL = 1 << 3  # BPF_F_BEFORE
 _TCX_INGRESS = 46  # enum bpf_attach_type
-_STOP = -errno.ECANCELED
 _LIBBPF_ERRORS = 4000  # from here on numbers are libbpf's own: a file that is no object
 _PER_CPU = (5, 6)  # hash, array
 _LOG_TAIL = 3000
-_BTF_STRUCT = 4
+_CONSTANTS = ".rodata"
 
 ffi, lib = _libbpf.ffi, _libbpf.lib
 lib.msocks_start()
@@ -35,8 +34,9 @@ class BpfError(MsocksError, OSError):
 
     def __init__(self, code: int, what: str, *, remedy: str = "", log: str = "") -> None:
         code = errno.ENOEXEC if code >= _LIBBPF_ERRORS else code
-        OSError.__init__(self, code, os.strerror(code))
-        MsocksError.__init__(self, f"{what}: {os.strerror(code)}", remedy=remedy or _remedy(code))
+        super().__init__(f"{what}: {os.strerror(code)}", remedy=remedy or _remedy(code))
+        self.errno = code
+        self.strerror = os.strerror(code)
         self.log = log
 
 
@@ -48,7 +48,7 @@ def _remedy(code: int) -> str:
     return "`msocks doctor` shows what the splice needs"
 
 
-def _checked(result: int, what: str) -> int:
+def checked(result: int, what: str) -> int:
     """`result`, unless it is a negated error number, which libbpf 1 returns for system calls as well."""
     if result < 0:
         raise BpfError(-result, what)
@@ -76,7 +76,7 @@ class BpfMap:
         """`fd` is owned from now on."""
         numbers = [ffi.new("uint32_t *") for _ in range(6)]
         name = ffi.new("char[16]")
-        _checked(lib.msocks_map_info(fd, *numbers, name), "a BPF map does not say what it is")
+        checked(lib.msocks_map_info(fd, *numbers, name), "a BPF map does not say what it is")
         self.fd = fd
         self.type, self.key_size, self.value_size, self.max_entries, self.flags, self.id = (each[0] for each in numbers)
         self.name = ffi.string(name).decode()
@@ -87,18 +87,31 @@ class BpfMap:
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value; of a per-CPU map one after another, each padded to 8 bytes. None where there is none."""
+        self._require(key, self.key_size)
         if lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), self._value) < 0:
             return None
         return bytes(ffi.buffer(self._value))
 
     def update(self, key: bytes, value: bytes) -> None:
         """Set the value. Raises BpfError, E2BIG where the map is full."""
+        self._require(key, self.key_size)
+        self._require(value, self.value_size)
         result = lib.bpf_map_update_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value), _EXIST_OR_NOT)
         if result < 0:
-            _checked(result, f"cannot write to the table {self.name}")
+            checked(result, f"cannot write to the table {self.name}")
+
+    def update_all(self, keys: bytes, values: bytes, count: int) -> None:
+        """Set several values in one system call. Raises BpfError, E2BIG where the map is full; some may be set then."""
+        self._require(keys, count * self.key_size)
+        self._require(values, count * self.value_size)
+        done = ffi.new("uint32_t *", count)
+        result = lib.msocks_map_update_batch(self.fd, ffi.from_buffer(keys), ffi.from_buffer(values), done, 0)
+        if result < 0:
+            checked(result, f"cannot write to the table {self.name}")
 
     def delete(self, key: bytes) -> None:
         """Remove the entry; no-op where there is none."""
+        self._require(key, self.key_size)
         lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))
 
     def keys(self) -> Iterator[bytes]:
@@ -118,8 +131,15 @@ class BpfMap:
         return self._mapped
 
     def close(self) -> None:
-        """Close the descriptor; a pinned map stays."""
-        os.close(self.fd)
+        """Close the descriptor; a pinned map stays, and so does what was mapped while somebody holds it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self._mapped = -1, None  # the number may soon be another file's
+
+    def _require(self, given: bytes, size: int) -> None:
+        # The kernel reads so many bytes, whoever owns them.
+        if len(given) != size:
+            raise ValueError(f"{len(given)} bytes for the table {self.name}, not {size}")
 
 
 class RingBuffer:
@@ -128,7 +148,7 @@ class RingBuffer:
     def __init__(self, ring: BpfMap) -> None:
         self._fd = ring.fd
         self._callback: Callable[[bytes], None] | None = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._handle = ffi.new_handle(self)
         self._ring = lib.ring_buffer__new(ring.fd, lib.msocks_ring_record, self._handle, ffi.NULL)
         if self._ring == ffi.NULL:
@@ -141,7 +161,8 @@ class RingBuffer:
     def consume(self, callback: Callable[[bytes], None]) -> int:
         """Give all records that are there to `callback`, oldest first; returns their number.
 
-        What `callback` raises comes out of here. Its record counts as read; those behind it wait for the next call.
+        What `callback` raises first comes out of here, after the others have been read: the kernel wakes nobody for a
+        buffer that was left half read.
 
         Raises:
             BpfError: The buffer cannot be read.
@@ -151,17 +172,15 @@ class RingBuffer:
         error, self._error = self._error, None
         if error is not None:
             raise error
-        return _checked(count, "cannot read the events of the splice")
+        return checked(count, "cannot read the events of the splice")
 
-    def record(self, data: bytes) -> int:
-        """One record has been read; a negative number stops libbpf. An exception cannot pass through its frames."""
+    def record(self, data: bytes) -> None:
+        """One record has been read. An exception cannot pass through libbpf's frames."""
         try:
             if self._callback is not None:
                 self._callback(data)
-        except BaseException as error:
-            self._error = error
-            return _STOP
-        return 0
+        except Exception as error:
+            self._error = self._error or error
 
     def close(self) -> None:
         """Stop reading; the map stays open."""
@@ -173,7 +192,8 @@ class RingBuffer:
 def msocks_ring_record(context: object, data: object, size: int) -> int:
     """Called by libbpf for each record."""
     ring: RingBuffer = ffi.from_handle(context)
-    return ring.record(bytes(ffi.buffer(data, size)))
+    ring.record(bytes(ffi.buffer(data, size)))
+    return 0
 
 
 class BpfObject:
@@ -209,11 +229,11 @@ class BpfObject:
 
     def set_size(self, name: str, entries: int) -> None:
         """Before `load`: how many entries a map has."""
-        _checked(lib.bpf_map__set_max_entries(self._map(name), entries), f"cannot size the table {name}")
+        checked(lib.bpf_map__set_max_entries(self._map(name), entries), f"cannot size the table {name}")
 
     def reuse(self, name: str, known: BpfMap) -> None:
         """Before `load`: use a map that exists. Raises BpfError where it is of another kind."""
-        _checked(lib.bpf_map__reuse_fd(self._map(name), known.fd), f"the table {name} is of another kind")
+        checked(lib.bpf_map__reuse_fd(self._map(name), known.fd), f"the table {name} is of another kind")
 
     def shape(self, name: str) -> str:
         """The kind of a map and the layouts of its keys and values, in words; nothing of its size."""
@@ -221,6 +241,19 @@ class BpfObject:
         key, value = lib.bpf_map__btf_key_type_id(found), lib.bpf_map__btf_value_type_id(found)
         kind = f"type {lib.bpf_map__type(found)} flags {lib.bpf_map__map_flags(found)}"
         return f"{kind}: {describe(types, key)} -> {describe(types, value)}"
+
+    def constant(self, name: str) -> bytes:
+        """What a `const volatile` variable of the object is set to. Raises KeyError."""
+        place = lib.bpf_object__next_map(self._object, ffi.NULL)
+        # libbpf puts the name of the object before the section's.
+        while place != ffi.NULL and not ffi.string(lib.bpf_map__name(place)).endswith(_CONSTANTS.encode()):
+            place = lib.bpf_object__next_map(self._object, place)
+        if place == ffi.NULL:
+            raise KeyError(name)
+        offset, length = variable(lib.bpf_object__btf(self._object), _CONSTANTS, name)
+        size = ffi.new("size_t *")
+        values = ffi.buffer(ffi.cast("char *", lib.bpf_map__initial_value(place, size)), size[0])
+        return bytes(values[offset : offset + length])
 
     def load(self) -> None:
         """Verify and load. Raises BpfError with the end of the verifier's log."""
@@ -251,12 +284,12 @@ class BpfObject:
 
 def pin(fd: int, path: Path) -> None:
     """Give a kernel object a name on a BPF file system. Raises BpfError."""
-    _checked(lib.bpf_obj_pin(fd, str(path).encode()), f"cannot pin {path}")
+    checked(lib.bpf_obj_pin(fd, str(path).encode()), f"cannot pin {path}")
 
 
 def open_pin(path: Path) -> int:
     """A descriptor of what is pinned there. Raises BpfError."""
-    return _checked(lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")
+    return checked(lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")
 
 
 def create_link(program: int, ifindex: int, attach_type: int) -> int:
@@ -264,65 +297,47 @@ def create_link(program: int, ifindex: int, attach_type: int) -> int:
 
     It runs before those that are there: one of theirs may end the packet's way through the hook.
     """
-    return _checked(
-        lib.msocks_link_create(program, ifindex, attach_type, _BEFORE_ALL), "cannot attach the splice (tcx)"
-    )
+    return checked(lib.msocks_link_create(program, ifindex, attach_type, _BEFORE_ALL), "cannot attach the splice (tcx)")
 
 
 def update_link(link: int, program: int) -> None:
     """Let another program take the place of a link's, between two packets. Raises BpfError."""
-    _checked(lib.msocks_link_update(link, program), "cannot replace the splice's program")
+    checked(lib.msocks_link_update(link, program), "cannot replace the splice's program")
+
+
+def cut_link(link: int) -> None:
+    """Detach a link's program at once; a link that only loses its last name goes some time later. Raises BpfError."""
+    checked(lib.bpf_link_detach(link), "cannot detach the splice (tcx)")
 
 
 def link_of(link: int) -> tuple[int, int]:
     """The program (id) and the interface (index; 0 where it is gone) of a link. Raises BpfError."""
     numbers = [ffi.new("uint32_t *") for _ in range(3)]
-    _checked(lib.msocks_link_info(link, *numbers), "a BPF link does not say what it is")
+    checked(lib.msocks_link_info(link, *numbers), "a BPF link does not say what it is")
     return numbers[1][0], numbers[2][0]
 
 
 def has_tcx(ifindex: int) -> bool:
     """Whether the kernel has tcx (Linux 6.6), asked at an interface; changes nothing. Raises BpfError."""
     result = lib.bpf_prog_query(ifindex, _TCX_INGRESS, 0, ffi.NULL, ffi.NULL, ffi.new("uint32_t *", 0))
-    return result == 0 or (result != -errno.EINVAL and _checked(result, "cannot ask for tcx") == 0)
-
-
-def try_clsact(ifindex: int) -> None:
-    """See whether the kernel has the clsact qdisc, by making one; it does not stay. Raises BpfError."""
-    result = lib.msocks_clsact_create(ifindex)
-    if result == -errno.EEXIST:
-        return
-    _checked(result, "cannot make the clsact qdisc")
-    lib.msocks_clsact_destroy(ifindex)
+    return result == 0 or (result != -errno.EINVAL and checked(result, "cannot ask for tcx") == 0)
 
 
 def program_id(program: int) -> int:
     """The kernel's number of a program. Raises BpfError."""
+    return _program_info(program)[0]
+
+
+def verified_instructions(program: int) -> int:
+    """How many instructions the verifier followed; it gives up at a million. Raises BpfError."""
+    return _program_info(program)[1]
+
+
+def _program_info(program: int) -> tuple[int, int]:
     identity, kind, verified = (ffi.new("uint32_t *") for _ in range(3))
     name, tag = ffi.new("char[16]"), ffi.new("unsigned char[8]")
-    _checked(lib.msocks_program_info(program, identity, kind, verified, name, tag), "a program does not say what it is")
-    return int(identity[0])
-
-
-def attach_filter(ifindex: int, program: int, *, egress: bool, handle: int, priority: int) -> None:
-    """Attach a program by the clsact qdisc, in place of an earlier one. Raises BpfError."""
-    result = lib.msocks_clsact_create(ifindex)
-    if result < 0 and result != -errno.EEXIST:
-        _checked(result, "cannot make the clsact qdisc")
-    result = lib.msocks_filter_attach(ifindex, egress, program, handle, priority)
-    _checked(result, "cannot attach the splice (clsact)")
-
-
-def detach_filter(ifindex: int, *, egress: bool, handle: int, priority: int) -> None:
-    """The opposite; no-op where there is none."""
-    lib.msocks_filter_detach(ifindex, egress, handle, priority)
-
-
-def filter_of(ifindex: int, *, egress: bool, handle: int, priority: int) -> int:
-    """The program (id) that is attached by the clsact qdisc; 0 where there is none."""
-    found = ffi.new("uint32_t *")
-    lib.msocks_filter_query(ifindex, egress, handle, priority, found)
-    return int(found[0])
+    checked(lib.msocks_program_info(program, identity, kind, verified, name, tag), "a program does not say what it is")
+    return int(identity[0]), int(verified[0])
 
 
 def run(program: int, packet: bytes = b"", context: bytes = b"", repeat: int = 1) -> tuple[int, bytes, bytes]:
@@ -345,27 +360,17 @@ def run(program: int, packet: bytes = b"", context: bytes = b"", repeat: int = 1
         verdict,
         duration,
     )
-    _checked(result, "the program does not run")
+    checked(result, "the program does not run")
     signed = verdict[0] - (1 << 32) if verdict[0] & 0x80000000 else verdict[0]
     return signed, bytes(ffi.buffer(data_out, data_size[0])), bytes(ffi.buffer(context_out, context_size[0]))
 
 
 def structure(path: Path, name: str) -> tuple[int, dict[str, int]]:
-    """Size of a C structure in a compiled object, and the offset of each member in bytes. Raises KeyError."""
+    """Size of a C structure in a compiled object, and the offset of each member in bytes. Raises KeyError, BpfError."""
     types = lib.btf__parse_elf(str(path).encode(), ffi.NULL)
     if types == ffi.NULL:
         raise BpfError(ffi.errno, f"{path} has no type information")
     try:
-        number = lib.btf__find_by_name_kind(types, name.encode(), _BTF_STRUCT)
-        if number < 0:
-            raise KeyError(name)
-        found = lib.btf__type_by_id(types, number)
-        members = lib.btf_members(found)
-        return int(found.size), {
-            ffi.string(lib.btf__name_by_offset(types, members[index].name_off)).decode(): int(
-                lib.btf_member_bit_offset(found, index) // 8
-            )
-            for index in range(lib.btf_vlen(found))
-        }
+        return members(types, name)
     finally:
         lib.btf__free(types)

@@ -7,16 +7,19 @@ Everything is pinned on a BPF file system, in one directory for each proxy::
 so that spliced connections go on when the proxy dies. A later process adopts the tables, and puts its own programs in
 the place of the old ones between two packets.
 
-A layout is a symbolic link that leads nowhere: its target is a digest of the layout of the table of that name. (The
-kernel knows a pinned table's layout as well, but tells it to CAP_SYS_ADMIN alone.)
+A layout is a symbolic link that leads nowhere: its target is a digest of the layout of the table of that name, and of
+the version that the programs give it, which changes where the same bytes mean something else. (The kernel knows a
+pinned table's layout as well, but tells it to CAP_SYS_ADMIN alone.)
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from msocks.datapath.splice import libbpf
@@ -27,6 +30,8 @@ from msocks.protocol.leg import DatapathReason
 
 OBJECT = Path(__file__).with_name("_splice.bpf.o")
 _START_EXPIRY = "start_expiry"
+_LAYOUT_VERSION = "layout_version"
+_MOUNTS = Path("/proc/thread-self/mountinfo")
 
 
 class SpliceProgram:
@@ -63,15 +68,28 @@ class SpliceProgram:
 def load(pin_directory: Path, *, slots: int) -> SpliceProgram:
     """Load the programs, with the tables that are pinned there, or with new ones.
 
+    Tables that were there before stay where it fails; a directory that it made goes again.
+
     Args:
-        pin_directory: On a BPF file system.
+        pin_directory: On a BPF file system; made where it is missing.
         slots: Entries of a new table of sessions; one that is adopted keeps its size.
 
     Raises:
         SpliceRefused: The directory is on no BPF file system, or tables of another layout are there.
         BpfError: The kernel does not take it.
     """
-    _make_directories(pin_directory)
+    _require_bpf_file_system(pin_directory)
+    is_new = not _exists(pin_directory)
+    try:
+        _make_directories(pin_directory)
+        return _load(pin_directory, slots)
+    except BaseException:
+        if is_new:
+            discard(pin_directory)
+        raise
+
+
+def _load(pin_directory: Path, slots: int) -> SpliceProgram:
     loaded = BpfObject(OBJECT)
     maps: dict[str, BpfMap] = {}
     try:
@@ -106,7 +124,7 @@ def load(pin_directory: Path, *, slots: int) -> SpliceProgram:
             _pin_anew(program, pin_directory / "programs" / name)
         verdict, _, _ = libbpf.run(programs[_START_EXPIRY], repeat=0)
         if verdict:
-            raise BpfError(22, f"the timer of the splice does not start (code {verdict})")
+            raise BpfError(errno.EINVAL, f"the timer of the splice does not start (code {verdict})")
     except BaseException:
         found.close()
         raise
@@ -120,6 +138,28 @@ def discard(pin_directory: Path) -> None:
         pin_directory.parent.rmdir()
 
 
+def _require_bpf_file_system(directory: Path) -> None:
+    place = next(path for path in (directory, *directory.parents) if _exists(path))
+    device = place.stat().st_dev
+    # mountinfo (proc(5)): ID, parent, major:minor, ..., "-", type, ...
+    mounts = [line.split() for line in _MOUNTS.read_text().splitlines()]
+    kinds = {fields[2]: fields[fields.index("-") + 1] for fields in mounts}
+    if kinds.get(f"{os.major(device)}:{os.minor(device)}") != "bpf":
+        raise SpliceRefused(
+            f"{place} is on no BPF file system, where {directory} should be",
+            remedy="as root: mount -t bpf bpf /sys/fs/bpf (systemd does that at boot; a container needs it passed in)",
+            reason=DatapathReason.NO_KERNEL_SUPPORT,
+        )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:  # what may not be looked at is not there, to this process
+        return False
+    return True
+
+
 def _make_directories(pin_directory: Path) -> None:
     try:
         for name in ("maps", "layouts", "programs", "links"):
@@ -127,7 +167,7 @@ def _make_directories(pin_directory: Path) -> None:
     except OSError as error:
         raise SpliceRefused(
             f"cannot make {pin_directory}: {error.strerror}",
-            remedy="run as root, or mount a BPF file system there: mount -t bpf bpf /sys/fs/bpf",
+            remedy="run as root, or give the proxy's user its directory there: install -d -o USER /sys/fs/bpf/msocks",
             reason=DatapathReason.NO_PRIVILEGE,
         ) from error
 
@@ -146,7 +186,8 @@ def _pin_anew(fd: int, path: Path) -> None:
 
 
 def _digest(loaded: BpfObject, name: str) -> str:
-    return hashlib.sha256(loaded.shape(name).encode()).hexdigest()
+    version = int.from_bytes(loaded.constant(_LAYOUT_VERSION), sys.byteorder)
+    return hashlib.sha256(f"version {version} {loaded.shape(name)}".encode()).hexdigest()
 
 
 def _layout(pin_directory: Path, name: str) -> str | None:

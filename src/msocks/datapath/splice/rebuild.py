@@ -1,36 +1,44 @@
-"""TCP sockets without a handshake and without an end (TCP_REPAIR): connections leave the kernel, and come back."""
+"""TCP connections that go without a packet, and come without a handshake (TCP_REPAIR of linux/tcp.h).
+
+Both need CAP_NET_ADMIN in the user namespace of the network.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 
+from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
+from msocks.protocol.leg import DatapathReason
 
-_SO_MARK = 36
 _TCP_REPAIR = 19
 _TCP_REPAIR_QUEUE = 20
 _TCP_QUEUE_SEQ = 21
 _TCP_REPAIR_OPTIONS = 22
 _TCP_TIMESTAMP = 24
 _TCP_REPAIR_WINDOW = 29
+
 _ON = 1
-_OFF_WITHOUT_PROBE = -1
-_RECEIVE_QUEUE = 1
-_SEND_QUEUE = 2
-_OPTION_MSS = 2
-_OPTION_WSCALE = 3
-_OPTION_SACK = 4
-_OPTION_TIMESTAMPS = 8
+_OFF_WITHOUT_PROBE = -1  # TCP_REPAIR_OFF_NO_WP: leaving repair by 0 would send a window probe
+_RECEIVE_QUEUE, _SEND_QUEUE = 1, 2
+_OPTION_MSS, _OPTION_WINDOW_SCALE, _OPTION_SACK, _OPTION_TIMESTAMPS = 2, 3, 4, 8
 
 
 def vanish(sock: socket.socket) -> None:
-    """Close the socket so that its peer hears nothing, and nothing more of it. Never raises an OSError."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _ON)
-    with contextlib.suppress(OSError):
-        sock.close()
+    """Close a connected socket so that the connection is gone from this host, and the peer is told nothing.
+
+    What lies unread or unsent in it is gone too. While another descriptor of the socket exists, it stays, in repair.
+    A socket whose connection is lost, or that is closed already, is no error.
+
+    Raises:
+        SpliceRefused: CAP_NET_ADMIN is missing; the socket is as it was.
+    """
+    try:
+        _enter_repair(sock)
+    except OSError:
+        pass  # there is nothing left that could be said
+    sock.close()
 
 
 def rebuild(
@@ -41,65 +49,90 @@ def rebuild(
     rcv_nxt: int,
     snd_wnd: int,
     rcv_wnd: int,
-    snd_wscale: int,
+    snd_wscale: int | None,
     rcv_wscale: int,
     mss: int,
     sack: bool,
-    timestamps: tuple[int, int] | None,
+    tsval: int | None,
     mark: int,
 ) -> socket.socket:
-    """An established, non-blocking socket of a connection that has everything acknowledged so far.
+    """A socket in the middle of a connection: ESTABLISHED, non-blocking, nothing to send and nothing to read.
+
+    Nothing is sent by this call. The local port may be that of a listener or of other connections, and further
+    sockets may be bound to it afterwards (with SO_REUSEADDR, as these).
+
+    The kernel cannot be told the last timestamp that the peer has sent. It learns it from the next segment that comes;
+    what is sent before echoes 0, which measures no round trip and harms nothing else.
 
     Args:
-        local: Of the connection; an address of this host.
-        remote: The peer.
-        snd_nxt: Sequence number of the next byte to send (RFC 9293 section 3.3.1).
-        rcv_nxt: Sequence number of the next byte to receive.
-        snd_wnd: Bytes that the peer takes from `snd_nxt` on.
-        rcv_wnd: Bytes that the peer may send from `rcv_nxt` on.
-        snd_wscale: Shift of the windows that the peer offers.
-        rcv_wscale: Shift of the windows that this end offers.
-        mss: The largest segment that the peer takes.
-        sack: Whether SACK was agreed on.
-        timestamps: This end's clock and the newest TSval of the peer; None where there are none.
+        local: An address of this host.
+        remote: Of the same family.
+        snd_nxt: The sequence number of the next byte to the peer, everything before being ACKed.
+        rcv_nxt: That of the next byte from the peer, everything before being taken.
+        snd_wnd: Bytes that the peer will take from snd_nxt on.
+        rcv_wnd: Bytes that the peer was told it may send from rcv_nxt on. What the socket's buffer cannot hold of
+            them is dropped, and sent again.
+        snd_wscale: Shift of the peer's windows, None where none was agreed on.
+        rcv_wscale: Shift of this end's windows, where one was agreed on.
+        mss: The MSS that the peer announced, timestamps not deducted.
+        sack: SACK was agreed on.
+        tsval: The timestamp that may stand in the next segment; None where timestamps were not agreed on. It goes on
+            from there by one a millisecond.
         mark: SO_MARK.
 
     Raises:
-        OSError: The addresses are in use, or the privilege (CAP_NET_ADMIN) is missing.
+        SpliceRefused: CAP_NET_ADMIN is missing.
+        OSError: EADDRNOTAVAIL where this host has no such address, or has this very connection already; ENETUNREACH
+            and the like where there is no route.
     """
     ipv4 = local[0].startswith(MAPPED_PREFIX)
-    sock = socket.socket(
-        socket.AF_INET if ipv4 else socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP
-    )
+    sock = socket.socket(socket.AF_INET if ipv4 else socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        tcp = socket.IPPROTO_TCP
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(tcp, _TCP_REPAIR, _ON)
+        _enter_repair(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        sock.bind(_name(local, ipv4))
         for queue, number in ((_SEND_QUEUE, snd_nxt), (_RECEIVE_QUEUE, rcv_nxt)):
-            sock.setsockopt(tcp, _TCP_REPAIR_QUEUE, queue)
-            sock.setsockopt(tcp, _TCP_QUEUE_SEQ, struct.pack("=I", number))
-        sock.bind(_sockaddr(local, ipv4))
-        sock.connect(_sockaddr(remote, ipv4))
-        options = [(_OPTION_MSS, mss), (_OPTION_WSCALE, snd_wscale | rcv_wscale << 16)]
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, queue)
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, struct.pack("=I", number))
+        sock.connect(_name(remote, ipv4))
+        # connect() has chosen a scale for the windows of this end. Where none was agreed on a shift of 0 takes it back,
+        # or every window would be divided by it. (TCP_INFO says then that windows are scaled, by 0.)
+        scales = 0 if snd_wscale is None else snd_wscale | rcv_wscale << 16
+        agreed = [(_OPTION_MSS, mss), (_OPTION_WINDOW_SCALE, scales)]
         if sack:
-            options.append((_OPTION_SACK, 0))
-        if timestamps is not None:
-            options.append((_OPTION_TIMESTAMPS, 0))
-        sock.setsockopt(tcp, _TCP_REPAIR_OPTIONS, b"".join(struct.pack("=II", *each) for each in options))
-        if timestamps is not None:
-            sock.setsockopt(tcp, _TCP_TIMESTAMP, struct.pack("=I", timestamps[0]))
-        window = struct.pack("=5I", rcv_nxt, snd_wnd, max(snd_wnd, 1), rcv_wnd, rcv_nxt)
-        sock.setsockopt(tcp, _TCP_REPAIR_WINDOW, window)
-        sock.setsockopt(tcp, _TCP_REPAIR, _OFF_WITHOUT_PROBE)
+            agreed.append((_OPTION_SACK, 0))
+        if tsval is not None:
+            agreed.append((_OPTION_TIMESTAMPS, 0))
+        options = b"".join(struct.pack("=II", *option) for option in agreed)
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_OPTIONS, options)
+        if tsval is not None:
+            # The lowest bit says that the clock counts microseconds (since Linux 6.7): round up to an even number.
+            even = (tsval + (tsval & 1)) & 0xFFFFFFFF
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_TIMESTAMP, struct.pack("=I", even))
+        # struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup
+        windows = struct.pack("=5I", rcv_nxt, snd_wnd, max(snd_wnd, mss), rcv_wnd, rcv_nxt)
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_WINDOW, windows)
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _OFF_WITHOUT_PROBE)
+        # Repair lets a socket be bound to any port, and when it ends forbids every other socket the port.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except BaseException:
-        vanish(sock)
+        # Still in repair unless the last step failed, so that closing it sends nothing.
+        sock.close()
         raise
     return sock
 
 
-def _sockaddr(end: End, ipv4: bool) -> tuple[str, int]:
+def _enter_repair(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _ON)
+    except PermissionError as error:
+        raise SpliceRefused(
+            "the kernel does not let this process take a connection apart",
+            remedy="give the proxy CAP_NET_ADMIN (systemd: AmbientCapabilities=), or run it with the relay",
+            reason=DatapathReason.NO_PRIVILEGE,
+        ) from error
+
+
+def _name(end: End, ipv4: bool) -> tuple[str, int]:
     address, port = end
-    if ipv4:
-        return socket.inet_ntoa(address[12:]), port
-    return socket.inet_ntop(socket.AF_INET6, address), port
+    return (socket.inet_ntoa(address[12:]) if ipv4 else socket.inet_ntop(socket.AF_INET6, address)), port

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
+import time
 import weakref
 from collections import deque
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, SessionFlag
+from msocks.datapath.splice.entries import key_of
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, SessionFlag, SessionState
 from msocks.datapath.splice.options import LegOptions
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
+from msocks.datapath.splice.speech import ends
 from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.errors import MsocksError
 from msocks.values.endpoint import Address
 
 _SO_MARK = 36
 _BIND_ATTEMPTS = 16
+_LEAST_LINGER_NS = 1_000_000_000
+_OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
 _IPV4_HEADERS = 40
 _IPV6_HEADERS = 60
 _LEAST_MSS = 536
@@ -30,11 +36,13 @@ class Preparation:
 
     Attributes:
         slot: In the table of sessions.
+        incarnation: Of the slot: an entry that has expired meanwhile may be another's.
         remote: The server.
         port: The local port.
     """
 
     slot: int
+    incarnation: int
     remote: End
     port: int
     _sock: weakref.ref[socket.socket]
@@ -60,6 +68,7 @@ class ServerLegs:
         self._ports = ports
         self._by_descriptor: dict[int, Preparation] = {}
         self._waiting: deque[Preparation] = deque()
+        self._ended: deque[tuple[int, int]] = deque()
 
     def prepare(
         self,
@@ -74,6 +83,8 @@ class ServerLegs:
         tables = self._tables
         slot = tables.take_slot()
         if slot is None:
+            slot = self._reuse()
+        if slot is None:
             return
         remote = _end(destination)
         try:
@@ -81,7 +92,7 @@ class ServerLegs:
         except OSError:
             tables.free_slot(slot)
             return
-        preparation = Preparation(slot, remote, port, weakref.ref(sock))
+        preparation = Preparation(slot, tables.session(slot).incarnation, remote, port, weakref.ref(sock))
         session = tables.session(slot)
         if mobile is not None and not mobile.timestamps:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
@@ -106,12 +117,41 @@ class ServerLegs:
     def release(self, preparation: Preparation) -> None:
         """Its socket is the kernel's alone from now on, or gone; the slot can be used again."""
         self._tables.delete_opening(preparation.key)
-        self._tables.free_slot(preparation.slot)
+        session = self._tables.session(preparation.slot)
+        # The kernel's half lets go of what waits too long for a connection, and that has been told already.
+        if session.incarnation == preparation.incarnation and session.state != SessionState.FREE:
+            self._tables.free_slot(preparation.slot)
         self.release_port(preparation)
 
     def release_port(self, preparation: Preparation) -> None:
         """Nobody uses the port toward this server any more."""
         self._ports.release(*preparation.remote, preparation.port)
+
+    def ended(self, slot: int) -> None:
+        """The session is over; its entry lingers for what comes late, and can be reused when room is scarce."""
+        self._ended.append((slot, self._tables.session(slot).incarnation))
+
+    def _reuse(self) -> int | None:
+        """The slot of the session that has ended first, if it has lingered for a moment; as TIME-WAIT is cut short."""
+        tables, ended = self._tables, self._ended
+        while ended:
+            slot, incarnation = ended[0]
+            session = tables.session(slot)
+            if session.incarnation != incarnation or session.state not in _OVER:
+                ended.popleft()  # it has expired, or will: its end is told
+                continue
+            if time.monotonic_ns() - session.last_ns < _LEAST_LINGER_NS:
+                return None
+            ended.popleft()
+            for leg in session.legs:
+                if leg.state != LegState.NONE:
+                    tables.delete_flow_of(key_of(leg), slot)
+            local, remote = ends(session.legs[SERVER])
+            with contextlib.suppress(KeyError):
+                self._ports.release(*remote, local[1])
+            tables.free_slot(slot)
+            return tables.take_slot()
+        return None
 
     def _reclaim(self) -> None:
         """What was prepared for sockets that never came to a conduit, oldest first."""

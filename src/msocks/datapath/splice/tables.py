@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import struct
 import time
 from collections import deque
 
 from msocks.datapath.splice.layout import (
+    SERVER,
     Busy,
     Config,
     DropReason,
-    Flow,
     Session,
     SessionState,
     network_port,
@@ -24,6 +25,7 @@ from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import End
 
+_FLOW = struct.Struct("=III")  # struct flow
 _NANOSECONDS = 1_000_000_000
 _LONGEST_SETTLING_S = 0.1
 # So long an entry stays after the last packet that it let through, by the state of its session.
@@ -103,17 +105,28 @@ class Tables:
 
     # -- found by key -----------------------------------------------------------------------------------------------
 
-    def put_flow(self, key: bytes, slot: int, leg: int) -> None:
-        """What arrives with these addresses belongs to a leg of that slot. Raises BpfError where the table is full."""
-        self._flows.update(key, bytes(Flow(slot, self._sessions[slot].incarnation, leg)))
+    def put_flows(self, flows: list[tuple[bytes, int]], slot: int) -> None:
+        """What arrives with these addresses (`flow_key`) belongs to a leg of that slot (its number), all at once.
+
+        Raises BpfError where the table is full.
+        """
+        incarnation = self._sessions[slot].incarnation
+        keys = b"".join(key for key, _ in flows)
+        self._flows.update_all(keys, b"".join(_FLOW.pack(slot, incarnation, leg) for _, leg in flows), len(flows))
 
     def delete_flow(self, key: bytes) -> None:
         """The opposite; no-op where there is none."""
         self._flows.delete(key)
 
+    def delete_flow_of(self, key: bytes, slot: int) -> None:
+        """The same, unless another session's leg has these addresses by now."""
+        found = self._flows.lookup(key)
+        if found is not None and _FLOW.unpack(found)[:2] == (slot, self._sessions[slot].incarnation):
+            self._flows.delete(key)
+
     def put_opening(self, key: bytes, slot: int) -> None:
         """A server leg begins its handshake."""
-        self._opening.update(key, bytes(Flow(slot, self._sessions[slot].incarnation, 0)))
+        self._opening.update(key, _FLOW.pack(slot, self._sessions[slot].incarnation, SERVER))
 
     def delete_opening(self, key: bytes) -> None:
         """It is over, or somebody else's affair; no-op where there is none."""

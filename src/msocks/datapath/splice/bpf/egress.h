@@ -92,6 +92,16 @@ static __always_inline int server_handshake(struct __sk_buff *skb, struct packet
 	return put_words(skb, packet, packet->acknowledgment, 0) < 0 ? DROP : NEXT;
 }
 
+static __always_inline void forget_opening(const struct leg *server)
+{
+	struct opening_key key;
+
+	__builtin_memcpy(key.remote, server->remote, 16);
+	key.remote_port = server->remote_port;
+	key.local_port = server->local_port;
+	bpf_map_delete_elem(&opening, &key);
+}
+
 /*
  * The reply leaves, and with it the leg belongs to the splice. Its numbers are those of this segment: the stream begins
  * behind it downstream, and upstream behind the request, whatever the kernel has taken beyond.
@@ -117,6 +127,7 @@ static __always_inline int reply(struct __sk_buff *skb, struct packet *packet, c
 	leg->flags |= LEG_NOTED;
 	leg->state = LEG_LIVE;
 	if (session->state == SESSION_OPENING) {
+		forget_opening(&session->legs[LEG_SERVER]);
 		session->legs[LEG_SERVER].state = LEG_LIVE;
 		session->state = SESSION_OPEN;
 	}

@@ -275,6 +275,11 @@ static __always_inline int spliced(struct __sk_buff *skb, struct packet *packet,
 	}
 	if (crossing.in->state == LEG_HANDSHAKE)
 		return NEXT;
+	/* The mobile's host uses the addresses again, for a new connection to the listener (RFC 6191). */
+	if (crossing.from_mobile && session->state != SESSION_OPEN && (packet->flags & (SYN | ACK | RST)) == SYN) {
+		bpf_map_delete_elem(&flows, &packet->key);
+		return arrival(skb, packet);
+	}
 	if (session->state == SESSION_RESETTING) {
 		if (!(packet->flags & RST))
 			tell(EVENT_SPOKE, flow, packet->acknowledgment);

@@ -193,7 +193,7 @@ struct config {
 	__u64 reset_ns;
 };
 
-#define EVENT_PACKET_BYTES 160
+#define EVENT_PACKET_BYTES 1280 /* no ICMP error is longer (RFC 4443 section 2.4) */
 
 struct event {
 	__u32 type;
