@@ -154,7 +154,8 @@ def test_a_server_with_a_tiny_window(spliced: Field) -> None:
 
 def test_a_client_with_a_tiny_window(spliced: Field) -> None:
     with join(spliced, plain=True, receive_buffer=2304) as ends:
-        echo_both_ways(ends, 200_000)
+        # A window below the unit of those that the server is shown is none: its probes carry what goes on.
+        echo_both_ways(ends, 20_000)
 
 
 # -- ends of connections ----------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from tests.datapath.splice import packet_bench
+from tests.datapath.splice.packet_bench import Rig
 from tests.datapath.splice.two_hosts import FAMILIES, TwoHosts, two_hosts
 
 
@@ -16,3 +18,16 @@ def hosts() -> Iterator[TwoHosts]:
 @pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest) -> socket.AddressFamily:
     return socket.AddressFamily(request.param)
+
+
+@pytest.fixture(scope="module")
+def bare_rig() -> Iterator[Rig]:
+    with packet_bench.rig() as made:
+        yield made
+
+
+@pytest.fixture
+def rig(bare_rig: Rig) -> Rig:
+    """With an open session between IPv4 legs."""
+    bare_rig.splice()
+    return bare_rig

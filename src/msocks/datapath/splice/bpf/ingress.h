@@ -16,6 +16,9 @@
 #include "streams.h"
 #include "timestamps.h"
 
+/* How far below the cumulative ACK a SACK block may lie: sequence numbers are compared by the sign of a difference. */
+#define SACK_REACH (1 << 30)
+
 struct crossing {
 	struct session *session;
 	const struct flow *flow;
@@ -46,6 +49,7 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 	struct option_work work = {};
 	struct echo echo;
 	__u32 at = packet->l4 + sizeof(struct tcphdr);
+	__u64 acknowledged;
 	__u32 words[3];
 
 	if (!packet->options)
@@ -86,10 +90,11 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 			work.tsecr = echo.tsecr;
 		}
 	}
+	acknowledged = unwrap(crossing->back->acked, segment->acknowledgment - out->in_base);
 	work.changes |= out->flags & LEG_SACK ? CHANGE_SACK : STRIP_SACK;
 	work.sack_shift = out->in_base - in->out_base;
 	work.sack_base = segment->acknowledgment;
-	work.sack_floor = out->in_base + (__u32)in->begins_out;
+	work.sack_floor = out->in_base + (__u32)later(in->begins_out, acknowledged - SACK_REACH);
 	work.sack_end = out->in_base + (__u32)out->arrived;
 	if (work_on_options(skb, &work, at, packet->options) < 0 || put_options(skb, &work, at, packet->options) < 0)
 		return -1;
@@ -129,9 +134,11 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 	struct leg *in = crossing->in, *out = crossing->out;
 	__u64 said = unwrap(back->acked, packet->acknowledgment - in->out_base), emitted = said;
 	__u32 window = packet->window;
-	int reason = implausible_ack(back, said);
+	int reason, is_reset = packet->flags & RST;
 	__u64 room;
 
+	/* An RST counts whatever it acknowledges (RFC 9293 section 3.10.7.4), and nobody goes by that. */
+	reason = is_reset ? -1 : implausible_ack(back, said);
 	if (reason >= 0)
 		return reason;
 	if (!(packet->flags & SYN))
@@ -142,16 +149,19 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 	if (distance(out->arrived, emitted) > 0)
 		emitted = out->arrived;
 	/* D is what was let through to the server, U what the server has said. */
-	if (crossing->from_mobile) {
-		note_acknowledged(back, emitted);
-		if (distance(in->begins_out, said) >= 0)
-			in->flags |= LEG_REPLY_ACKED;
-	} else if (distance(said, back->sent) >= 0)
-		note_acknowledged(back, said);
-	if (!(packet->flags & (SYN | RST))) {
-		note_window(back, said, window);
-		if (crossing->from_mobile)
-			crossing->session->mobile_edge = later(crossing->session->mobile_edge, said + window);
+	if (!is_reset) {
+		if (crossing->from_mobile) {
+			note_acknowledged(back, emitted);
+			if (distance(in->begins_out, said) >= 0)
+				in->flags |= LEG_REPLY_ACKED;
+		} else if (distance(said, back->sent) >= 0) {
+			note_acknowledged(back, said);
+		}
+		if (!(packet->flags & SYN)) {
+			note_window(back, said, window);
+			if (crossing->from_mobile)
+				crossing->session->mobile_edge = later(crossing->session->mobile_edge, said + window);
+		}
 	}
 	segment->acknowledgment = out->in_base + (__u32)emitted;
 	room = distance(emitted, said + window) > 0 ? said + window - emitted : 0;

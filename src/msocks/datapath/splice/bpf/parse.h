@@ -106,6 +106,8 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		if (!data)
 			return NOT_TCP;
 		ip = data + l2;
+		if (ip->version != 4)
+			return NOT_TCP;
 		if (ip->protocol == IPPROTO_ICMP)
 			return ICMP_ERROR;
 		if (ip->protocol != IPPROTO_TCP)
@@ -121,10 +123,19 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		map_ipv4(packet->key.local, ip->daddr);
 		packet->key.remote_port = tcp->source;
 		packet->key.local_port = tcp->dest;
-		if (ip->ihl != 5)
+		if (ip->frag_off & bpf_htons(0x1fff))
+			return NOT_TCP;
+		if (ip->ihl != 5) {
+			__be16 ports[2]; /* behind the options */
+
+			if (bpf_skb_load_bytes(skb, l2 + ip->ihl * 4, ports, sizeof(ports)) < 0)
+				return NOT_TCP;
+			packet->key.remote_port = ports[0];
+			packet->key.local_port = ports[1];
 			return TCP_IP_OPTIONS;
-		if (ip->frag_off & bpf_htons((__u16)~IP_DONT_FRAGMENT & 0x3fff))
-			return ip->frag_off & bpf_htons(0x1fff) ? NOT_TCP : TCP_FRAGMENT;
+		}
+		if (ip->frag_off & bpf_htons(0x2000))
+			return TCP_FRAGMENT;
 		return parse_tcp(skb, packet, tcp, sizeof(*ip));
 	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
@@ -135,6 +146,8 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		if (!data)
 			return NOT_TCP;
 		ip = data + l2;
+		if (ip->version != 6)
+			return NOT_TCP;
 		if (ip->nexthdr == IPPROTO_ICMPV6)
 			return ICMP_ERROR;
 		if (ip->nexthdr != IPPROTO_TCP)
