@@ -239,6 +239,7 @@ class Rig:
         for stream, sent, acked in ((session.up, 5000, 4000), (session.down, 9000, 8000)):
             stream.sent, stream.acked, stream.edge, stream.widest = sent, acked, acked + 60000, 60000
             stream.fin, stream.packets = NO_FIN, 3
+        session.mobile_edge = session.down.edge
         return session
 
     def leg(self, number: int, family: int) -> Leg:

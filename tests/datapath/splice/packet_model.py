@@ -132,13 +132,22 @@ class Model:
         return self._leave(
             replace(
                 segment,
-                sequence=(self.out.out_base + self.offset) % WRAP,
+                sequence=(self.out.out_base + self._stands_at()) % WRAP,
                 acknowledgment=(self.out.in_base + acknowledges) % WRAP,
                 window=window,
                 options=options,
                 hop_limit=segment.hop_limit - 1,
             )
         )
+
+    def _stands_at(self) -> int:
+        """An ACK without data is moved to where the other end takes it for one."""
+        if self.segment.payload or self.segment.flags & (SYN | FIN | RST):
+            return self.offset
+        if self.from_mobile:
+            acked = signed(self.data.acked, 64)
+            return acked if acked - self.offset > 1 else self.offset
+        return min(self.offset, signed(self.session.mobile_edge, 64))
 
     def _tell(self, kind: EventType, offset: int) -> None:
         self.told.append(Told(kind, self.leg, offset))
@@ -185,6 +194,9 @@ class Model:
         if not flags & (SYN | RST):
             back.edge = max(signed(back.edge, 64), edge)
             back.widest = max(back.widest, window)
+            if self.from_mobile:
+                session = self.session
+                session.mobile_edge = max(signed(session.mobile_edge, 64), edge)
         if self.from_mobile and self.said < begins and back.packets:
             self._complain(EventType.REPLY_MISSING, self.into.generation)
         return told, min(max(0, edge - told) >> (0 if flags & SYN else self.out.out_scale), 0xFFFF)

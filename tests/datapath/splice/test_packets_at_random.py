@@ -48,6 +48,7 @@ def sessions(draw: st.DrawFn, rig: Rig) -> None:
         stream.fin = draw(st.sampled_from([NO_FIN, NO_FIN, NO_FIN, stream.sent]))
         stream.packets = draw(st.integers(0, 2))
     up, down = session.up, session.down
+    session.mobile_edge = down.edge - draw(st.integers(0, down.edge - down.acked))  # of a leg that offers less
     server.arrived = down.sent
     if moved:
         mobile.begins_in = draw(st.integers(max(0, up.acked - 1000), up.acked))

@@ -62,6 +62,7 @@ def test_numbers_wrap_and_offsets_go_beyond_4_gigabytes(rig: Rig, base: int, shi
         leg.arrived += shift
     for stream in (session.up, session.down):
         stream.sent, stream.acked, stream.edge = stream.sent + shift, stream.acked + shift, stream.edge + shift
+    session.mobile_edge += shift
     for step in range(4):  # across the wrap of the segment's own numbers
         at = shift + 5000 + 400 * step
         check(rig, MOBILE, rig.segment(MOBILE, at, shift + 8200 + 100 * step, payload=bytes(400)))
@@ -208,6 +209,7 @@ def test_the_first_segments_of_a_leg_fix_its_clock_by_the_time_that_has_passed(r
     mobile, server = session.legs[MOBILE], session.legs[SERVER]
     mobile.flags &= ~(LegFlag.SHIFT_IN_SET | LegFlag.SHIFT_OUT_SET)
     mobile.round_trip_ms = 40
+    mobile.begins_out = 8000  # a later leg; the first one echoes what the server's handshake has said
     # What this host's kernel has said last, 3 s ago.
     for leg in (mobile, server):
         leg.ts_in_at = leg.ts_out_at = session.last_ns - 3_000_000_000

@@ -176,6 +176,7 @@ def test_a_duplicate_of_another_leg_is_nobodys(rig: Rig):
 def test_a_duplicate_is_told_however_much_the_leg_has_carried(rig: Rig, gigabytes: int):
     down, shift = rig.session.down, gigabytes << 30
     down.sent, down.acked, down.edge = down.sent + shift, down.acked + shift, down.edge + shift
+    rig.session.mobile_edge = down.edge
     rig.session.legs[SERVER].arrived += shift
     mobile, server = (rig.session.legs[leg] for leg in (MOBILE, SERVER))
     options = padded(sack(mobile.out_base + shift, (8300, 8400)))
