@@ -67,4 +67,4 @@ clean:  ## remove what was built and every cache
 	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## and the installed environment
-	rm -rf .venv .tools src/msocks/datapath/splice/_libbpf*.so src/msocks/datapath/splice/_splice.bpf.o
+	rm -rf .venv .tools src/msocks/datapath/splice/_libbpf*.so src/msocks/datapath/splice/_splice.bpf.o src/msocks/interception/_interception.bpf.o

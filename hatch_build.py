@@ -1,10 +1,11 @@
-"""Compiles the splice: an eBPF object with clang, and the extension module that loads it, cffi's on libbpf.
+"""Compiles what runs in the kernel, the splice and `msocks run`'s hooks: an eBPF object each, with clang; and the
+extension module that loads them, cffi's on libbpf.
 
 hatchling runs it for a wheel and for an editable install; a wheel made of an sdist is no different. The results lie in
 the source tree, next to the modules that use them, and are never committed.
 
-    python hatch_build.py           # compile both in place
-    python hatch_build.py object    # the eBPF object alone
+    python hatch_build.py           # compile all in place
+    python hatch_build.py object    # the eBPF objects alone
 
 With MSOCKS_WITHOUT_SPLICE=1 in the environment nothing is compiled and the wheel is pure Python: a proxy of it relays.
 """
@@ -27,7 +28,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).parent
 SPLICE = Path("src/msocks/datapath/splice")
-OBJECT = SPLICE / "_splice.bpf.o"
+INTERCEPTION = Path("src/msocks/interception")
+# What is compiled, by what from.
+OBJECTS = {
+    SPLICE / "_splice.bpf.o": SPLICE / "bpf" / "splice.bpf.c",
+    INTERCEPTION / "_interception.bpf.o": INTERCEPTION / "bpf" / "interception.bpf.c",
+}
 EXTENSION = SPLICE / "_libbpf.abi3.so"
 MODULE = "msocks.datapath.splice._libbpf"
 WITHOUT = "MSOCKS_WITHOUT_SPLICE"
@@ -55,16 +61,16 @@ class SpliceBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             if version == "editable":  # else what an earlier build left there is in no wheel: Git ignores it
                 self.clean([])
             return
-        build_object()
+        build_objects()
         build_extension()
-        build_data["artifacts"] += [f"/{OBJECT}", f"/{EXTENSION}"]
+        build_data["artifacts"] += [f"/{built}" for built in (*OBJECTS, EXTENSION)]
         build_data["pure_python"] = False
         build_data["tag"] = f"{OLDEST_PYTHON}-abi3-{re.sub('[-.]', '_', sysconfig.get_platform())}"
 
     def clean(self, versions: list[str]) -> None:
         """Remove what was compiled."""
         del versions
-        for built in (OBJECT, EXTENSION):
+        for built in (*OBJECTS, EXTENSION):
             (ROOT / built).unlink(missing_ok=True)
 
 
@@ -73,23 +79,23 @@ def without_splice() -> bool:
     return os.environ.get(WITHOUT, "") not in ("", "0")
 
 
-def build_object() -> None:
-    """Compile the eBPF object; it keeps its BTF, which the loader and the tests read.
+def build_objects() -> None:
+    """Compile the eBPF objects; they keep their BTF, which the loader and the tests read.
 
     Raises:
         CannotBuild: There is no clang or there are no headers, or the source has errors, which clang has printed.
     """
     compiler = clang()
     _require_libbpf()
-    source = ROOT / SPLICE / "bpf" / "splice.bpf.c"
     multiarch = [f"-I{directory}" for directory in multiarch_headers()]
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-sign-compare"]
-    _compile(
-        [compiler, "-O2", "-g", "-target", "bpf", "-mcpu=v3", *warnings, *multiarch, "-c", str(source)],
-        ROOT / OBJECT,
-        # DWARF would have the paths of this machine in the wheel; BTF has file names alone.
-        [f"-ffile-prefix-map={ROOT}/=", f"-fdebug-compilation-dir={SPLICE / 'bpf'}"],
-    )
+    for built, source in OBJECTS.items():
+        _compile(
+            [compiler, "-O2", "-g", "-target", "bpf", "-mcpu=v3", *warnings, *multiarch, "-c", str(ROOT / source)],
+            ROOT / built,
+            # DWARF would have the paths of this machine in the wheel; BTF has file names alone.
+            [f"-ffile-prefix-map={ROOT}/=", f"-fdebug-compilation-dir={source.parent}"],
+        )
 
 
 def build_extension() -> None:
@@ -167,7 +173,7 @@ def multiarch_headers() -> list[Path]:
 
 def main(arguments: list[str]) -> None:
     """Compile in place."""
-    build_object()
+    build_objects()
     if arguments != ["object"]:
         build_extension()
 

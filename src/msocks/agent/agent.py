@@ -17,15 +17,18 @@ import structlog
 from msocks.agent.answers import ConnectTimeout, Overload
 from msocks.agent.control_api import ControlApi
 from msocks.agent.control_json import error_as_json
-from msocks.agent.control_path import default_control_paths
+from msocks.agent.control_path import RUN_SUFFIX, default_control_paths
 from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.event_feed import EventFeed, FlowEvent, FlowEventKind
 from msocks.agent.farewell import Farewells
 from msocks.agent.flow import Flow
 from msocks.agent.flow_table import FlowTable
 from msocks.agent.local_port import LocalPort, ProgramRequest
+from msocks.agent.run_port import RunPort
 from msocks.agent.settings import AgentSettings
 from msocks.client.node import MobileNode
+from msocks.errors import LinkUnavailable
+from msocks.interception.messages import Run
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
@@ -51,6 +54,7 @@ class Agent:
         self._budget = ByteBudget(settings.limits.held_mib * _MIB)
         self._farewells = Farewells(self.node.reactor)
         self._port = LocalPort(self.node.reactor, settings.limits, self._farewells, self._on_request)
+        self._runs = RunPort(self.node.reactor, settings.access.addresses, self._check_run, self._on_request)
         self._connecting = DeadlineQueue[Flow](
             loop,
             patience_s=settings.limits.connect_timeout_s,
@@ -80,6 +84,7 @@ class Agent:
             "links": {name: link.state.value for name, link in self.node.links.items()},
             "flows": {state.value: count for state, count in self.flows.per_state().items()},
             "handshakes": self._port.handshakes,
+            "runs": self._runs.runs,
         }
 
     async def start(self) -> None:
@@ -92,6 +97,7 @@ class Agent:
         try:
             self._port.open(self.settings.listen, allow_remote=self.settings.allow_remote)
             await self._api.start(self.control)
+            self._runs.open(Path(f"{self.control}{RUN_SUFFIX}"))
             await self.node.start()
         except BaseException:
             await self.close()
@@ -106,6 +112,7 @@ class Agent:
     async def close(self) -> None:
         """Stop accepting, reset every flow at both ends, say goodbye to the proxy; takes some 4 s at most."""
         self._port.close()
+        self._runs.close()
         for flow in self.flows:
             flow.reset()
         await self.node.close()
@@ -116,6 +123,11 @@ class Agent:
         self.flows.close()
 
     # -- programs ---------------------------------------------------------------------------------------------------
+
+    def _check_run(self, run: Run) -> None:
+        link = run.wish.link
+        if link is not None and link not in self.node.links:
+            raise LinkUnavailable.unknown(link)
 
     def _on_request(self, request: ProgramRequest) -> None:
         if self.flows.is_full:

@@ -49,6 +49,10 @@ def flow_as_json(view: FlowView, printed: str) -> dict[str, Any]:
         if move is None
         else {"cause": move.cause.value, "from": move.from_link, "to": move.to_link, "time": move.at},
         "error": error_as_json(view.error),
+        "process": view.origin.process,
+        "pid": view.origin.pid,
+        "user": view.origin.user,
+        "tag": view.origin.tag,
     }
 
 

@@ -6,8 +6,11 @@ import os
 
 CONTROL_VARIABLE = "MSOCKS_CONTROL"
 
-MAX_PATH_BYTES = 107
-"""The size of ``sun_path`` (unix(7)) without the closing zero."""
+RUN_SUFFIX = ".run"
+"""The socket where `msocks run` comes lies beside the control socket, with this behind its name."""
+
+MAX_PATH_BYTES = 107 - len(RUN_SUFFIX)
+"""The size of ``sun_path`` (unix(7)) without the closing zero, and with room for the second socket."""
 
 _NAME = "msocks/agent.sock"
 

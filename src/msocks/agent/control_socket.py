@@ -14,7 +14,7 @@ from msocks.errors import ConfigurationError
 _BACKLOG = 64
 
 
-def bind_control_socket(path: Path) -> socket.socket:
+def bind_control_socket(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """A listening Unix socket at `path`, mode 0600; its directory is created where it is missing, mode 0700.
 
     Raises:
@@ -28,8 +28,8 @@ def bind_control_socket(path: Path) -> socket.socket:
         )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _clear(path)
-        return _listen(path)
+        _clear(path, kind)
+        return _listen(path, kind)
     except OSError as error:
         raise ConfigurationError(
             f"the control socket {path} cannot be made: {error.strerror}",
@@ -37,7 +37,7 @@ def bind_control_socket(path: Path) -> socket.socket:
         ) from None
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, kind: socket.SocketKind) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def _clear(path: Path) -> None:
         raise ConfigurationError(
             f"{path} is there already and is no socket", remedy="give another path with --control, or move it away"
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
@@ -60,8 +60,8 @@ def _clear(path: Path) -> None:
     )
 
 
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, kind)
     try:
         # bind() gives the file the descriptor's mode, less the umask: it is never open to others, not for a moment.
         os.fchmod(listener.fileno(), 0o600)

@@ -18,12 +18,25 @@ _TLS_HANDSHAKE = 0x16
 _SOCKS4 = 0x04
 
 
-class Dialogue(Protocol):
-    """One program's request. Feed `receive`, send what `data_to_send` gives after every call, also after an error."""
+class Answer(Protocol):
+    """How a program that has said where to is answered. What the methods return is sent to it."""
 
     @property
     def name(self) -> str:
         """The protocol, for logs."""
+
+    def grant(self, bound: Endpoint | None) -> bytes:
+        """The connection stands; `bound` is the proxy's address toward the destination. Raises OSError."""
+
+    def refuse(self, error: MsocksError) -> bytes:
+        """There is none; after this the program's connection is closed."""
+
+    def take_trailing(self) -> bytes:
+        """The program's bytes that came with the request."""
+
+
+class Dialogue(Answer, Protocol):
+    """One program's request. Feed `receive`, send what `data_to_send` gives after every call, also after an error."""
 
     def receive(self, data: bytes) -> Endpoint | None:
         """Take bytes; return the destination with those that complete the request. Nothing is received after that.
@@ -34,15 +47,6 @@ class Dialogue(Protocol):
 
     def data_to_send(self) -> bytes:
         """The bytes to send now; empty when asked again."""
-
-    def grant(self, bound: Endpoint | None) -> bytes:
-        """The answer that the connection stands; `bound` is the proxy's address toward the destination."""
-
-    def refuse(self, error: MsocksError) -> bytes:
-        """The answer that there is none, after which the connection is closed."""
-
-    def take_trailing(self) -> bytes:
-        """The program's bytes that came with the request."""
 
 
 class SocksDialogue:

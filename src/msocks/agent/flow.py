@@ -20,6 +20,7 @@ from msocks.transport.reactor import FAILED
 from msocks.transport.socket_pump import SocketPump
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
+from msocks.values.origin import Origin
 
 # A program that ends its direction before it has an answer may mean a half-close, or be gone.
 _EOF_PATIENCE_S = 10.0
@@ -64,6 +65,7 @@ class FlowView:
         since: When the program asked for it, seconds since the epoch.
         last_move: None as long as the first leg carries it.
         error: Why it ended; None while it lives and after an orderly end.
+        origin: Which program's it is.
     """
 
     session: SessionId
@@ -79,6 +81,7 @@ class FlowView:
     since: float
     last_move: LastMove | None
     error: MsocksError | None
+    origin: Origin
 
 
 class FlowOwner(Protocol):
@@ -131,8 +134,9 @@ class Flow:
 
     def begin(self) -> None:
         """Look for a leg. The owner may be told of the end before this returns."""
-        self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
-        self._node.begin(self.connection)
+        if not self._request.waits_in_connect:
+            self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
+        self._node.begin(self.connection, link=self._request.wish.link)
 
     @property
     def session(self) -> SessionId:
@@ -285,4 +289,5 @@ class Flow:
             since=self._since,
             last_move=self._last_move,
             error=error,
+            origin=self._request.origin,
         )

@@ -6,18 +6,19 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import structlog
 
 from msocks.agent.deadline_queue import DeadlineQueue
-from msocks.agent.dialogue import Dialogue, dialogue_for
+from msocks.agent.dialogue import Answer, Dialogue, dialogue_for
 from msocks.agent.farewell import Farewells
 from msocks.agent.settings import AgentLimits
 from msocks.errors import ConfigurationError, ProtocolError
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
+from msocks.values.origin import Origin, Wish
 
 _log = structlog.get_logger("msocks.agent.local_port")
 
@@ -40,11 +41,17 @@ class ProgramRequest:
         sock: Its connection, non-blocking; whoever takes the request owns it.
         dialogue: Takes the answer, and has the bytes that came early.
         destination: Where to; names are not resolved.
+        origin: Which program.
+        wish: What whoever started the program asks for.
+        waits_in_connect: `sock` is not connected before the dialogue has granted.
     """
 
     sock: socket.socket
-    dialogue: Dialogue
+    dialogue: Answer
     destination: Endpoint
+    origin: Origin = field(default_factory=Origin)
+    wish: Wish = field(default_factory=Wish)
+    waits_in_connect: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -30,6 +30,7 @@ _SECTIONS: dict[str, list[_Entry]] = {
         _Entry("links", "agent_verbs:links", "List the links: network interfaces and their state."),
         _Entry("flows", "flow_verbs:flows", "List the flows: programs' connections and what carries them."),
         _Entry("move", "flow_verbs:move", "Move a flow, or all of them, to another link."),
+        _Entry("run", "run_verb:run", "Run a program whose connections go through the agent."),
         _Entry("nc", "nc_verb:nc", "Open one connection on standard input and output, for ssh."),
     ],
     "On the server": [
@@ -78,6 +79,7 @@ class _Program(VerbGroup):
         ("msocks proxy --listen '[::]:1080' --state DIR", "on the server: run the proxy"),
         ("msocks agent --access-file alice.access", "on the laptop: run the agent"),
         ("curl --proxy socks5h://127.0.0.1:1080 https://server.example/", "a connection that outlives its network"),
+        ("sudo msocks run git clone https://server.example/project.git", "any program, with nothing configured in it"),
         ("msocks move all --to usb0", "carry all connections over another link"),
     ],
     exit_statuses=EXIT_STATUSES,

@@ -300,6 +300,11 @@ def create_link(program: int, ifindex: int, attach_type: int) -> int:
     return checked(lib.msocks_link_create(program, ifindex, attach_type, _BEFORE_ALL), "cannot attach the splice (tcx)")
 
 
+def attach_to_cgroup(program: int, cgroup: int, attach_type: int) -> int:
+    """Attach a program to a control group beside those that are there; the link's descriptor. Raises BpfError."""
+    return checked(lib.msocks_link_create(program, cgroup, attach_type, 0), "cannot attach to the control group")
+
+
 def update_link(link: int, program: int) -> None:
     """Let another program take the place of a link's, between two packets. Raises BpfError."""
     checked(lib.msocks_link_update(link, program), "cannot replace the splice's program")

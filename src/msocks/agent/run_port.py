@@ -1,0 +1,198 @@
+"""Where `msocks run` comes: each run registers here, and its keeper tells of programs that are in connect()."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import pwd
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from msocks.agent.control_socket import bind_control_socket
+from msocks.agent.held_connect import HeldConnect
+from msocks.agent.local_port import ProgramRequest
+from msocks.errors import ConfigurationError, MsocksError
+from msocks.interception import messages
+from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run
+from msocks.transport.reactor import Reactor
+from msocks.values.endpoint import Endpoint
+from msocks.values.origin import Origin
+
+_log = structlog.get_logger("msocks.agent.run_port")
+
+_MOST_RUNS = 256
+_IPV4, _IPV6 = "127.0.0.1", "::1"
+
+
+@dataclass(slots=True, eq=False)
+class _Registration:
+    """One run, from its keeper's connection to its end."""
+
+    sock: socket.socket
+    run: Run | None = None
+    # Bound and not listening: they keep the port, and the kernel answers nothing there but resets.
+    places: tuple[socket.socket, ...] = ()
+
+
+class RunPort:
+    """See the module."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        proxy: tuple[Endpoint, ...],
+        check: Callable[[Run], None],
+        on_request: Callable[[ProgramRequest], None],
+    ) -> None:
+        """
+        Args:
+            reactor: Watches the sockets.
+            proxy: The proxy's endpoints: no run may redirect what goes there.
+            check: Raises MsocksError where a run asks for what there is not.
+            on_request: Takes the requests.
+        """
+        self._reactor = reactor
+        self._proxy = tuple(str(endpoint) for endpoint in proxy)
+        self._check = check
+        self._on_request = on_request
+        self._path: Path | None = None
+        self._listener: socket.socket | None = None
+        self._registrations: set[_Registration] = set()
+
+    @property
+    def runs(self) -> int:
+        """Runs that are registered."""
+        return len(self._registrations)
+
+    def open(self, path: Path) -> None:
+        """Listen at `path`. Raises ConfigurationError as `bind_control_socket` does."""
+        self._listener = bind_control_socket(path, socket.SOCK_SEQPACKET)
+        self._path = path
+        self._reactor.watch(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """End all registrations, and remove the socket."""
+        if self._listener is not None:
+            self._reactor.unwatch(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+        for registration in list(self._registrations):
+            self._end(registration)
+
+    def _accept(self, _events: int) -> None:
+        while self._listener is not None:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.setblocking(False)
+            registration = _Registration(sock)
+            self._registrations.add(registration)
+            if len(self._registrations) > _MOST_RUNS:
+                self._refuse_run(
+                    registration,
+                    ConfigurationError(f"the agent serves {_MOST_RUNS} runs, as many as it may", remedy="end some"),
+                )
+                continue
+            self._reactor.watch(sock.fileno(), functools.partial(self._hear, registration))
+
+    def _hear(self, registration: _Registration, _events: int) -> None:
+        while registration in self._registrations:
+            try:
+                packet = registration.sock.recv(messages.MAX_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet = b""
+            if not packet:
+                self._end(registration)
+                return
+            try:
+                if registration.run is None:
+                    self._begin(registration, messages.decode(packet, Run))
+                else:
+                    self._connect(registration, registration.run, messages.decode(packet, Connect))
+            except MsocksError as error:
+                _log.warning("run_refused", reason=str(error))
+                self._refuse_run(registration, error)
+
+    def _begin(self, registration: _Registration, run: Run) -> None:
+        self._check(run)
+        try:
+            registration.places = (_place(_IPV4, 0),)
+        except OSError as error:
+            raise ConfigurationError(f"no port can be had on {_IPV4}: {error.strerror}", remedy="try again") from None
+        with contextlib.suppress(OSError):  # a host without IPv6
+            registration.places += (_place(_IPV6, 0),)
+        ports = [place.getsockname()[1] for place in registration.places]
+        self._say(registration, Ready(ports[0], ports[1] if len(ports) > 1 else 0, self._proxy))
+        registration.run = run
+
+    def _connect(self, registration: _Registration, run: Run, connect: Connect) -> None:
+        program, destination = Endpoint.parse(connect.local), Endpoint.parse(connect.destination)
+        place = registration.places[-1 if program.address is not None and program.address.version == 6 else 0]
+        refuse = functools.partial(self._refuse, registration, connect.cookie)
+        try:
+            sock = _place(*place.getsockname()[:2])
+        except OSError as error:
+            _log.warning("cannot_open_socket", reason=error.strerror, remedy="raise LimitNOFILE")
+            refuse(errno.ECONNREFUSED)
+            return
+        if destination.port == 0:  # no server has it
+            sock.close()
+            refuse(errno.ECONNREFUSED)
+            return
+        answer = HeldConnect(sock, program, refuse)
+        origin = Origin(connect.process, connect.pid, _user_name(connect.uid), connect.uid, run.tag)
+        self._on_request(ProgramRequest(sock, answer, destination, origin, run.wish, waits_in_connect=True))
+
+    def _refuse(self, registration: _Registration, cookie: int, number: int) -> None:
+        if registration in self._registrations:
+            self._say(registration, Refuse(cookie, number))
+
+    def _refuse_run(self, registration: _Registration, error: MsocksError) -> None:
+        self._say(registration, Refused(error.what, error.remedy))
+        self._end(registration)
+
+    def _say(self, registration: _Registration, message: Ready | Refused | Refuse) -> None:
+        try:
+            registration.sock.send(messages.encode(message))
+        except OSError:
+            pass  # a keeper that reads nothing asks again when the SYN comes again; one that is gone shows at recv()
+
+    def _end(self, registration: _Registration) -> None:
+        self._registrations.discard(registration)
+        self._reactor.unwatch(registration.sock.fileno())
+        registration.sock.close()
+        for place in registration.places:
+            place.close()
+
+
+def _place(address: str, port: int) -> socket.socket:
+    """A socket bound there, beside others of this kind."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+@functools.lru_cache(maxsize=1024)
+def _user_name(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None

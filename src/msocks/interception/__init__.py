@@ -1,0 +1,1 @@
+"""`msocks run`: the kernel hands TCP connections of ordinary programs to the agent, whatever the programs are."""

@@ -1,0 +1,120 @@
+"""The keeper's connection to the agent: registers the run, and does so again after the agent has been restarted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from msocks.errors import AgentUnavailable, ConfigurationError, MsocksError
+from msocks.interception import messages
+from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run
+
+_PATIENCE_S = 5.0
+
+
+class RunRefused(ConfigurationError):
+    """The agent does not serve this run; the text is its own."""
+
+
+class AgentLink:
+    """One registration. `ready` is what the agent has said last."""
+
+    def __init__(self, path: str, run: Run) -> None:
+        """Register.
+
+        Args:
+            path: The agent's socket for runs.
+            run: Tag and wish.
+
+        Raises:
+            AgentUnavailable: No agent is there, or it is of another version.
+            RunRefused: It does not serve this run.
+        """
+        self._path = path
+        self._run = run
+        self._socket: socket.socket | None = None
+        self.ready = self._register()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the agent is there, as far as is known."""
+        return self._socket is not None
+
+    def fileno(self) -> int | None:
+        """To be watched for reading; None where the agent is gone."""
+        return None if self._socket is None else self._socket.fileno()
+
+    def reconnect(self) -> bool:
+        """Register anew where the agent is gone; returns whether it is there."""
+        if self._socket is None:
+            try:
+                self.ready = self._register()
+            except MsocksError:
+                return False
+        return True
+
+    def ask(self, connect: Connect) -> bool:
+        """Ask for a connection; False where the agent is too busy to be asked now. It may be gone after this."""
+        try:
+            if self._socket is not None:
+                self._socket.send(messages.encode(connect))
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.close()
+        return True
+
+    def hear(self) -> list[Refuse]:
+        """What the agent has said. It is not connected any more where it has ended, or speaks nonsense."""
+        heard: list[Refuse] = []
+        while self._socket is not None:
+            try:
+                packet = self._socket.recv(messages.MAX_BYTES)
+                if not packet:
+                    raise ConnectionResetError
+                heard.append(messages.decode(packet, Refuse))
+            except BlockingIOError:
+                break
+            except (OSError, ConfigurationError):
+                self.close()
+        return heard
+
+    def close(self) -> None:
+        """End the registration."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _register(self) -> Ready:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.settimeout(_PATIENCE_S)
+            sock.connect(self._path)
+            sock.send(messages.encode(self._run))
+            packet = sock.recv(messages.MAX_BYTES)
+            answer = messages.decode(packet, Ready, Refused)
+            if isinstance(answer, Refused):
+                raise RunRefused(answer.what, remedy=answer.remedy)
+            assert isinstance(answer, Ready)
+            sock.setblocking(False)
+            self._socket = sock
+            return answer
+        except OSError as error:
+            raise self._unavailable(error) from None
+        finally:
+            if self._socket is not sock:
+                sock.close()
+
+    def _unavailable(self, error: OSError) -> AgentUnavailable:
+        if isinstance(error, PermissionError):
+            return AgentUnavailable(
+                f"the agent at {self._path} belongs to another user", remedy="run the command as that user, or as root"
+            )
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            return AgentUnavailable(
+                f"no agent runs at {self._path}",
+                remedy="start it: msocks agent --access-file FILE; or say where it is: --control PATH",
+            )
+        reason = os.strerror(error.errno) if error.errno else "it does not answer"
+        return AgentUnavailable(f"the agent at {self._path} cannot be asked: {reason}", remedy="see its log")

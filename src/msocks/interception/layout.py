@@ -1,0 +1,80 @@
+"""The structures that the eBPF programs share with Python: `bpf/layout.h`, read and written."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from msocks.values.endpoint import Address, Endpoint
+
+ATTEMPT = struct.Struct("=Q16s16s2s2s4sIIB7x16s")
+SETTINGS = struct.Struct("=Q2s2sB3x")
+EXCLUDED = struct.Struct("=I16s")
+
+_MAPPED = bytes(10) + b"\xff\xff"
+_MAPPED_BITS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A program is in connect(); its SYN was held back.
+
+    Attributes:
+        cookie: Names the socket, on this host, until it boots anew.
+        local: The program's end, where it waits.
+        destination: Where it wanted to go.
+        sequence: Of the SYN, 32 bits.
+        pid, uid, process: Who called connect(); `process` is the kernel's name of it, of at most 15 bytes.
+    """
+
+    cookie: int
+    local: Endpoint
+    destination: Endpoint
+    sequence: int
+    pid: int
+    uid: int
+    process: str
+
+
+def read_attempt(record: bytes) -> Attempt:
+    """One record of the ring buffer. Raises struct.error where it is of another size."""
+    cookie, local, destination, local_port, port, sequence, pid, uid, is_ipv6, comm = ATTEMPT.unpack(record)
+    del is_ipv6  # the local address says it as well
+    return Attempt(
+        cookie,
+        Endpoint(_address(local), int.from_bytes(local_port, "big")),
+        Endpoint(_address(destination), int.from_bytes(port, "big")),
+        int.from_bytes(sequence, "big"),
+        pid,
+        uid,
+        comm.partition(b"\0")[0].decode(errors="replace"),
+    )
+
+
+def settings(netns_cookie: int, port4: int, port6: int) -> bytes:
+    """What the programs are told; a port of 0 leaves that family alone."""
+    return SETTINGS.pack(netns_cookie, port4.to_bytes(2, "big"), port6.to_bytes(2, "big"), 1)
+
+
+def excluded(network: IPv4Network | IPv6Network) -> bytes:
+    """The key of a destination that is left alone."""
+    bits = network.prefixlen + (_MAPPED_BITS if network.version == 4 else 0)
+    return EXCLUDED.pack(bits, _words(network.network_address))
+
+
+def netns_cookie() -> int:
+    """Names the network namespace of the calling thread. Raises OSError before Linux 5.14."""
+    so_netns_cookie = 71
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8), sys.byteorder)
+
+
+def _words(address: Address) -> bytes:
+    return _MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
+
+
+def _address(words: bytes) -> Address:
+    return IPv4Address(words[12:]) if words.startswith(_MAPPED) else IPv6Address(words)

@@ -1,0 +1,53 @@
+"""This host's own addresses: what a program connects to there, the proxy cannot reach in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+_HOST_LOCAL = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
+_ROOM = 64 * 1024
+
+
+def local_addresses() -> set[IPv4Network | IPv6Network]:
+    """The addresses of all interfaces of this network namespace, each as a network of one."""
+    found: set[IPv4Network | IPv6Network] = set()
+    with contextlib.suppress(OSError):
+        table = Path("/proc/self/net/fib_trie").read_text()
+        found |= {IPv4Network(IPv4Address(text)) for text in _HOST_LOCAL.findall(table)}
+    with contextlib.suppress(OSError):  # there is no such file on a host without IPv6
+        lines = Path("/proc/self/net/if_inet6").read_text().splitlines()
+        found |= {IPv6Network(IPv6Address(bytes.fromhex(line.split()[0]))) for line in lines}
+    return found
+
+
+class AddressNews:
+    """Tells that addresses have come or gone, not which: ask `local_addresses` again."""
+
+    def __init__(self) -> None:
+        """Raises OSError where the kernel gives no netlink."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.setblocking(False)
+        self._socket.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+
+    def fileno(self) -> int:
+        """To be watched for reading."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Read all of it."""
+        try:
+            while self._socket.recv(_ROOM):
+                pass
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.drain()  # ENOBUFS: so many that some were lost, once
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
