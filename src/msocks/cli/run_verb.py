@@ -24,6 +24,10 @@ _ON_LOSS = ("move", "wait", "reset")
             "no setting in git; it runs as you, not as root",
         ),
         ("sudo msocks run --link usb0 --tag backup -- rsync -a tree/ rsync://server.example/tree/", "over one link"),
+        (
+            "sudo msocks run --dns proxy --no-udp curl https://server.example/",
+            "not even a question for the name gets out",
+        ),
         ("msocks run --via environment curl -O https://server.example/large.iso", "without privilege"),
         ("sudo msocks run bash", "a shell: all that is started from it"),
     ],
@@ -61,6 +65,15 @@ _ON_LOSS = ("move", "wait", "reset")
     help="Destinations that are reached directly; may be given several times. Loopback, this host's own and link-local "
     "addresses, multicast and the proxy always are.",
 )
+@click.option(
+    "--dns",
+    type=click.Choice(["host", "proxy"]),
+    default="host",
+    show_default=True,
+    help="Who resolves names: the host as always, or the proxy. With `proxy`, no question for a name leaves the host; "
+    "the program sees stand-in addresses, of 198.18.0.0/15 and 100::/64.",
+)
+@click.option("--no-udp", is_flag=True, help="Refuse UDP (EPERM), except over loopback: what is no TCP goes nowhere.")
 @click.option("--user", metavar="NAME", help="Run the program as this user. By default, under sudo, who called sudo.")
 @control_option
 @click.argument("command", metavar="CMD [ARGUMENT]...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -73,6 +86,8 @@ def run(
     on_loss: str | None,
     tag: str | None,
     excluded: tuple[IPv4Network | IPv6Network, ...],
+    dns: str,
+    no_udp: bool,
     user: str | None,
     control: str | None,
     command: tuple[str, ...],
@@ -87,11 +102,11 @@ def run(
     The agent needs none. Without the privilege one of the other ways is taken, with a line on standard error that says
     which.
 
-    UDP is left alone, and so is name resolution, which by this way is the host's own.
+    UDP is left alone unless --no-udp is given, and names are resolved by the host unless --dns proxy is.
     """
-    from msocks.cli.run_ways import CgroupSettings, ProgramStart
+    from msocks.cli.run_ways import ONLY_BY_HOOKS, CgroupSettings, ProgramStart
 
-    settings = CgroupSettings(Wish(link, prefer, on_loss), tag, excluded)
+    settings = CgroupSettings(Wish(link, prefer, on_loss), tag, excluded, names=dns == "proxy", no_udp=no_udp)
     if via in ("proxychains", "environment") and not settings.is_empty:
-        raise click.UsageError("--link, --prefer, --on-loss, --tag and --exclude work with --via cgroup alone.")
+        raise click.UsageError(f"{ONLY_BY_HOOKS} work with --via cgroup alone.")
     return ProgramStart(command, control, user, verbose=invocation.is_verbose).run(via, settings)

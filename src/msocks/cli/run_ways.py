@@ -19,6 +19,8 @@ from msocks.interception.refusal import CannotIntercept
 from msocks.values.endpoint import Endpoint
 from msocks.values.origin import Wish
 
+ONLY_BY_HOOKS = "--link, --prefer, --on-loss, --tag, --exclude, --dns and --no-udp"
+
 
 @dataclass(frozen=True, slots=True)
 class CgroupSettings:
@@ -27,11 +29,13 @@ class CgroupSettings:
     wish: Wish
     tag: str | None
     excluded: tuple[IPv4Network | IPv6Network, ...]
+    names: bool = False
+    no_udp: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing of it was asked for."""
-        return self.wish == Wish() and self.tag is None and not self.excluded
+        return self == CgroupSettings(Wish(), None, ())
 
 
 class ProgramStart:
@@ -76,7 +80,7 @@ class ProgramStart:
                         raise
                     if not settings.is_empty:
                         raise ConfigurationError(
-                            f"--link, --prefer, --on-loss, --tag and --exclude need the kernel's hooks: {error.what}",
+                            f"{ONLY_BY_HOOKS} need the kernel's hooks: {error.what}",
                             remedy=error.remedy,
                         ) from None
                     lack = error.what
@@ -100,7 +104,8 @@ class ProgramStart:
         from msocks.interception.messages import Run
 
         link = AgentLink(f"{self._control}{RUN_SUFFIX}", Run(settings.tag, settings.wish))
-        start_keeper(Keeper(link, settings.excluded), self._inherited)
+        keeper = Keeper(link, settings.excluded, names=settings.names, no_udp=settings.no_udp)
+        start_keeper(keeper, self._inherited)
         if self._verbose:
             self._say("by the kernel's connect hooks (cgroup)")
         become(self._command, self._environment, self._identity)

@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from msocks.interception import layout
-from msocks.interception.layout import Attempt
+from msocks.interception.layout import Attempt, Settings
 from msocks.interception.refusal import CannotIntercept
 
 OBJECT = Path(__file__).with_name("_interception.bpf.o")
@@ -25,14 +25,15 @@ _ATTACH_TYPES = {
     "msocks_getpeername4": 29,
     "msocks_getpeername6": 30,
 }
+_ATTACH_TYPES_OF_UDP = {"msocks_sendmsg4": 14, "msocks_sendmsg6": 15, "msocks_recvmsg4": 19, "msocks_recvmsg6": 20}
 _FIRST = bytes(4)
 
 
 class Hooks:
     """See the module. `configure` has to come before the first connect()."""
 
-    def __init__(self, cgroup: int) -> None:
-        """Attach to the control group (a descriptor of its directory).
+    def __init__(self, cgroup: int, *, udp: bool) -> None:
+        """Attach to the control group (a descriptor of its directory); with `udp` what concerns datagrams as well.
 
         Raises:
             CannotIntercept: The privilege is missing, or the kernel is too old, or msocks was built without.
@@ -52,7 +53,7 @@ class Hooks:
             programs = compiled.programs()
             for program in programs.values():
                 self._stack.callback(os.close, program)
-            for name, kind in _ATTACH_TYPES.items():
+            for name, kind in (_ATTACH_TYPES | (_ATTACH_TYPES_OF_UDP if udp else {})).items():
                 self._stack.callback(os.close, libbpf.attach_to_cgroup(programs[name], cgroup, kind))
             self._run = compiled.map("run")
             self._exclusions = compiled.map("exclusions")
@@ -69,9 +70,9 @@ class Hooks:
                 "the kernel has to be Linux 6.1 or newer",
             ) from None
 
-    def configure(self, port4: int, port6: int) -> None:
-        """From now on redirect to these ports, what is connected in this network namespace; 0 leaves a family alone."""
-        self._run.update(_FIRST, layout.settings(layout.netns_cookie(), port4, port6))
+    def configure(self, settings: Settings) -> None:
+        """From now on redirect what is connected in this network namespace."""
+        self._run.update(_FIRST, settings.pack(layout.netns_cookie()))
 
     def leave_alone(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
         """Destinations that are not redirected, in addition to those told before."""

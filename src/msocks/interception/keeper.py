@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import select
+import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from msocks.interception.agent_link import AgentLink
 from msocks.interception.cgroup import RunGroup
 from msocks.interception.hooks import Hooks
-from msocks.interception.layout import Attempt
+from msocks.interception.layout import Attempt, Settings
 from msocks.interception.local_addresses import AddressNews, local_addresses
 from msocks.interception.messages import Connect
 from msocks.interception.refusal import Refusals
+from msocks.interception.resolver import Resolver
 from msocks.values.endpoint import Endpoint
 
 # Attempts that are remembered until they are answered, or sent again.
@@ -30,12 +32,21 @@ _AGENT_PAUSE_MS = 1000
 class Keeper:
     """One run: made by the process that will become the program, carried on by the keeper's own (see `Keeper.run`)."""
 
-    def __init__(self, link: AgentLink, excluded: Iterable[IPv4Network | IPv6Network]) -> None:
+    def __init__(
+        self,
+        link: AgentLink,
+        excluded: Iterable[IPv4Network | IPv6Network],
+        *,
+        names: bool = False,
+        no_udp: bool = False,
+    ) -> None:
         """Make the control group and attach the hooks; nothing is redirected before a process is in the group.
 
         Args:
             link: The registration; owned, also where this raises.
             excluded: Destinations that are left alone, besides the proxy's addresses and this host's own.
+            names: Whether names are resolved by the proxy.
+            no_udp: Whether the program may use no UDP, except over loopback.
 
         Raises:
             CannotIntercept: The privilege is missing, or the host lacks something.
@@ -43,6 +54,8 @@ class Keeper:
         self._link = link
         # What was asked, by socket and SYN; and what the answer was, once it is known.
         self._asked: dict[int, tuple[Attempt, int | None]] = {}
+        self._resolver: Resolver | None = None
+        self._no_udp = no_udp
         self._known: set[IPv4Network | IPv6Network] = set()
         self._stack = contextlib.ExitStack()
         self._stack.callback(link.close)
@@ -51,7 +64,10 @@ class Keeper:
             self._stack.callback(self.group.close)
             self._refusals = Refusals()
             self._stack.callback(self._refusals.close)
-            self._hooks = Hooks(self.group.fd)
+            if names:
+                self._resolver = Resolver()
+                self._stack.callback(self._resolver.close)
+            self._hooks = Hooks(self.group.fd, udp=names or no_udp)
             self._stack.callback(self._hooks.close)
             self._news = AddressNews()
             self._stack.callback(self._news.close)
@@ -68,6 +84,9 @@ class Keeper:
         self.group.watch(poll)
         poll.register(hooks, select.POLLIN)
         poll.register(news, select.POLLIN)
+        if self._resolver is not None:
+            for descriptor in self._resolver.descriptors:
+                poll.register(descriptor, select.POLLIN)
         try:
             while self.group.is_populated:
                 agent = self._link.fileno()
@@ -81,6 +100,8 @@ class Keeper:
                     self._leave_alone(())
                 if agent in ready:
                     self._hear()
+                if self._resolver is not None and not ready.isdisjoint(self._resolver.descriptors):
+                    self._resolver.serve()
                 if hooks in ready:
                     self._hooks.attempts(self._on_attempt)
                 if not self._link.is_connected and self._link.reconnect():
@@ -94,9 +115,9 @@ class Keeper:
 
     def _configure(self) -> None:
         ready = self._link.ready
-        self._hooks.configure(ready.port4, ready.port6)
-        endpoints = [Endpoint.parse(text) for text in ready.proxy]
-        self._leave_alone(ip_network(str(each.host)) for each in endpoints if each.address is not None)
+        resolver = (0, 0) if self._resolver is None else self._resolver.ports
+        self._hooks.configure(Settings((ready.port4, ready.port6), resolver, self._no_udp))
+        self._leave_alone(address for text in ready.proxy for address in _addresses_of(Endpoint.parse(text)))
 
     def _leave_alone(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
         fresh = ({*networks} | local_addresses()) - self._known
@@ -115,12 +136,25 @@ class Keeper:
         elif not self._link.is_connected:
             self._tell(attempt, errno.ECONNREFUSED)
         elif is_new:
+            try:
+                destination = str(self._named(attempt.destination))
+            except LookupError:  # an address of the pool that stands for no name any more
+                self._asked[attempt.cookie] = attempt, errno.EHOSTUNREACH
+                self._tell(attempt, errno.EHOSTUNREACH)
+                return
             question = Connect(
-                attempt.cookie, str(attempt.local), str(attempt.destination), attempt.pid, attempt.uid, attempt.process
+                attempt.cookie, str(attempt.local), destination, attempt.pid, attempt.uid, attempt.process
             )
             if not self._link.ask(question):
                 del self._asked[attempt.cookie]  # the SYN comes again in a second, and with it the question
             self._check_agent()
+
+    def _named(self, destination: Endpoint) -> Endpoint:
+        """The destination with the name that its address stands for, where it does."""
+        if self._resolver is None or destination.address is None:
+            return destination
+        name = self._resolver.pool.name(destination.address)
+        return destination if name is None else Endpoint(name, destination.port)
 
     def _hear(self) -> None:
         for refuse in self._link.hear():
@@ -144,3 +178,10 @@ class Keeper:
     def _port(self, attempt: Attempt) -> int:
         local = attempt.local.address
         return self._link.ready.port6 if local is not None and local.version == 6 else self._link.ready.port4
+
+
+def _addresses_of(endpoint: Endpoint) -> Iterable[IPv4Network | IPv6Network]:
+    """Each as a network of one; none where a name has none now."""
+    with contextlib.suppress(OSError):
+        for *_, sockaddr in socket.getaddrinfo(str(endpoint.host), endpoint.port, type=socket.SOCK_STREAM):
+            yield ip_network(str(Endpoint.from_sockaddr(sockaddr).host))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from msocks.errors import MsocksError
 from msocks.interception.identity import Identity
 from msocks.interception.keeper import Keeper
+from msocks.interception.refusal import CannotIntercept
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit statuses of shells and env(1), for a program that there is not, or that cannot be run."""
@@ -55,28 +57,29 @@ def start_keeper(keeper: Keeper, inherited: frozenset[int]) -> None:
         inherited: Descriptors that are none of the keeper's business (see `open_descriptors`).
 
     Raises:
+        CannotIntercept: The keeper does not start.
         OSError: The kernel gives no process, or refuses the group.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    entered, tell = os.pipe()
+    ours, its = socket.socketpair()
     between = os.fork()
     if between == 0:
         try:
             if os.fork() == 0:
-                os.close(tell)
-                _keep(keeper, entered, inherited)
+                ours.close()
+                _keep(keeper, its, inherited)
         finally:
             os._exit(0)
-    os.close(entered)
+    its.close()
     os.waitpid(between, 0)
-    try:
+    with ours:
+        if not ours.recv(1):  # without a keeper the program would connect directly, and nobody would know
+            raise CannotIntercept("the process that keeps the hooks did not start", remedy="the memory may be full")
         keeper.group.enter()
-    finally:
-        os.close(tell)  # the keeper begins to wait for the group's end
 
 
-def _keep(keeper: Keeper, entered: int, inherited: frozenset[int]) -> None:
+def _keep(keeper: Keeper, parent: socket.socket, inherited: frozenset[int]) -> None:
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -85,8 +88,9 @@ def _keep(keeper: Keeper, entered: int, inherited: frozenset[int]) -> None:
         with contextlib.suppress(OSError):
             os.close(descriptor)
     os.chdir("/")
-    os.read(entered, 1)
-    os.close(entered)
+    with parent:
+        parent.send(b"+")
+        parent.recv(1)  # until it is in the group, or gone
     keeper.run()
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from msocks.values.endpoint import Address, Endpoint
 
 ATTEMPT = struct.Struct("=Q16s16s2s2s4sIIB7x16s")
-SETTINGS = struct.Struct("=Q2s2sB3x")
+SETTINGS = struct.Struct("=Q2s2s2s2sBB6x")
 EXCLUDED = struct.Struct("=I16s")
 
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -54,9 +54,24 @@ def read_attempt(record: bytes) -> Attempt:
     )
 
 
-def settings(netns_cookie: int, port4: int, port6: int) -> bytes:
-    """What the programs are told; a port of 0 leaves that family alone."""
-    return SETTINGS.pack(netns_cookie, port4.to_bytes(2, "big"), port6.to_bytes(2, "big"), 1)
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the programs are told.
+
+    Attributes:
+        agent: The agent's ports on 127.0.0.1 and ::1; 0 leaves that family alone.
+        resolver: The keeper's ports for questions to name servers, likewise; (0, 0) leaves resolution alone.
+        no_udp: Refuse UDP but over loopback.
+    """
+
+    agent: tuple[int, int]
+    resolver: tuple[int, int] = (0, 0)
+    no_udp: bool = False
+
+    def pack(self, netns_cookie: int) -> bytes:
+        """The structure, for runs in the network namespace of that cookie."""
+        ports = (port.to_bytes(2, "big") for port in (*self.agent, *self.resolver))
+        return SETTINGS.pack(netns_cookie, *ports, 1, self.no_udp)
 
 
 def excluded(network: IPv4Network | IPv6Network) -> bytes:

@@ -7,6 +7,7 @@
  * answered, the agent connects to the program's port, and two SYNs that cross make one connection (simultaneous open,
  * RFC 9293 section 3.5). So connect() ends when, and as, the real connection does.
  * getpeername4, getpeername6: the program is shown the destination that it meant.
+ * sendmsg, recvmsg: where names shall be resolved by the proxy, questions to name servers go to the keeper.
  *
  * docs/explanation/any-program.md explains the whole.
  */
@@ -23,6 +24,8 @@
 #define STREAM 1	/* SOCK_STREAM; the C library's headers are not for eBPF */
 #define ALLOW 1
 #define HOLD 0
+#define REFUSE 0	/* EPERM */
+#define DNS 53
 #define LOOPBACK bpf_htonl(0x7f000001)
 #define MAPPED bpf_htonl(0xffff)
 #define IPV6_HEADER 40
@@ -87,50 +90,110 @@ static __always_inline bool is_near(const struct address *address)
 	return first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff;
 }
 
-/* Decide about a connect(); remember what was meant. Returns the agent's port, 0 to leave it alone. */
-static __always_inline __be16 redirect(struct bpf_sock_addr *ctx, const struct address *destination, bool by_ipv4)
+/* 198.18.0.0/15 (RFC 2544) and 100::/64 (RFC 6666): the resolver gives them to names, and no host has them. */
+static __always_inline bool is_of_name(const struct address *address)
+{
+	if (is_mapped(address))
+		return bpf_ntohl(address->words[3]) >> 17 == 0xc6120000 >> 17;
+	return address->words[0] == bpf_htonl(0x01000000) && !address->words[1];
+}
+
+static __always_inline struct settings *settings_for(struct bpf_sock_addr *ctx)
+{
+	__u32 zero = 0;
+	struct settings *settings = bpf_map_lookup_elem(&run, &zero);
+
+	if (!settings || !settings->enabled || !ctx->sk || bpf_get_netns_cookie(ctx) != settings->netns_cookie)
+		return 0;
+	return settings;
+}
+
+static __always_inline struct meant *remember(struct bpf_sock_addr *ctx, const struct address *destination)
+{
+	struct meant *meant = bpf_sk_storage_get(&redirected, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (meant) {
+		meant->destination = *destination;
+		meant->port = ctx->user_port;
+	}
+	return meant;
+}
+
+/* Decide about a datagram, or a socket for them. Returns the resolver's port, 0 to leave it alone, -1 to refuse it. */
+static __always_inline int resolve(struct bpf_sock_addr *ctx, const struct address *destination, bool by_ipv4)
+{
+	struct settings *settings = settings_for(ctx);
+
+	if (!settings)
+		return 0;
+	if (settings->dns4 && ctx->user_port == bpf_htons(DNS)) {
+		__be16 port = by_ipv4 ? settings->dns4 : settings->dns6;
+
+		return port && remember(ctx, destination) ? port : -1;
+	}
+	if (settings->dns4 && is_of_name(destination))
+		return -1;	/* so that QUIC gives way to TCP at once */
+	return settings->no_udp && !is_near(destination) ? -1 : 0;
+}
+
+/* Decide about a connect(); remember what was meant. Returns the agent's port, 0 to leave it alone, -1 to refuse it. */
+static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct address *destination, bool by_ipv4)
 {
 	struct excluded key = { .prefix_bits = 128, .address = *destination };
 	struct settings *settings;
 	struct meant *meant;
-	__u32 zero = 0;
 	__be16 port;
 
-	if (ctx->type != STREAM || ctx->protocol != IPPROTO_TCP || !ctx->sk)
+	if (ctx->protocol == IPPROTO_UDP)
+		return resolve(ctx, destination, by_ipv4);
+	if (ctx->type != STREAM || ctx->protocol != IPPROTO_TCP)
 		return 0;
-	settings = bpf_map_lookup_elem(&run, &zero);
-	if (!settings || !settings->enabled)
+	settings = settings_for(ctx);
+	if (!settings)
 		return 0;
 	port = by_ipv4 ? settings->port4 : settings->port6;
-	if (!port || bpf_get_netns_cookie(ctx) != settings->netns_cookie)
-		return 0;
 	/* Who names an interface means it; and loopback is not reached through it. */
-	if (ctx->sk->bound_dev_if || is_near(destination) || bpf_map_lookup_elem(&exclusions, &key)) {
+	if (!port || ctx->sk->bound_dev_if || is_near(destination) || bpf_map_lookup_elem(&exclusions, &key)) {
 		bpf_sk_storage_delete(&redirected, ctx->sk);	/* the socket may have been connected before */
-		return 0;
+		return settings->dns4 && ctx->user_port == bpf_htons(DNS) ? -1 : 0;
 	}
-	meant = bpf_sk_storage_get(&redirected, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	meant = remember(ctx, destination);
 	if (!meant)
-		return 0;
-	meant->destination = *destination;
-	meant->port = ctx->user_port;
+		return -1;
 	meant->pid = bpf_get_current_pid_tgid() >> 32;
 	meant->uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(meant->comm, sizeof(meant->comm));
 	return port;
 }
 
+static __always_inline int send_to4(struct bpf_sock_addr *ctx, int port)
+{
+	if (port > 0) {
+		ctx->user_ip4 = LOOPBACK;
+		ctx->user_port = port;
+	}
+	return port < 0 ? REFUSE : ALLOW;
+}
+
+static __always_inline int send_to6(struct bpf_sock_addr *ctx, int port, bool mapped)
+{
+	if (port > 0) {
+		ctx->user_ip6[0] = 0;
+		ctx->user_ip6[1] = 0;
+		ctx->user_ip6[2] = mapped ? MAPPED : 0;
+		ctx->user_ip6[3] = mapped ? LOOPBACK : bpf_htonl(1);
+		ctx->user_port = port;
+	}
+	return port < 0 ? REFUSE : ALLOW;
+}
+
 SEC("cgroup/connect4")
 int msocks_connect4(struct bpf_sock_addr *ctx)
 {
 	struct address destination = { .words = { 0, 0, MAPPED, ctx->user_ip4 } };
-	__be16 port = redirect(ctx, &destination, true);
+	int port = redirect(ctx, &destination, true);
 
-	if (port) {
-		ctx->user_ip4 = LOOPBACK;
-		ctx->user_port = port;
-	}
-	return ALLOW;
+	return send_to4(ctx, port);
 }
 
 SEC("cgroup/connect6")
@@ -140,20 +203,31 @@ int msocks_connect6(struct bpf_sock_addr *ctx)
 		.words = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] }
 	};
 	bool mapped = is_mapped(&destination);
-	__be16 port = redirect(ctx, &destination, mapped);
+	int port = redirect(ctx, &destination, mapped);
 
-	if (port) {
-		ctx->user_ip6[0] = 0;
-		ctx->user_ip6[1] = 0;
-		ctx->user_ip6[2] = mapped ? MAPPED : 0;
-		ctx->user_ip6[3] = mapped ? LOOPBACK : bpf_htonl(1);
-		ctx->user_port = port;
-	}
-	return ALLOW;
+	return send_to6(ctx, port, mapped);
 }
 
-SEC("cgroup/getpeername4")
-int msocks_getpeername4(struct bpf_sock_addr *ctx)
+SEC("cgroup/sendmsg4")
+int msocks_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct address destination = { .words = { 0, 0, MAPPED, ctx->user_ip4 } };
+
+	return send_to4(ctx, resolve(ctx, &destination, true));
+}
+
+SEC("cgroup/sendmsg6")
+int msocks_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct address destination = {
+		.words = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] }
+	};
+	bool mapped = is_mapped(&destination);
+
+	return send_to6(ctx, resolve(ctx, &destination, mapped), mapped);
+}
+
+static __always_inline int show_meant4(struct bpf_sock_addr *ctx)
 {
 	struct meant *meant = ctx->sk ? bpf_sk_storage_get(&redirected, ctx->sk, 0, 0) : 0;
 
@@ -164,8 +238,27 @@ int msocks_getpeername4(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-SEC("cgroup/getpeername6")
-int msocks_getpeername6(struct bpf_sock_addr *ctx)
+SEC("cgroup/getpeername4")
+int msocks_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return show_meant4(ctx);
+}
+
+static __always_inline bool is_of_resolver(struct bpf_sock_addr *ctx)
+{
+	struct settings *settings = settings_for(ctx);
+
+	return settings && settings->dns4 && (ctx->user_port == settings->dns4 || ctx->user_port == settings->dns6);
+}
+
+/* A resolver looks whether the answer comes from the name server that it has asked. */
+SEC("cgroup/recvmsg4")
+int msocks_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return is_of_resolver(ctx) ? show_meant4(ctx) : ALLOW;
+}
+
+static __always_inline int show_meant6(struct bpf_sock_addr *ctx)
 {
 	struct meant *meant = ctx->sk ? bpf_sk_storage_get(&redirected, ctx->sk, 0, 0) : 0;
 
@@ -177,6 +270,18 @@ int msocks_getpeername6(struct bpf_sock_addr *ctx)
 		ctx->user_port = meant->port;
 	}
 	return ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int msocks_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return show_meant6(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int msocks_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return is_of_resolver(ctx) ? show_meant6(ctx) : ALLOW;
 }
 
 /* In SYN_SENT a socket sends SYNs alone. After the agent's SYN has come it is in SYN_RECEIVED, and passes. */

@@ -16,8 +16,10 @@ struct address {
 struct settings {
 	__u64 netns_cookie;	/* sockets of other network namespaces are left alone */
 	__be16 port4, port6;	/* the agent's, on the loopback addresses; 0: that family is left alone */
+	__be16 dns4, dns6;	/* the keeper's resolver, on the loopback addresses; 0: resolution is the host's */
 	__u8 enabled;
-	__u8 pad[3];
+	__u8 no_udp;		/* no UDP but over loopback, and to the resolver */
+	__u8 pad[6];
 };
 
 /* A destination that is left alone: key of a longest-prefix table. */
