@@ -20,6 +20,7 @@ OBJECT = Path(__file__).with_name("_interception.bpf.o")
 # enum bpf_attach_type
 _ATTACH_TYPES = {
     "msocks_egress": 1,
+    "msocks_sock_create": 2,
     "msocks_connect4": 10,
     "msocks_connect6": 11,
     "msocks_getpeername4": 29,

@@ -26,6 +26,8 @@
 #define HOLD 0
 #define REFUSE 0	/* EPERM */
 #define DNS 53
+#define MULTIPATH 262		/* IPPROTO_MPTCP */
+#define NO_SUCH_PROTOCOL 93	/* EPROTONOSUPPORT */
 #define LOOPBACK bpf_htonl(0x7f000001)
 #define MAPPED bpf_htonl(0xffff)
 #define IPV6_HEADER 40
@@ -164,6 +166,19 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct addr
 	meant->uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(meant->comm, sizeof(meant->comm));
 	return port;
+}
+
+/*
+ * Linux has no simultaneous open for Multipath TCP, so such a socket could not be answered. The program is told what a
+ * host without Multipath TCP tells it, and takes TCP.
+ */
+SEC("cgroup/sock_create")
+int msocks_sock_create(struct bpf_sock *ctx)
+{
+	if (ctx->protocol != MULTIPATH)
+		return ALLOW;
+	bpf_set_retval(-NO_SUCH_PROTOCOL);
+	return REFUSE;
 }
 
 static __always_inline int send_to4(struct bpf_sock_addr *ctx, int port)
