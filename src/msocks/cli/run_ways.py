@@ -102,9 +102,12 @@ class ProgramStart:
         from msocks.interception.agent_link import AgentLink
         from msocks.interception.keeper import Keeper
         from msocks.interception.messages import Run
+        from msocks.interception.name_services import hide_name_services
 
         link = AgentLink(f"{self._control}{RUN_SUFFIX}", Run(settings.tag, settings.wish))
         keeper = Keeper(link, settings.excluded, names=settings.names, no_udp=settings.no_udp)
+        if settings.names:
+            hide_name_services()
         start_keeper(keeper, self._inherited)
         if self._verbose:
             self._say("by the kernel's connect hooks (cgroup)")
