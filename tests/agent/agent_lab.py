@@ -29,7 +29,7 @@ LINKS = ("wifi", "lte")
 # What the agent's JSON has; others rely on it.
 FLOW_KEYS = {
     "id", "session", "state", "link", "destination", "datapath", "datapath_reason", "generation", "moves",
-    "bytes_up", "bytes_down", "since", "last_move", "error",
+    "bytes_up", "bytes_down", "since", "last_move", "error", "process", "pid", "user", "tag",
 }  # fmt: skip
 LINK_KEYS = {"name", "state", "rtt_ms", "flows"}
 

@@ -20,7 +20,7 @@ from msocks.errors import ConfigurationError
 
 STATUS_KEYS = {
     "schema", "version", "pid", "uptime_s", "user", "proxy", "authorised", "problem", "listen", "control", "links",
-    "flows", "handshakes",
+    "flows", "handshakes", "runs",
 }  # fmt: skip
 
 

@@ -10,7 +10,20 @@ from tests.cli.conftest import CommandLine
 
 import msocks as package
 
-VERBS = ["proxy", "agent", "status", "links", "flows", "move", "nc", "user", "sessions", "doctor", "check-config"]
+VERBS = [
+    "proxy",
+    "agent",
+    "status",
+    "links",
+    "flows",
+    "move",
+    "run",
+    "nc",
+    "user",
+    "sessions",
+    "doctor",
+    "check-config",
+]
 USER_VERBS = ["add", "list", "remove", "password"]
 
 # Beyond click, what a command line loads is paid at every start.
@@ -46,6 +59,18 @@ def test_the_options_that_others_rely_on_exist(msocks: CommandLine):
         "links": ["--control", "--json"],
         "move": ["--to", "--control", "--json"],
         "nc": ["--control"],
+        "run": [
+            "--via",
+            "--link",
+            "--prefer",
+            "--on-loss",
+            "--tag",
+            "--exclude",
+            "--dns",
+            "--no-udp",
+            "--user",
+            "--control",
+        ],
         "doctor": ["--json", "--discard-splice-state"],
         "check-config": ["--json"],
     }

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SPLICE = "msocks/datapath/splice"
-BUILT = {f"{SPLICE}/_libbpf.abi3.so", f"{SPLICE}/_splice.bpf.o"}
+BUILT = {f"{SPLICE}/_libbpf.abi3.so", f"{SPLICE}/_splice.bpf.o", "msocks/interception/_interception.bpf.o"}
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ class Flow:
         """Look for a leg. The owner may be told of the end before this returns."""
         if not self._request.waits_in_connect:
             self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
-        self._node.begin(self.connection, link=self._request.wish.link)
+        self._node.begin(self.connection, link=self._request.wish.link if self._request.wish else None)
 
     @property
     def session(self) -> SessionId:
@@ -289,5 +289,5 @@ class Flow:
             since=self._since,
             last_move=self._last_move,
             error=error,
-            origin=self._request.origin,
+            origin=self._request.origin or Origin(),
         )

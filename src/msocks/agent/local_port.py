@@ -6,7 +6,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 import structlog
@@ -41,16 +41,16 @@ class ProgramRequest:
         sock: Its connection, non-blocking; whoever takes the request owns it.
         dialogue: Takes the answer, and has the bytes that came early.
         destination: Where to; names are not resolved.
-        origin: Which program.
-        wish: What whoever started the program asks for.
+        origin: The program, where whoever brought the connection here knows it.
+        wish: What the program's user asks for it.
         waits_in_connect: `sock` is not connected before the dialogue has granted.
     """
 
     sock: socket.socket
     dialogue: Answer
     destination: Endpoint
-    origin: Origin = field(default_factory=Origin)
-    wish: Wish = field(default_factory=Wish)
+    origin: Origin | None = None
+    wish: Wish | None = None
     waits_in_connect: bool = False
 
 
