@@ -17,7 +17,7 @@ text, number = st.text(max_size=40), st.integers(0, 2**64 - 1)
 wishes = st.builds(Wish, st.none() | text, st.lists(text, max_size=3).map(tuple), st.none() | text)
 messages = (
     st.builds(Run, st.none() | text, wishes)
-    | st.builds(Ready, number, number, st.lists(text, max_size=3).map(tuple))
+    | st.builds(Ready, number, number, number, st.lists(text, max_size=3).map(tuple))
     | st.builds(Refused, text, text)
     | st.builds(Connect, number, text, text, number, number, text)
     | st.builds(Refuse, number, number)

@@ -55,6 +55,9 @@ class HeldConnect:
         try:
             self._sock.settimeout(_PATIENCE_S)
             self._sock.connect((str(self._program.host), self._program.port))
+        except OSError:
+            self._on_refused(errno.ECONNREFUSED)  # should it wait still
+            raise
         finally:
             self._sock.setblocking(False)
         return b""

@@ -19,6 +19,7 @@ from msocks.agent.local_port import ProgramRequest
 from msocks.errors import ConfigurationError, MsocksError
 from msocks.interception import messages
 from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run
+from msocks.interception.network_namespace import netns_cookie
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
 from msocks.values.origin import Origin
@@ -133,7 +134,8 @@ class RunPort:
         with contextlib.suppress(OSError):  # a host without IPv6
             registration.places += (_place(_IPV6, 0),)
         ports = [place.getsockname()[1] for place in registration.places]
-        self._say(registration, Ready(ports[0], ports[1] if len(ports) > 1 else 0, self._proxy))
+        port6 = ports[1] if len(ports) > 1 else 0
+        self._say(registration, Ready(ports[0], port6, netns_cookie(registration.places[0]), self._proxy))
         registration.run = run
 
     def _connect(self, registration: _Registration, run: Run, connect: Connect) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -9,8 +10,11 @@ import socket
 from msocks.errors import AgentUnavailable, ConfigurationError, MsocksError
 from msocks.interception import messages
 from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run
+from msocks.interception.network_namespace import own_netns_cookie
 
 _PATIENCE_S = 5.0
+_SO_SNDBUFFORCE = 32
+_QUEUE_BYTES = 4 * 1024 * 1024
 
 
 class RunRefused(ConfigurationError):
@@ -97,6 +101,13 @@ class AgentLink:
             if isinstance(answer, Refused):
                 raise RunRefused(answer.what, remedy=answer.remedy)
             assert isinstance(answer, Ready)
+            if answer.netns != own_netns_cookie():
+                raise RunRefused(
+                    f"the agent at {self._path} runs in another network namespace, and has another loopback interface",
+                    remedy="run an agent in this one, and say where it is: --control PATH",
+                )
+            with contextlib.suppress(OSError):  # hundreds of connect() at once shall not have to wait
+                sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _QUEUE_BYTES)
             sock.setblocking(False)
             self._socket = sock
             return answer

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from msocks.interception import layout
 from msocks.interception.layout import Attempt, Settings
+from msocks.interception.network_namespace import own_netns_cookie
 from msocks.interception.refusal import CannotIntercept
 
 OBJECT = Path(__file__).with_name("_interception.bpf.o")
@@ -73,7 +74,7 @@ class Hooks:
 
     def configure(self, settings: Settings) -> None:
         """From now on redirect what is connected in this network namespace."""
-        self._run.update(_FIRST, settings.pack(layout.netns_cookie()))
+        self._run.update(_FIRST, settings.pack(own_netns_cookie()))
 
     def leave_alone(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
         """Destinations that are not redirected, in addition to those told before."""

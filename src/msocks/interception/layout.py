@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import struct
-import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -78,13 +76,6 @@ def excluded(network: IPv4Network | IPv6Network) -> bytes:
     """The key of a destination that is left alone."""
     bits = network.prefixlen + (_MAPPED_BITS if network.version == 4 else 0)
     return EXCLUDED.pack(bits, _words(network.network_address))
-
-
-def netns_cookie() -> int:
-    """Names the network namespace of the calling thread. Raises OSError before Linux 5.14."""
-    so_netns_cookie = 71
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8), sys.byteorder)
 
 
 def _words(address: Address) -> bytes:

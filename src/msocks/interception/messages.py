@@ -31,10 +31,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The agent's ports for the run, on 127.0.0.1 and ::1 (0 where there is no IPv6); and the proxy's endpoints."""
+    """The agent's ports for the run, on 127.0.0.1 and ::1 (0 where there is no IPv6); and the proxy's endpoints.
+
+    `netns` is the cookie of the agent's network namespace, whose loopback that is; 0 where the kernel has none.
+    """
 
     port4: int
     port6: int
+    netns: int = 0
     proxy: tuple[str, ...] = ()
 
 
