@@ -32,7 +32,7 @@ fmt: install  ## let ruff repair and format
 docs: install  ## build docs/_build/html; a warning is an error
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-bpf: | .venv  ## compile the eBPF object anew and show what the verifier says of it (root)
+bpf: | .venv  ## compile the eBPF objects anew and show what the verifier says of them (root)
 	$(PYTHON) hatch_build.py object
 	@$(PYTHON) tools/load_bpf.py
 

@@ -211,7 +211,8 @@ def test_exit_status_signals_and_streams_are_the_programs(ran: Runs):
         assert done.returncode == status
         assert words[0] in done.stderr
     # SIGPIPE ends it as it would without msocks, and no process is its child that it did not start.
-    assert ran("sh", "-c", "yes | head -1; wait; ps -o pid= --ppid $$ | wc -l").stdout.split() == ["y", "2"]
+    done = ran("sh", "-c", "yes | head -1; wait; ps -o pid= --ppid $$ | wc -l")
+    assert (done.stdout.split(), done.stderr) == (["y", "2"], "")
     process = ran.popen("sh", "-c", "trap 'exit 9' INT; while :; do sleep 0.05; done")
     ran.until(lambda: b"sleep" in b"".join(cmdline(each) for each in children(process.pid)), "it never started")
     process.send_signal(signal.SIGINT)

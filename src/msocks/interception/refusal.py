@@ -6,6 +6,7 @@ answered is made here, with the SYN's own numbers, and sent over loopback.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -13,14 +14,17 @@ from ipaddress import IPv4Address, IPv6Address
 
 from msocks.errors import MsocksError
 from msocks.interception.layout import Attempt
+from msocks.values.endpoint import Address
 
+_TTL = 64
 _RST_ACK = 0x14
+_SYN = 0x02
 _UNREACHABLE_4, _UNREACHABLE_6 = 3, 1  # ICMP types (RFC 792, RFC 4443)
 # Codes of "destination unreachable", by the error that Linux makes of them.
 _CODES_4 = {errno.ENETUNREACH: 0, errno.EHOSTUNREACH: 1, errno.ETIMEDOUT: 1, errno.EACCES: 13}
 _CODES_6 = {errno.ENETUNREACH: 0, errno.EACCES: 1, errno.EHOSTUNREACH: 3, errno.ETIMEDOUT: 3}
-_IPV6_CHECKSUM = 7
-_TCP_CHECKSUM_AT = 16
+_HERE_4, _HERE_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
+_TCP_CHECKSUM_AT, _ICMP_CHECKSUM_AT = 16, 2
 
 
 class CannotIntercept(MsocksError):
@@ -28,67 +32,35 @@ class CannotIntercept(MsocksError):
 
 
 class Refusals:
-    """Raw sockets on loopback. Needs CAP_NET_RAW, and only until it is made."""
+    """Raw sockets, one for each family, that receive nothing. Needs CAP_NET_RAW, and only until it is made."""
 
     def __init__(self) -> None:
         """
         Raises:
             CannotIntercept: The privilege is missing.
         """
-        self._sockets: dict[tuple[int, int], socket.socket] = {}
+        self._sockets: dict[int, socket.socket] = {}
         try:
-            for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_ICMP):
-                self._open(socket.AF_INET, protocol, "127.0.0.1")
+            self._sockets[4] = _sending_socket(socket.AF_INET)
         except OSError as error:
-            self.close()
             raise CannotIntercept(
                 f"no raw socket can be had: {error.strerror}", remedy="run as root (sudo), or with CAP_NET_RAW"
             ) from None
-        try:
-            for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_ICMPV6):
-                self._open(socket.AF_INET6, protocol, "::1")
-            tcp = self._sockets[socket.AF_INET6, socket.IPPROTO_TCP]
-            tcp.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _TCP_CHECKSUM_AT)
-        except OSError:
-            pass  # a host without IPv6 has no program that connects by it
-
-    def _open(self, family: int, protocol: int, address: str) -> None:
-        sock = socket.socket(family, socket.SOCK_RAW, protocol)
-        self._sockets[family, protocol] = sock
-        sock.setblocking(False)
-        sock.bind((address, 0))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # all of loopback's TCP comes here, and is not read
+        with contextlib.suppress(OSError):  # a host without IPv6 has no program that connects by it
+            self._sockets[6] = _sending_socket(socket.AF_INET6)
 
     def refuse(self, attempt: Attempt, port: int, error: int) -> None:
         """End the connect() of `attempt` with `error`, an errno.
 
-        ENETUNREACH, EHOSTUNREACH and, by IPv6, EACCES come through; a time-out as EHOSTUNREACH; all else as
-        ECONNREFUSED. `port` is the agent's, to which the attempt was redirected.
+        ENETUNREACH, EHOSTUNREACH and, by IPv6, EACCES come through; a time-out, and EACCES by IPv4, as EHOSTUNREACH;
+        all else as ECONNREFUSED. `port` is the agent's, to which the attempt was redirected.
         """
-        local = attempt.local.host
-        is_ipv6 = isinstance(local, IPv6Address)
-        code = (_CODES_6 if is_ipv6 else _CODES_4).get(error)
-        ports = struct.pack("!HH", attempt.local.port, port)
-        if code is None:
-            family, protocol = (socket.AF_INET6 if is_ipv6 else socket.AF_INET), socket.IPPROTO_TCP
-            packet = _reset(attempt, port)
-        elif isinstance(local, IPv4Address):
-            family, protocol = socket.AF_INET, socket.IPPROTO_ICMP
-            quoted = ports + attempt.sequence.to_bytes(4, "big")
-            header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 60, 0, 0, 64, socket.IPPROTO_TCP, 0, local.packed, _HERE_4)
-            packet = struct.pack("!BBHI", _UNREACHABLE_4, code, 0, 0) + header + quoted
-            packet = packet[:2] + _checksum(packet) + packet[4:]
-        else:
-            assert isinstance(local, IPv6Address)
-            family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6
-            # The kernel passes an error on only where all of the TCP header is quoted.
-            quoted = ports + attempt.sequence.to_bytes(4, "big") + struct.pack("!IBBHHH", 0, 0x50, 0x02, 0, 0, 0)
-            header = struct.pack("!IHBB16s16s", 0x60000000, 20, socket.IPPROTO_TCP, 64, local.packed, _HERE_6)
-            packet = struct.pack("!BBHI", _UNREACHABLE_6, code, 0, 0) + header + quoted  # the kernel sums it
-        try:
-            self._sockets[family, protocol].sendto(packet, (str(local), 0))
-        except (OSError, KeyError):
-            pass  # the SYN comes again, and so does this
+        local = attempt.local.address
+        assert local is not None
+        code = (_CODES_4 if local.version == 4 else _CODES_6).get(error)
+        packet = _reset(attempt, port, local) if code is None else _unreachable(attempt, port, local, code)
+        with contextlib.suppress(OSError, KeyError):  # the SYN comes again, and so does this
+            self._sockets[local.version].sendto(packet, (str(local), 0))
 
     def close(self) -> None:
         """Close the sockets."""
@@ -97,19 +69,54 @@ class Refusals:
         self._sockets.clear()
 
 
-_HERE_4 = IPv4Address("127.0.0.1").packed
-_HERE_6 = IPv6Address("::1").packed
+def _sending_socket(family: int) -> socket.socket:
+    # Of this protocol nothing comes; what is sent has its own IP header.
+    sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    sock.setblocking(False)
+    return sock
 
 
-def _reset(attempt: Attempt, port: int) -> bytes:
+def _reset(attempt: Attempt, port: int, local: Address) -> bytes:
     """What a closed port answers to the SYN (RFC 9293 section 3.10.7.1)."""
     acknowledged = (attempt.sequence + 1) & 0xFFFFFFFF
     segment = struct.pack("!HHIIBBHHH", port, attempt.local.port, 0, acknowledged, 0x50, _RST_ACK, 0, 0, 0)
-    local = attempt.local.host
-    if not isinstance(local, IPv4Address):
-        return segment  # the kernel sums it
-    pseudo = _HERE_4 + local.packed + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(segment))
-    return segment[:_TCP_CHECKSUM_AT] + _checksum(pseudo + segment) + segment[_TCP_CHECKSUM_AT + 2 :]
+    return _packet(local, socket.IPPROTO_TCP, segment, _TCP_CHECKSUM_AT)
+
+
+def _unreachable(attempt: Attempt, port: int, local: Address, code: int) -> bytes:
+    """What a router answers to the SYN; it quotes the IP header and the TCP header of it."""
+    syn = struct.pack("!HHIIBBHHH", attempt.local.port, port, attempt.sequence, 0, 0x50, _SYN, 0, 0, 0)
+    if isinstance(local, IPv4Address):
+        kind, protocol, quoted = _UNREACHABLE_4, socket.IPPROTO_ICMP, _header_4(local, _HERE_4, socket.IPPROTO_TCP, syn)
+    else:
+        kind, protocol, quoted = (
+            _UNREACHABLE_6,
+            socket.IPPROTO_ICMPV6,
+            _header_6(local, _HERE_6, socket.IPPROTO_TCP, syn),
+        )
+    return _packet(local, protocol, struct.pack("!BBHI", kind, code, 0, 0) + quoted + syn, _ICMP_CHECKSUM_AT)
+
+
+def _packet(local: Address, protocol: int, data: bytes, checksum_at: int) -> bytes:
+    """From the agent's place to the program's, with its checksum."""
+    here = _HERE_4 if isinstance(local, IPv4Address) else _HERE_6
+    pseudo = (
+        b"" if protocol == socket.IPPROTO_ICMP else here.packed + local.packed + struct.pack("!II", len(data), protocol)
+    )
+    data = data[:checksum_at] + _checksum(pseudo + data) + data[checksum_at + 2 :]
+    if isinstance(local, IPv4Address):
+        return _header_4(_HERE_4, local, protocol, data) + data
+    return _header_6(_HERE_6, local, protocol, data) + data
+
+
+def _header_4(source: IPv4Address, target: IPv4Address, protocol: int, data: bytes) -> bytes:
+    """RFC 791 section 3.1; the kernel fills in the identification and the checksum."""
+    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(data), 0, 0, _TTL, protocol, 0, source.packed, target.packed)
+
+
+def _header_6(source: IPv6Address, target: IPv6Address, protocol: int, data: bytes) -> bytes:
+    """RFC 8200 section 3."""
+    return struct.pack("!IHBB16s16s", 0x60000000, len(data), protocol, _TTL, source.packed, target.packed)
 
 
 def _checksum(data: bytes) -> bytes:
