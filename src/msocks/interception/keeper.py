@@ -133,8 +133,6 @@ class Keeper:
             self._asked.pop(next(iter(self._asked)))
         if answer is not None:  # it was lost: the socket was busy, for instance
             self._tell(attempt, answer)
-        elif not self._link.is_connected:
-            self._tell(attempt, errno.ECONNREFUSED)
         elif is_new:
             try:
                 destination = str(self._named(attempt.destination))
