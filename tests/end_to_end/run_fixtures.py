@@ -81,7 +81,9 @@ def runs_in_lab() -> Iterator[Runs]:
             server.popen([sys.executable, str(script), address, str(PEER_PORT)])
         server.wait_listening(PEER_PORT)
         field.wait_until(lambda: all(link["rtt_ms"] is not None for link in links(field)))
-        yield Runs(field)
+        runs = Runs(field)
+        yield runs
+        runs.until(lambda: not runs.keepers(), "a keeper is left")  # killed with the lab, it would leave its group
 
 
 def links(field: Field) -> list[dict[str, Any]]:

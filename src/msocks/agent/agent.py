@@ -27,7 +27,7 @@ from msocks.agent.local_port import LocalPort, ProgramRequest
 from msocks.agent.run_port import RunPort
 from msocks.agent.settings import AgentSettings
 from msocks.client.node import MobileNode
-from msocks.errors import LinkUnavailable
+from msocks.errors import ConfigurationError, LinkUnavailable
 from msocks.interception.messages import Run
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
@@ -125,9 +125,14 @@ class Agent:
     # -- programs ---------------------------------------------------------------------------------------------------
 
     def _check_run(self, run: Run) -> None:
-        link = run.wish.link
-        if link is not None and link not in self.node.links:
-            raise LinkUnavailable.unknown(link)
+        wish = run.wish
+        if wish.link is not None and wish.link not in self.node.links:
+            raise LinkUnavailable.unknown(wish.link)
+        if wish.on_loss not in (None, "move"):
+            raise ConfigurationError(
+                f"this agent does not know what to do on a loss but to move, and was asked to {wish.on_loss}",
+                remedy="leave --on-loss out",
+            )
 
     def _on_request(self, request: ProgramRequest) -> None:
         if self.flows.is_full:

@@ -136,7 +136,13 @@ class Flow:
         """Look for a leg. The owner may be told of the end before this returns."""
         if not self._request.waits_in_connect:
             self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
-        self._node.begin(self.connection, link=self._request.wish.link if self._request.wish else None)
+        self._node.begin(self.connection, link=self._preferred())
+
+    def _preferred(self) -> str | None:
+        """The best link of those that were wished for and are there."""
+        wish = self._request.wish
+        wanted = () if wish is None else (*filter(None, [wish.link]), *wish.prefer)
+        return next((link for link in wanted if link in self._node.links), None)
 
     @property
     def session(self) -> SessionId:
