@@ -21,7 +21,7 @@ from benchmarks.provenance import ROOT, provenance
 from benchmarks.world import BenchmarkError
 
 from chaos import storm
-from msocks_lab import LabError, measurement_lock
+from msocks_lab import LabError
 
 
 def main() -> int:
@@ -33,8 +33,7 @@ def main() -> int:
         print(f"Seed {seed}, {options.datapath}", flush=True)
         logs = options.logs / str(seed) if options.logs else None
         try:
-            with measurement_lock():
-                result = storm.run(seed, options.seconds, options.sessions, options.datapath, logs)
+            result = storm.run(seed, options.seconds, options.sessions, options.datapath, logs)
         except (BenchmarkError, LabError) as error:
             result = {"seed": seed, "sessions": [], "bytes": 0, "disturbances": {}, "problems": [str(error)]}
         runs.append(result)

@@ -126,12 +126,13 @@ def disturbances(seed: int, seconds: float, *, crashes: bool) -> list[Disturbanc
     planned: list[Disturbance] = []
     at = _FIRST_S
     while True:
-        at += chance.uniform(*_PAUSE_S)
+        at = round(at + chance.uniform(*_PAUSE_S), 3)
         if at >= seconds:
             return planned
         cause = chance.choices(list(weights), list(weights.values()))[0]
         link = chance.choice(behind_nat) if cause is Cause.REBIND else chance.choice(LINKS)
         lasts, value = _extent(chance, cause)
+        lasts = round(lasts, 3)
         if at + lasts >= seconds:
             continue
         if cause in _CUTS or cause in (Cause.READDRESS, Cause.REBIND):
@@ -157,7 +158,7 @@ def disturbances(seed: int, seconds: float, *, crashes: bool) -> list[Disturbanc
                 stopped = whole
         elif cause is Cause.CLOCK:
             link = ""
-        planned.append(Disturbance(round(at, 3), cause, link, round(lasts, 3), value))
+        planned.append(Disturbance(at, cause, link, lasts, value))
 
 
 def _extent(chance: random.Random, cause: Cause) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from chaos.traffic import Traffic, remains
 from msocks_lab import CutMode, Lab, LabConfig, Link
 
 _END_S = 150.0
-_FORGOTTEN_S = 60.0
+_FORGOTTEN_S = 130.0  # so long Linux sends a FIN again that nobody acknowledges
 _LOOK_S = 0.05
 
 _CUTS = {

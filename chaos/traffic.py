@@ -75,6 +75,9 @@ class Traffic:
             session.client.wait()
             self._close(session, f"it hung: no end within {timeout_s:.0f} s after the last disturbance")
         self._running.clear()
+        for session in self.ended:
+            if not session.problem and not session.transfer.round_trips and not session.transfer.abort_after:
+                self._said_by_server(session, max(deadline, time.monotonic() + 1.0))
 
     def _start(self, place: int) -> None:
         transfer = next(self._plans[place])
@@ -103,31 +106,32 @@ class Traffic:
             if result["received"] > transfer.abort_after:
                 return f"{result['received']} bytes came, and the server had reset it after {transfer.abort_after}"
             return ""
-        if error or transfer.round_trips:
-            return error
-        return self._said_by_server(session)
+        return error
 
-    def _said_by_server(self, session: Session) -> str:
-        """What the server's own record of this session lacks. It may be written a moment later than the client ends."""
+    def _said_by_server(self, session: Session, deadline: float) -> None:
+        """The server's own record of it. What the client has written may still be under way when that has ended."""
         path = self._lab.directory / f"{session.name}.json"
-        deadline = time.monotonic() + 10.0
         while not path.exists():
             if time.monotonic() > deadline:
-                return "the client was content, but the server has not seen its end"
-            time.sleep(0.02)
+                self._lost(session, "the client was content, but the server has not seen its end")
+                return
+            time.sleep(0.05)
         record = json.loads(path.read_text())
         if record["error"] or record["receipt"]["error"]:
-            return f"the server: {record['error'] or record['receipt']['error']}"
-        if record["receipt"]["bytes"] != session.transfer.upload:
-            return f"the server got {record['receipt']['bytes']} of {session.transfer.upload} bytes"
-        return ""
+            self._lost(session, f"the server: {record['error'] or record['receipt']['error']}")
+        elif record["receipt"]["bytes"] != session.transfer.upload:
+            self._lost(session, f"the server got {record['receipt']['bytes']} of {session.transfer.upload} bytes")
 
     def _close(self, session: Session, problem: str) -> None:
         session.seconds = time.monotonic() - session.began
-        session.problem = problem
         self.ended.append(session)
         if problem:
-            print(f"     LOST {session.name}, {session.transfer.kind}: {problem}", flush=True)
+            self._lost(session, problem)
+
+    @staticmethod
+    def _lost(session: Session, problem: str) -> None:
+        session.problem = problem
+        print(f"     LOST {session.name}, {session.transfer.kind}: {problem}", flush=True)
 
 
 def _options(transfer: Transfer) -> list[str]:
