@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 import random
 
 import pytest
@@ -402,8 +401,7 @@ async def test_graceful_close_gives_the_server_everything_and_a_fin(proxy: Runni
     session, leg = await node.open_session(server.endpoint)
     remote = await server.accept()
     # So little that the proxy takes it all, so much that the server, who does not read, has not got it.
-    remote.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    written = pattern(200_000, 3)
+    written = pattern(400_000, 3)
     await send(leg.sock, written)
     async with asyncio.timeout(10):
         while (await node.query(session)).up_acked < len(written):
