@@ -24,6 +24,14 @@ WIFI = LinkConfig("wifi", rtt_ms=5, rate_mbit=50)
 LTE = LinkConfig("lte", rtt_ms=50, rate_mbit=20)
 
 
+# Take programs that only `tools/install soak` brings.
+SOAK_ONLY = ("test_browser.py",)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name in SOAK_ONLY and not config.getoption("--soak") else None
+
+
 class Transfer:
     """A pattern client on the mobile host, through the agent."""
 
@@ -64,6 +72,9 @@ class Field:
         self.control = self.directory / "agent.sock"
         self.access = self.directory / "access"
         self._transfers = 0
+        self._running: list[LabProcess] = []
+        self._accepted_before = 0
+        self.agent: LabProcess | None = None
         addresses = [f"{lab.proxy.ipv4}:{PORT}", f"[{lab.proxy.ipv6}]:{PORT}"]
         options = [word for address in addresses for word in ("--address", address)]
         link = lab.proxy.run([MSOCKS, "user", "add", "alice", "--state", str(self.state), *options]).stdout
@@ -84,7 +95,25 @@ class Field:
     def start_agent(self, *links: str) -> LabProcess:
         argv = [MSOCKS, "agent", "--access-file", str(self.access), "--control", str(self.control)]
         argv += ["--listen", f"127.0.0.1:{PORT}", *[word for link in links for word in ("--link", link)]]
-        return self._ready(self.lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
+        self.agent = self._ready(self.lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
+        return self.agent
+
+    def accepted_connections(self) -> int:
+        """How many TCP connections the server has accepted since the field was new, or cleared."""
+        return self.lab.server.accepted_connections() - self._accepted_before
+
+    def clear(self) -> None:
+        """As new for the next test: no transfer, no agent, no session at the proxy, all links up, nothing counted."""
+        for process in self._running:
+            process.stop()
+        self._running.clear()
+        for link in self.lab.links:
+            if link.describe()["state"] != "up":
+                link.restore()
+        if self.agent is not None:
+            self.agent.stop()
+            self.agent = None
+        self._accepted_before = self.lab.server.accepted_connections()
 
     def _ready(self, process: LabProcess) -> LabProcess:
         assert process.stdout is not None
@@ -112,6 +141,7 @@ class Field:
         argv = python_argv("msocks_lab.pattern_client", "--socks", f"127.0.0.1:{PORT}", "--record", str(record))
         seed = ["--seed", str(self._transfers)]
         process = self.lab.mobile.popen([*argv, "--progress", *seed, *options, host, str(SERVER_PORT)])
+        self._running.append(process)
         return Transfer(process, record)
 
     def wait_until(self, condition: Callable[[], bool], timeout: float = 15) -> None:
@@ -120,12 +150,16 @@ class Field:
             assert time.monotonic() < deadline, f"it never came about\n{self.lab.logs('mobile')}"
             time.sleep(0.02)
 
-    def carrying(self, link: str, seconds: float = 0.5) -> int:
-        """Bytes that the mobile's interface counts, both directions, in a while."""
-        before = self.lab.link(link).counters()
+    def carried_by(self, *links: str, seconds: float = 1.0) -> list[int]:
+        """Bytes that each of the mobile's interfaces counts, both directions, in the same while."""
+        before = [self.lab.link(link).counters() for link in links]
         time.sleep(seconds)
-        crossed = self.lab.link(link).counters().since(before)
-        return crossed.bytes_down + crossed.bytes_up
+        crossed = [self.lab.link(link).counters().since(then) for link, then in zip(links, before, strict=True)]
+        return [each.bytes_down + each.bytes_up for each in crossed]
+
+    def carrying(self, link: str, seconds: float = 0.5) -> int:
+        """The same for one interface."""
+        return self.carried_by(link, seconds=seconds)[0]
 
 
 @pytest.fixture(params=DATAPATHS, scope="session")
@@ -151,10 +185,18 @@ def make_field(datapath: str) -> Iterator[Callable[..., Field]]:
         lab.close()
 
 
+@pytest.fixture(scope="module")
+def lasting_field(datapath: str) -> Iterator[Field]:
+    """The two standard links and a running proxy, for all tests of a module."""
+    with Lab(LabConfig([WIFI, LTE])) as lab:
+        field = Field(lab, datapath)
+        field.start_proxy()
+        yield field
+
+
 @pytest.fixture
-def field(make_field: Callable[..., Field]) -> Field:
-    """The two standard links, a running proxy, a running agent that prefers wifi."""
-    field = make_field(WIFI, LTE)
-    field.start_proxy()
-    field.start_agent("wifi", "lte")
-    return field
+def field(lasting_field: Field) -> Iterator[Field]:
+    """The two standard links, a running proxy, and an agent of the test's own that prefers wifi."""
+    lasting_field.start_agent("wifi", "lte")
+    yield lasting_field
+    lasting_field.clear()

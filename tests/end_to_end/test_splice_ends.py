@@ -77,7 +77,7 @@ def test_a_client_that_does_not_read_shuts_the_servers_window(spliced: Field, tm
             # What the server's own kernel still holds was not sent.
             unsent = ends.server_unsent()
             assert sent - unsent <= 2 * 65536  # the kernel doubles SO_RCVBUF
-            time.sleep(30 if soak else 5)
+            time.sleep(30 if soak else 2)
             assert read(ends.client, 1000) == bytes(1000)
             rest = len(read(ends.client, sent - 1000))
             assert rest == sent - 1000
@@ -85,7 +85,7 @@ def test_a_client_that_does_not_read_shuts_the_servers_window(spliced: Field, tm
         assert windows, "no ACK ever told the server of a window of 0"
     # The ACKs that the server saw were sent by the mobile: while the client did not read, none moved the window.
     stamps = [float(line.split()[0]) for line in windows]
-    assert max(stamps) - min(stamps) > 3  # its kernel answered the probes
+    assert max(stamps) - min(stamps) > (15 if soak else 1)  # its kernel answered the probes
 
 
 def test_so_does_a_program_behind_the_agent(spliced: Field, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def aborted(field: Field) -> int:
 
 
 def test_a_path_that_loses_repeats_and_reorders(soak: bool) -> None:
-    size = 100 * MB if soak else 20 * MB
+    size = 100 * MB if soak else 6 * MB
     bad = LinkConfig(
         "bad", rtt_ms=3, rate_mbit=100, loss_percent=2, duplicate_percent=2, reorder_percent=2, jitter_ms=0.5
     )

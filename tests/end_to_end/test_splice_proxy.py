@@ -36,7 +36,7 @@ def of_the_splice(field: Field) -> tuple[list[str], str]:
 
 def test_a_stopped_proxy_does_not_stop_the_bytes(own_spliced: Field) -> None:
     field = own_spliced
-    down = field.transfer("--download", str(30 * MB), "--upload", str(10 * MB), "--rate", RATE)
+    down = field.transfer("--download", str(18 * MB), "--upload", str(6 * MB), "--rate", RATE)
     down.wait_for(3 * MB)
     with join(field, plain=True) as ends, listen(field) as listener:
         os.kill(field.proxy.pid, signal.SIGSTOP)
