@@ -204,6 +204,26 @@ print(raw.connect_ex((S4, 0)))
     assert len(ran.field.flows()) == flows
 
 
+def test_an_address_is_left_alone_for_as_long_as_it_is_this_hosts(ran: Runs):
+    done = ran.python("""
+import subprocess
+def attempt():
+    time.sleep(0.3)
+    with socket.socket() as sock:
+        sock.settimeout(5)
+        return errno.errorcode.get(sock.connect_ex(("203.0.113.5", port)), "connected")
+listener = socket.create_server(("0.0.0.0", 0))
+port = listener.getsockname()[1]
+subprocess.run("ip address add 203.0.113.5/32 dev lo", shell=True, check=True)
+print(attempt())
+subprocess.run("ip address del 203.0.113.5/32 dev lo", shell=True, check=True)
+print(attempt())
+""")
+    assert (done.stdout.split(), done.stderr) == (["connected", "EHOSTUNREACH"], "")
+    (flow,) = [flow for flow in ran.field.flows() if flow["destination"].startswith("203.0.113.5:")]
+    assert "rules" in flow["error"]["what"]
+
+
 def test_exit_status_signals_and_streams_are_the_programs(ran: Runs):
     assert ran("sh", "-c", "cat; echo to-stderr >&2; exit 42", input="through\n").stdout == "through\n"
     assert ran("sh", "-c", "exit 42").returncode == 42
@@ -348,7 +368,7 @@ def test_without_privilege_it_says_which_way_it_takes(ran: Runs):
     assert done.stdout.strip() == ran.lab.proxy.ipv4
     assert "msocks run: by environment variables" in done.stderr
     done = ran("--via", "cgroup", "curl", "-sS", url, unprivileged=True)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (4, "")
     assert "run as root" in done.stderr
     done = ran("--tag", "x", "curl", "-sS", url, unprivileged=True)
     assert (done.returncode, done.stdout) == (4, "")
