@@ -77,9 +77,23 @@ class Hooks:
         self._run.update(_FIRST, settings.pack(own_netns_cookie()))
 
     def leave_alone(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
-        """Destinations that are not redirected, in addition to those told before."""
+        """Destinations that are not redirected, in addition to those told before; 1,024 at most.
+
+        Raises:
+            CannotIntercept: They are more. What was told first holds.
+        """
         for network in networks:
-            self._exclusions.update(layout.excluded(network), b"\1")
+            try:
+                self._exclusions.update(layout.excluded(network), b"\1")
+            except OSError:
+                raise CannotIntercept(
+                    "more than 1,024 networks shall be reached directly", remedy="put them together"
+                ) from None
+
+    def redirect_again(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+        """Destinations that were left alone, and shall not be any more."""
+        for network in networks:
+            self._exclusions.delete(layout.excluded(network))
 
     def fileno(self) -> int:
         """To be watched for reading: attempts have come."""

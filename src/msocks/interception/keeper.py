@@ -19,7 +19,7 @@ from msocks.interception.hooks import Hooks
 from msocks.interception.layout import Attempt, Settings
 from msocks.interception.local_addresses import AddressNews, local_addresses
 from msocks.interception.messages import Connect
-from msocks.interception.refusal import Refusals
+from msocks.interception.refusal import CannotIntercept, Refusals
 from msocks.interception.resolver import Resolver
 from msocks.values.endpoint import Endpoint
 
@@ -56,7 +56,8 @@ class Keeper:
         self._asked: dict[int, tuple[Attempt, int | None]] = {}
         self._resolver: Resolver | None = None
         self._no_udp = no_udp
-        self._known: set[IPv4Network | IPv6Network] = set()
+        self._excluded: set[IPv4Network | IPv6Network] = set()
+        self._own: set[IPv4Network | IPv6Network] = set()
         self._stack = contextlib.ExitStack()
         self._stack.callback(link.close)
         try:
@@ -72,6 +73,7 @@ class Keeper:
             self._news = AddressNews()
             self._stack.callback(self._news.close)
             self._leave_alone(excluded)
+            self._leave_alone_own()
             self._configure()
         except BaseException:
             self._stack.close()
@@ -97,7 +99,8 @@ class Keeper:
                     poll.unregister(agent)
                 if news in ready:
                     self._news.drain()
-                    self._leave_alone(())
+                    with contextlib.suppress(CannotIntercept):  # what is too much goes through the agent
+                        self._leave_alone_own()
                 if agent in ready:
                     self._hear()
                 if self._resolver is not None and not ready.isdisjoint(self._resolver.descriptors):
@@ -105,7 +108,8 @@ class Keeper:
                 if hooks in ready:
                     self._hooks.attempts(self._on_attempt)
                 if not self._link.is_connected and self._link.reconnect():
-                    self._configure()
+                    with contextlib.suppress(CannotIntercept):
+                        self._configure()
         finally:
             self.close()
 
@@ -119,10 +123,17 @@ class Keeper:
         self._hooks.configure(Settings((ready.port4, ready.port6), resolver, self._no_udp))
         self._leave_alone(address for text in ready.proxy for address in _addresses_of(Endpoint.parse(text)))
 
+    def _leave_alone_own(self) -> None:
+        """This host's addresses, as they are now: another network may give what was ours to somebody else."""
+        now = local_addresses()
+        self._hooks.redirect_again(self._own - now - self._excluded)
+        self._hooks.leave_alone(now - self._own)
+        self._own = now
+
     def _leave_alone(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
-        fresh = ({*networks} | local_addresses()) - self._known
+        fresh = {*networks} - self._excluded
         self._hooks.leave_alone(fresh)
-        self._known |= fresh
+        self._excluded |= fresh
 
     def _on_attempt(self, attempt: Attempt) -> None:
         earlier = self._asked.pop(attempt.cookie, None)

@@ -57,8 +57,8 @@ def start_keeper(keeper: Keeper, inherited: frozenset[int]) -> None:
         inherited: Descriptors that are none of the keeper's business (see `open_descriptors`).
 
     Raises:
-        CannotIntercept: The keeper does not start.
-        OSError: The kernel gives no process, or refuses the group.
+        CannotIntercept: The keeper does not start, or the kernel refuses the group.
+        OSError: The kernel gives no process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -76,7 +76,13 @@ def start_keeper(keeper: Keeper, inherited: frozenset[int]) -> None:
     with ours:
         if not ours.recv(1):  # without a keeper the program would connect directly, and nobody would know
             raise CannotIntercept("the process that keeps the hooks did not start", remedy="the memory may be full")
-        keeper.group.enter()
+        try:
+            keeper.group.enter()
+        except OSError as error:
+            raise CannotIntercept(
+                f"the control group {keeper.group.path} cannot be entered: {error.strerror}",
+                remedy="run as root (sudo)",
+            ) from None
 
 
 def _keep(keeper: Keeper, parent: socket.socket, inherited: frozenset[int]) -> None:

@@ -12,7 +12,7 @@ import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from msocks.errors import MsocksError
+from msocks.errors import ConfigurationError
 from msocks.interception.layout import Attempt
 from msocks.values.endpoint import Address
 
@@ -27,7 +27,7 @@ _HERE_4, _HERE_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 _TCP_CHECKSUM_AT, _ICMP_CHECKSUM_AT = 16, 2
 
 
-class CannotIntercept(MsocksError):
+class CannotIntercept(ConfigurationError):
     """The connect hooks cannot be had on this host, or by this user."""
 
 
