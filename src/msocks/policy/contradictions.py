@@ -31,9 +31,12 @@ def contradictions(
 ) -> list[Contradiction]:
     """All there are; `links` are the interfaces that the agent may use, where it was told."""
     found: list[Contradiction] = []
-    for profile in profiles:
-        if links is not None and not any(fnmatchcase(name, profile.pattern) for name in links):
-            found.append(_unknown_link(f'link."{profile.pattern}"', profile.pattern, links))
+    if links is not None:
+        found += [
+            _unknown_link(f"link.{profile.pattern}", profile.pattern, links)
+            for profile in profiles
+            if not any(fnmatchcase(name, profile.pattern) for name in links)
+        ]
     found += _names_twice(rules)
     found += _never_reached(rules)
     for number, rule in enumerate(rules):
@@ -105,7 +108,7 @@ def _barred_preferences(key: str, rule: Rule, profiles: Sequence[LinkProfile]) -
         if name is None:
             continue
         profile = profile_of(name, profiles)
-        role = next((role for selector, role in rule.roles if _selects(selector, profile, name)), profile.role)
+        role = _role(rule, profile, name)
         if role is Role.NEVER:
             cause = f"prefers {name}, whose role is never"
         elif rule.only and not any(_selects(selector, profile, name) is not False for selector in rule.only):
@@ -123,18 +126,21 @@ def _leaves_any(rule: Rule, profiles: Sequence[LinkProfile], links: Sequence[str
         profile = profile_of(name, profiles)
         if rule.only and all(_selects(selector, profile, name) is False for selector in rule.only):
             continue
-        role: Role | None = profile.role
-        for selector, given in rule.roles:
-            selects = _selects(selector, profile, name)
-            if selects is not False:
-                role = given if selects else None
-                break
-        if role is Role.NEVER:
+        if _role(rule, profile, name) is Role.NEVER:
             continue
         if rule.max_cost is not None and profile.cost is not None and profile.cost > rule.max_cost:
             continue
         return True
     return False
+
+
+def _role(rule: Rule, profile: LinkProfile, name: str) -> Role | None:
+    """The role of a link; None where that depends on a kind that only the kernel knows."""
+    for selector, given in rule.roles:
+        selects = _selects(selector, profile, name)
+        if selects is not False:
+            return given if selects else None
+    return profile.role
 
 
 def _selects(selector: Selector, profile: LinkProfile, name: str) -> bool | None:
