@@ -63,6 +63,8 @@ class FlowView:
         bytes_down: To the program.
         since: When the program asked for it, seconds since the epoch.
         last_move: None as long as the first leg carries it.
+        rule: The policy's rule that matches it; None where none does.
+        pinned: The one link that it may use, where somebody said so.
         error: Why it ended; None while it lives and after an orderly end.
     """
 
@@ -78,6 +80,8 @@ class FlowView:
     bytes_down: int
     since: float
     last_move: LastMove | None
+    rule: str | None
+    pinned: str | None
     error: MsocksError | None
 
 
@@ -113,6 +117,8 @@ class Flow:
     ) -> None:
         """What is held of the program's bytes counts in `budget`."""
         self.destination = request.destination
+        self.rule: str | None = None
+        self.pinned: str | None = None
         self._node = node
         self._request = request
         self._owner = owner
@@ -133,6 +139,11 @@ class Flow:
         """Look for a leg. The owner may be told of the end before this returns."""
         self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
         self._node.begin(self.connection)
+
+    @property
+    def program(self) -> socket.socket:
+        """The program's connection, to ask the kernel about; never to read or write."""
+        return self._request.sock
 
     @property
     def session(self) -> SessionId:
@@ -284,5 +295,7 @@ class Flow:
             bytes_down=stream.position,
             since=self._since,
             last_move=self._last_move,
+            rule=self.rule,
+            pinned=self.pinned,
             error=error,
         )

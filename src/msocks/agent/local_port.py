@@ -18,6 +18,7 @@ from msocks.agent.settings import AgentLimits
 from msocks.errors import ConfigurationError, ProtocolError
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
+from msocks.values.origin import Origin, Wish
 
 _log = structlog.get_logger("msocks.agent.local_port")
 
@@ -40,11 +41,15 @@ class ProgramRequest:
         sock: Its connection, non-blocking; whoever takes the request owns it.
         dialogue: Takes the answer, and has the bytes that came early.
         destination: Where to; names are not resolved.
+        origin: The program, where whoever brought the connection here knows it.
+        wish: What the program's user asks for it.
     """
 
     sock: socket.socket
     dialogue: Dialogue
     destination: Endpoint
+    origin: Origin | None = None
+    wish: Wish | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -123,9 +123,7 @@ class Connection:
 
     # -- what happens to it -----------------------------------------------------------------------------------------
 
-    def links_changed(
-        self, links: tuple[str, ...], rtt_s: dict[str, float], hold_down_s: float = HOLD_DOWN_S
-    ) -> None:
+    def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float], hold_down_s: float = HOLD_DOWN_S) -> None:
         """The links that can be used, in order of preference; see `MobileSession.links_changed`."""
         if self._handover_link not in links and self.stream.handing_over:
             self.stream.break_handover()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Origin:
     """The program behind a flow, as far as it is known; `None` where it is not.
 
-    `process` is the name the kernel has for the process (its `comm`, at most 15 bytes), `pid` its number, `user` and `uid`
-    the account it runs as, `tag` the name that `msocks run --tag` was given.
+    `process` is the name the kernel has for the process (its `comm`, at most 15 bytes), `pid` its number, `user` and
+    `uid` the account it runs as, `tag` the name that `msocks run --tag` was given.
     """
 
     process: str | None = None
@@ -24,7 +24,8 @@ class Origin:
 class Wish:
     """What one invocation of `msocks run` asks of its flows; empty fields ask for nothing.
 
-    `link` is the one link to use, `prefer` are links in the order of preference, `on_loss` is "move", "wait" or "reset".
+    `link` is the one link to use, `prefer` are links in the order of preference, `on_loss` is "move", "wait" or
+    "reset".
     """
 
     link: str | None = None
