@@ -10,8 +10,27 @@ from tests.cli.conftest import CommandLine
 
 import msocks as package
 
-VERBS = ["proxy", "agent", "status", "links", "flows", "move", "nc", "user", "sessions", "doctor", "check-config"]
-USER_VERBS = ["add", "list", "remove", "password"]
+VERBS = [
+    "proxy",
+    "agent",
+    "status",
+    "links",
+    "flows",
+    "move",
+    "why",
+    "pin",
+    "unpin",
+    "reload",
+    "nc",
+    "user",
+    "sessions",
+    "doctor",
+    "check-config",
+]
+USER_VERBS = [
+    "proxy", "agent", "status", "links", "flows", "move", "why", "pin", "unpin", "reload", "nc", "user", "sessions",
+    "doctor", "check-config",
+]  # fmt: skip
 
 # Beyond click, what a command line loads is paid at every start.
 HEAVY = {"aiohttp", "asyncio", "cryptography", "pydantic", "pyroute2", "segno", "sqlite3", "structlog", "uvloop"}
@@ -45,6 +64,10 @@ def test_the_options_that_others_rely_on_exist(msocks: CommandLine):
         "flows": ["--control", "--json"],
         "links": ["--control", "--json"],
         "move": ["--to", "--control", "--json"],
+        "why": ["--control", "--json"],
+        "pin": ["--to", "--control", "--json"],
+        "unpin": ["--control", "--json"],
+        "reload": ["--control", "--json"],
         "nc": ["--control"],
         "doctor": ["--json", "--discard-splice-state"],
         "check-config": ["--json"],
@@ -95,7 +118,16 @@ def test_a_mistake_on_the_command_line_is_status_2_and_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["status"], ["flows"], ["links"], ["move", "all", "--to", "lo"], ["nc", "a.example", "22"]]
+    "arguments",
+    [
+        ["status"],
+        ["flows"],
+        ["links"],
+        ["move", "all", "--to", "lo"],
+        ["why", "ab"],
+        ["reload"],
+        ["nc", "a.example", "22"],
+    ],
 )
 def test_no_agent_is_status_3_and_says_what_to_do(msocks: CommandLine, arguments: list[str]):
     verb, *rest = arguments

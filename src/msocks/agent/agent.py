@@ -140,13 +140,6 @@ class Agent:
         self._farewells.close()
         self.flows.close()
 
-    def reload_soon(self) -> None:
-        """Read the policy anew, where it came from a file."""
-        if self.reload is None:
-            _log.warning("nothing_to_reload", remedy="start the agent with --config FILE")
-        else:
-            self.reload.reload_soon()
-
     # -- programs ---------------------------------------------------------------------------------------------------
 
     def _on_request(self, request: ProgramRequest) -> None:
@@ -269,8 +262,8 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None], sourc
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     agent = Agent(settings, source)
-    # A terminal that is closed is no order to end, with or without a policy that could be read anew.
-    loop.add_signal_handler(signal.SIGHUP, agent.reload_soon)
+    if agent.reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, agent.reload.reload_soon)
     await agent.start()
     _log.info(
         "ready",

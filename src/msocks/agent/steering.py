@@ -179,8 +179,8 @@ class Steering:
                 raise MoveForbidden(link, (steered.rule or NO_RULE).name, found.reason)
         before = steered.hand
         steered.hand = replace(before, moved=link)
-        steered.at_once = True
-        self._reconsider(steered)
+        if steered.route is not None and link not in steered.route.links:
+            self._reconsider(steered)  # it waits for another link, and need not any more
         try:
             await flow.connection.move(link)
         except MsocksError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import translate
 from functools import cached_property
@@ -61,11 +61,9 @@ class PortRange:
     """Ports from `first` to `last`, both included, 1 to 65535."""
 
     first: int
-    last: int = field(default=0)
+    last: int
 
     def __post_init__(self) -> None:
-        if self.last == 0:
-            object.__setattr__(self, "last", self.first)
         if not 1 <= self.first <= self.last <= 65535:
             raise ConfigurationError(
                 f"{self} is no range of ports", remedy='a port is 1 to 65535; write 443 or "8000-8999"'
