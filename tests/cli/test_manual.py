@@ -11,26 +11,10 @@ from tests.cli.conftest import CommandLine
 import msocks as package
 
 VERBS = [
-    "proxy",
-    "agent",
-    "status",
-    "links",
-    "flows",
-    "move",
-    "why",
-    "pin",
-    "unpin",
-    "reload",
-    "nc",
-    "user",
-    "sessions",
-    "doctor",
-    "check-config",
-]
-USER_VERBS = [
     "proxy", "agent", "status", "links", "flows", "move", "why", "pin", "unpin", "reload", "nc", "user", "sessions",
     "doctor", "check-config",
 ]  # fmt: skip
+USER_VERBS = ["add", "list", "remove", "password"]
 
 # Beyond click, what a command line loads is paid at every start.
 HEAVY = {"aiohttp", "asyncio", "cryptography", "pydantic", "pyroute2", "segno", "sqlite3", "structlog", "uvloop"}

@@ -169,8 +169,10 @@ def _why_lines(answer: dict[str, Any]) -> list[str]:
         )
         lines.append(f"  {link['name']:<15}  {verdict}: {link['reason']}")
     passed = answer["passed_over"]
-    for each in passed[:_MOST_RULES_SHOWN]:
-        lines.append(f"  rule {each['rule']!r} does not match: {', '.join(each['does_not_fit'])}")
+    lines += [
+        f"  rule {each['rule']!r} does not match: {', '.join(each['does_not_fit'])}"
+        for each in passed[:_MOST_RULES_SHOWN]
+    ]
     if len(passed) > _MOST_RULES_SHOWN:
         lines.append(f"  {len(passed) - _MOST_RULES_SHOWN} more rules do not match (--json has all)")
     also = answer["also_matching"]
