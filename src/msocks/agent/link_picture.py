@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from msocks.agent.link_meter import LinkMeter
 from msocks.client.node import MobileNode
@@ -12,6 +13,7 @@ from msocks.policy.profiles import link_facts, profile_of
 from msocks.values.link import LinkKind
 
 _GONE = "gone"
+_STARTING_S = 3.0
 
 
 class LinkPicture:
@@ -24,6 +26,7 @@ class LinkPicture:
         self._kinds: dict[tuple[str, int], LinkKind] = {}
         self._known: dict[str, LinkKind] = {}
         self._usable_since: dict[str, float] = {}
+        self._began: float | None = None
 
     def set_profiles(self, profiles: Sequence[LinkProfile]) -> None:
         """What the user says from now on."""
@@ -47,8 +50,12 @@ class LinkPicture:
         for name in list(self._usable_since):
             if name not in usable:
                 del self._usable_since[name]
+        if self._began is None:
+            self._began = now
         for name in usable:
-            self._usable_since.setdefault(name, now)
+            # What is there when the agent starts has not come up with it.
+            since = -inf if now - self._began < _STARTING_S else now
+            self._usable_since.setdefault(name, since)
         links = self._node.links
         for name, link in links.items():
             key = name, link.index
