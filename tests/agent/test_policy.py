@@ -335,3 +335,42 @@ async def test_a_rule_can_tell_one_program_from_another(lab: AgentLab, roamer: R
             why = await asyncio.to_thread(roamer.client.why, roamer.flow(other)["id"])
             assert why["flow"]["user"] == "root"
             assert why["passed_over"] == [{"rule": "curl", "does_not_fit": ["process"]}]
+
+
+async def test_the_example_of_the_paper_on_real_links(lab: AgentLab, roamer: RunningAgent):
+    """Wi-Fi costs nothing and is fat, LTE costs and reaches wide; when the Wi-Fi goes the video stops, alone."""
+    wifi = lab.lab.link("wifi")
+    links = "\n".join(
+        [
+            "[policy.link.wifi]",
+            'kind = "wifi"',
+            "rate_mbit = 200",
+            "[policy.link.lte]",
+            'kind = "cellular"',
+            "rate_mbit = 300",
+        ]
+    )
+    async with lab.server(drip) as video, lab.server(drip) as transcript:
+        await use(
+            roamer,
+            links,
+            rule("video", video, prefer=["highest:rate"], max_cost=0, no_link="refuse"),
+            rule("transcript", transcript, prefer=["widest:coverage"]),
+        )
+        with (
+            await asyncio.to_thread(roamer.connect, video) as seen,
+            await asyncio.to_thread(roamer.connect, transcript) as read,
+        ):
+            assert (roamer.flow(video)["link"], roamer.flow(transcript)["link"]) == ("wifi", "lte")
+            wifi.cut(CutMode.ADMIN)
+            try:
+                await roamer.until_state(video, "parked")
+                await asyncio.to_thread(receive_exactly, read, 450)
+                with roamer.open_socket() as late:
+                    late.sendall(socks_request(video))
+                    assert (await asyncio.to_thread(receive_all, late))[2:4] == b"\x05\x02"
+            finally:
+                wifi.restore()
+            await roamer.until(lambda: any(each["link"] == "wifi" for each in roamer.client.flows()))
+            await asyncio.to_thread(receive_exactly, seen, 900)
+            assert roamer.flow(transcript)["moves"] == 0

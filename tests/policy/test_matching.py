@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -65,7 +66,8 @@ def test_networks_fit_addresses(network: str, address: str, matches: bool):
 
 def test_what_is_not_known_fits_no_pattern():
     stranger = FlowFacts("www.example", 443)
-    for fields in ({"process": ("*",)}, {"user": ("*",)}, {"tag": ("*",)}):
+    unknown: list[dict[str, Any]] = [{"process": ("*",)}, {"user": ("*",)}, {"tag": ("*",)}]
+    for fields in unknown:
         assert RuleBook([Rule(name="r", **fields)]).match(stranger) is None
 
 
