@@ -15,8 +15,6 @@ RTT_MARGIN = 0.25
 RTT_MARGIN_MS = 5.0
 RATE_MARGIN = 0.25
 
-_TIERS = {Role.ALWAYS: 0, Role.SECONDARY: 1, Role.BACKUP: 2}
-
 
 @dataclass(frozen=True, slots=True)
 class Barred:
@@ -35,13 +33,17 @@ def role_of(rule: Rule, link: LinkFacts) -> Role:
 
 def barred(rule: Rule, link: LinkFacts) -> Barred | None:
     """Why flows of `rule` may not use `link`; None where they may."""
+    return _barred(rule, link, role_of(rule, link))
+
+
+def _barred(rule: Rule, link: LinkFacts, role: Role) -> Barred | None:
     if rule.only and not any(selector.matches(link.name, link.kind) for selector in rule.only):
         return Barred("only " + ", ".join(selector.text for selector in rule.only))
-    if role_of(rule, link) is Role.NEVER:
+    if role is Role.NEVER:
         return Barred("role never")
     if rule.max_cost is not None and link.cost > rule.max_cost:
         return Barred(f"costs {link.cost:g}, more than {rule.max_cost:g}")
-    if link.is_capped:
+    if link.cap_bytes is not None and link.is_capped:
         return Barred("its data cap is reached")
     return None
 
@@ -56,41 +58,43 @@ def ranked(rule: Rule, hand: Hand, links: Sequence[LinkFacts], current: str | No
         current: The link that carries the flow, which has an advantage where figures that are measured decide.
     """
     terms = (*hand.prefer, *rule.prefer)
-    allowed = [link for link in links if link.usable and barred(rule, link) is None]
-    if len(allowed) > 1:
-        allowed.sort(key=lambda link: _key(rule, terms, link, current))
-        if hand.moved is not None:
-            allowed.sort(key=lambda link: link.name != hand.moved)
-    return allowed
+    allowed: list[tuple[list[float], LinkFacts]] = []
+    for position, link in enumerate(links):
+        if link.usable:
+            role = role_of(rule, link)
+            if _barred(rule, link, role) is None:
+                key = _key(terms, link, role, link.name == current)
+                key.append(position)  # so that links are never compared themselves
+                allowed.append((key, link))
+    allowed.sort()
+    found = [link for _, link in allowed]
+    if hand.moved is not None:
+        found.sort(key=lambda link: link.name != hand.moved)
+    return found
 
 
-def _key(rule: Rule, terms: Sequence[Term], link: LinkFacts, current: str | None) -> tuple[float, ...]:
-    tier = _TIERS[role_of(rule, link)]
-    key: list[float] = [tier]
-    held = link.name == current
+def _key(terms: Sequence[Term], link: LinkFacts, role: Role, held: bool) -> list[float]:
+    tier = 0.0 if role is Role.ALWAYS else 1.0 if role is Role.SECONDARY else 2.0
+    key = [tier]
     for term in terms:
         if isinstance(term, Selector):
             chosen = term.matches(link.name, link.kind)
-            if chosen and tier == _TIERS[Role.SECONDARY]:
-                key[0] = _TIERS[Role.ALWAYS]
-            key.append(not chosen)
+            if chosen and role is Role.SECONDARY:
+                key[0] = 0.0
+            key.append(0.0 if chosen else 1.0)
         else:
             key.append(_figure(term, link, held))
-    return tuple(key)
+    return key
 
 
 def _figure(quantity: Quantity, link: LinkFacts, held: bool) -> float:
     """Less is better; what is not known comes last."""
-    match quantity:
-        case Quantity.LOWEST_RTT:
-            if link.rtt_ms is None:
-                return inf
-            return min(link.rtt_ms * (1 - RTT_MARGIN), link.rtt_ms - RTT_MARGIN_MS) if held else link.rtt_ms
-        case Quantity.HIGHEST_RATE:
-            if link.rate_mbit is None:
-                return inf
-            return -link.rate_mbit * (1 + RATE_MARGIN) if held else -link.rate_mbit
-        case Quantity.LOWEST_COST:
-            return link.cost
-        case Quantity.WIDEST_COVERAGE:
-            return -link.coverage
+    if quantity is Quantity.LOWEST_RTT:
+        if link.rtt_ms is None:
+            return inf
+        return min(link.rtt_ms * (1 - RTT_MARGIN), link.rtt_ms - RTT_MARGIN_MS) if held else link.rtt_ms
+    if quantity is Quantity.HIGHEST_RATE:
+        if link.rate_mbit is None:
+            return inf
+        return -link.rate_mbit * (1 + RATE_MARGIN) if held else -link.rate_mbit
+    return link.cost if quantity is Quantity.LOWEST_COST else -link.coverage

@@ -41,16 +41,20 @@ class Selector:
     def _glob(self) -> re.Pattern[str]:
         return re.compile(translate(self.text))
 
+    @cached_property
+    def _is_glob(self) -> bool:
+        return self.kind is None and is_glob(self.text)
+
     @property
     def name(self) -> str | None:
         """The one interface that is meant; None for a glob and for a kind."""
-        return None if self.kind is not None or is_glob(self.text) else self.text
+        return None if self.kind is not None or self._is_glob else self.text
 
     def matches(self, name: str, kind: LinkKind) -> bool:
         """Whether a link is in the set."""
         if self.kind is not None:
             return kind is self.kind
-        return name == self.text or self._glob.match(name) is not None
+        return name == self.text or (self._is_glob and self._glob.match(name) is not None)
 
 
 Term = Selector | Quantity
