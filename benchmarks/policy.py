@@ -43,7 +43,8 @@ How long the agent takes to decide which link carries a flow ([policy](../refere
 Five links. Each decision is about a flow that was not seen before. *Mixed*: rules by process, user, tag, host name with
 wildcard, network and ports, in equal parts; the flows match rules anywhere in the list. *No match*: the same rules,
 flows that none of them matches. *Odd globs*: every rule has a glob that no index helps with (`a*b?c`), so each is
-tried. Microseconds of processor time per decision, the median over {rounds} rounds of {batch:,} decisions each, and the slowest round.
+tried. Microseconds of processor time per decision, the median over {rounds} rounds of {batch:,} decisions each, and the
+slowest round.
 
 {table}
 
