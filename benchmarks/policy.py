@@ -73,7 +73,7 @@ def mixed_rules(count: int, rng: random.Random) -> list[Rule]:
             case 4:
                 fields["destination"] = (ip_network(f"10.{number // 256}.{number % 256}.0/24"),)
             case _:
-                fields["port"] = (PortRange(1024 + number * 8, 1024 + number * 8 + 5),)
+                fields["port"] = (PortRange(1024 + number * 6, 1024 + number * 6 + 5),)
         if rng.random() < 0.5 and "port" not in fields:
             fields["port"] = (PortRange(1, 1023),)
         rules.append(
@@ -104,7 +104,7 @@ def matching_flows(count: int, rng: random.Random) -> Iterator[FlowFacts]:
             host = IPv4Address(f"10.{number // 256}.{number % 256}.{serial % 256}")
         yield FlowFacts(
             host,
-            1024 + number * 8 if number % 6 == 5 else 443,
+            1024 + number * 6 if number % 6 == 5 else 443,
             process=f"prog{number}" if number % 6 == 0 else f"p{serial}",
             user=f"user{number}" if number % 6 == 1 else f"u{serial}",
             uid=1000,

@@ -49,7 +49,7 @@ class _Snapshot:
 
     usable: tuple[str, ...]
     links: list[LinkFacts]
-    decisions: dict[tuple[int, Hand, str | None], Decision] = field(default_factory=dict)
+    decisions: dict[tuple[int, Hand, str | None], tuple[Rule | None, Decision]] = field(default_factory=dict)
 
 
 class Steering:
@@ -215,10 +215,11 @@ class Steering:
     def _decision(self, steered: _Steered) -> Decision:
         snapshot = self._now_known()
         key = id(steered.rule), steered.hand, steered.flow.connection.carried_by
-        decision = snapshot.decisions.get(key)
-        if decision is None:
-            decision = snapshot.decisions[key] = decide(steered.rule, steered.hand, snapshot.links, key[2])
-        return decision
+        known = snapshot.decisions.get(key)
+        if known is None:
+            decision = decide(steered.rule, steered.hand, snapshot.links, key[2])
+            known = snapshot.decisions[key] = steered.rule, decision
+        return known[1]
 
     def _now_known(self) -> _Snapshot:
         usable = self._node.usable_links
@@ -299,8 +300,21 @@ class Steering:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         self._meter.read(self._loop.time(), self._picture.metered())
-        self._snapshot = None
-        self._reconsider_all()
+        before, self._snapshot = self._snapshot, None
+        if before is None or not self._decides_as(before):
+            self._reconsider_all()
+
+    def _decides_as(self, before: _Snapshot) -> bool:
+        """Whether all that was decided then would be decided now, so that no flow need be looked at."""
+        if len(before.decisions) > len(self._flows):
+            return False  # flows that have ended left some behind
+        now = self._now_known()
+        for key, (rule, decision) in before.decisions.items():
+            again = decide(rule, key[1], now.links, key[2])
+            now.decisions[key] = rule, again
+            if again != decision or again.leave:  # who leaves a link has a time limit
+                return False
+        return True
 
 
 def with_origin(facts: FlowFacts, origin: Origin) -> FlowFacts:
