@@ -63,11 +63,11 @@ def test_what_is_not_known_comes_last():
 
 
 @pytest.mark.parametrize(
-    ("rtt_ms", "leaves"),
-    [(19.0, False), (15.1, False), (14.9, True)],  # 25 % of 20 ms are 5 ms
+    ("held_ms", "rtt_ms", "leaves"),
+    [(100.0, 94.0, False), (100.0, 76.0, False), (100.0, 74.0, True), (8.0, 4.0, False), (8.0, 2.9, True)],
 )
-def test_a_flow_leaves_its_link_only_for_one_that_is_clearly_quicker(rtt_ms: float, leaves: bool):
-    links = (WIFI, replace(CELL, rtt_ms=rtt_ms))
+def test_a_flow_leaves_its_link_only_for_one_that_is_clearly_quicker(held_ms: float, rtt_ms: float, leaves: bool):
+    links = (replace(WIFI, rtt_ms=held_ms), replace(CELL, rtt_ms=rtt_ms))
     assert (order(rule("lowest:rtt"), links, "wlan0")[0] == "wwan0") is leaves
     assert order(rule("lowest:rtt"), links)[0] == "wwan0"
 

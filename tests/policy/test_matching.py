@@ -201,3 +201,11 @@ def test_a_flow_that_has_moved_does_not_move_back_at_once(links: list[LinkFacts]
     first = decide(rule, NO_HAND, links, "b").order
     if first:
         assert decide(rule, NO_HAND, links, first[0]).order[0] == first[0]
+
+
+def test_more_globs_than_are_tried_together():
+    rules = [Rule(name=str(number), process=(f"a?{number:03}*z",)) for number in range(130)]
+    book = RuleBook(rules)
+    for number in (0, 49, 50, 99, 100, 129):
+        assert book.match(FlowFacts("a", 1, process=f"ax{number:03}yz")) is rules[number]
+    assert book.match(FlowFacts("a", 1, process="ax130yz")) is None
