@@ -1,8 +1,8 @@
 """Finds the rules that fit a value without asking each of them.
 
 A set of rules is an integer: bit *n* stands for the rule *n*, so that the first rule of an intersection is its lowest
-bit. Exact texts, `prefix*`, `*suffix`, networks and ports are looked up; only other globs are tried, many in one regular
-expression, and what they gave is remembered.
+bit. Exact texts, `prefix*`, `*suffix`, networks and ports are looked up; only other globs are tried, many in one
+regular expression, and what they gave is remembered.
 """
 
 from __future__ import annotations
