@@ -24,7 +24,7 @@ from tests.agent.agent_lab import (
 
 from msocks.cli.agent_client import ConfigurationRefused
 from msocks.values.endpoint import Endpoint
-from msocks_lab import CutMode
+from msocks_lab import CutMode, Lab, LabConfig, LinkConfig
 
 MIB = 1024 * 1024
 PAYLOAD = bytes(range(256)) * (4 * MIB // 256)
@@ -374,3 +374,20 @@ async def test_the_example_of_the_paper_on_real_links(lab: AgentLab, roamer: Run
             await roamer.until(lambda: any(each["link"] == "wifi" for each in roamer.client.flows()))
             await asyncio.to_thread(receive_exactly, seen, 900)
             assert roamer.flow(transcript)["moves"] == 0
+
+
+async def test_a_flow_follows_the_lowest_round_trip_time(tmp_path: Path):
+    with Lab(LabConfig([LinkConfig("wifi", rtt_ms=20), LinkConfig("lte", rtt_ms=60)])) as slow:
+        lab = AgentLab(slow, tmp_path)
+        agent = lab.start_agent("quick")
+        await asyncio.to_thread(agent.wait_authorised)
+        async with lab.server(drip) as destination:
+            await use(agent, rule("quick", destination, prefer=["lowest:rtt"]), hold_down_s=1)
+            with await asyncio.to_thread(agent.connect, destination) as sock:
+                assert agent.flow(destination)["link"] == "wifi"
+                slow.link("wifi").set(rtt_ms=200)
+                await agent.until(lambda: agent.flow(destination)["link"] == "lte")
+                sock.shutdown(socket.SHUT_WR)
+                lines = (await asyncio.to_thread(receive_all, sock)).split()
+        agent.process.stop()
+    assert [int(line) for line in lines] == list(range(len(lines)))

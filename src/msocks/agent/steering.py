@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-import structlog
-
 from msocks.agent.flow import Flow
 from msocks.agent.link_meter import LinkMeter
 from msocks.agent.link_picture import LinkPicture
@@ -21,8 +19,6 @@ from msocks.policy.ranking import barred
 from msocks.session.mobile_effects import SessionState
 from msocks.values.ids import SessionId
 from msocks.values.origin import Origin
-
-_log = structlog.get_logger("msocks.agent.steering")
 
 _TICK_S = 1.0
 # How long a flow may stay on a link that it may not use any more while another is being tried.
@@ -65,11 +61,6 @@ class Steering:
         self._snapshot: _Snapshot | None = None
         self._timer: asyncio.TimerHandle | None = None
         node.router = self
-
-    @property
-    def policy(self) -> Policy:
-        """What holds now."""
-        return self._policy
 
     def start(self) -> None:
         """Begin to look at what is measured, once a second."""
@@ -133,8 +124,9 @@ class Steering:
     def explain(self, flow: Flow) -> Explanation:
         """What decides where a flow goes, and what else was considered."""
         steered = self._flows[flow.session]
-        self._snapshot = None
-        return explain(self._policy, steered.facts, steered.hand, self._now_known().links, flow.connection.carried_by)
+        # What is known this moment; the snapshot stays, since flows are compared with it.
+        links = self._picture.facts(self._node.usable_links, self._loop.time())
+        return explain(self._policy, steered.facts, steered.hand, links, flow.connection.carried_by)
 
     def facts(self, flow: Flow) -> FlowFacts:
         """What rules can know of a flow."""
@@ -145,13 +137,7 @@ class Steering:
         return self._now_known().links
 
     def pin(self, flow: Flow, link: str) -> None:
-        """Let a flow use `link` and no other, whatever the rules say.
-
-        Raises:
-            LinkUnavailable: There is no such link.
-        """
-        if link not in self._node.links:
-            raise LinkUnavailable.unknown(link)
+        """Let a flow use `link`, which exists, and no other, whatever the rules say."""
         self._set_hand(flow, pin=link, moved=None)
 
     def unpin(self, flow: Flow) -> None:
@@ -189,11 +175,13 @@ class Steering:
                 self._reconsider(steered)
             raise
 
-    def waits_for_policy(self, flow: Flow) -> NoLinkAllowed | None:
-        """Why a flow without a link has none, where it is its rule that bars those that there are."""
+    def waits_for_policy(self, flow: Flow) -> MsocksError | None:
+        """Why a flow without a link has none, where it may not use those that there are."""
         steered = self._flows.get(flow.session)
         if steered is None or not self._node.usable_links or self._decision(steered).action is not Action.WAIT:
             return None
+        if steered.hand.pin is not None:
+            return LinkUnavailable(steered.hand.pin, "it is not up, and the flow is pinned to it")
         return NoLinkAllowed(str(flow.destination), (steered.rule or NO_RULE).name, barred=True)
 
     # -- Router -----------------------------------------------------------------------------------------------------
