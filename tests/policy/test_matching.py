@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msocks.policy.decision import Action, Policy, decide, explain
@@ -144,12 +144,14 @@ HANDS = st.builds(
 CURRENT = st.none() | st.sampled_from(NAMES)
 
 
+@settings(max_examples=60)
 @given(st.lists(RULES, max_size=12), FLOWS)
 def test_the_index_finds_what_asking_every_rule_finds(rules: list[Rule], flow: FlowFacts):
     expected = next((rule for rule in rules if not mismatches(rule, flow)), None)
     assert RuleBook(rules).match(flow) is expected
 
 
+@settings(max_examples=60)
 @given(st.lists(RULES, max_size=6), FLOWS)
 def test_a_program_that_is_not_asked_for_changes_nothing(rules: list[Rule], flow: FlowFacts):
     book = RuleBook(rules)
@@ -158,6 +160,7 @@ def test_a_program_that_is_not_asked_for_changes_nothing(rules: list[Rule], flow
         assert book.match(flow) is book.match(stranger)
 
 
+@settings(max_examples=60)
 @given(st.lists(RULES, max_size=4), FLOWS, HANDS, LINK_SETS, CURRENT)
 def test_decisions_are_total_repeatable_and_within_the_rules(
     rules: list[Rule], flow: FlowFacts, hand: Hand, links: list[LinkFacts], current: str | None
