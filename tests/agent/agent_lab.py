@@ -29,9 +29,12 @@ LINKS = ("wifi", "lte")
 # What the agent's JSON has; others rely on it.
 FLOW_KEYS = {
     "id", "session", "state", "link", "destination", "datapath", "datapath_reason", "generation", "moves",
-    "bytes_up", "bytes_down", "since", "last_move", "error", "process", "pid", "user", "tag",
+    "bytes_up", "bytes_down", "since", "last_move", "rule", "pinned", "error", "process", "pid", "user",
+    "tag",
 }  # fmt: skip
-LINK_KEYS = {"name", "state", "rtt_ms", "flows"}
+LINK_KEYS = {
+    "name", "state", "rtt_ms", "flows", "kind", "role", "rate_mbit", "cost", "coverage", "used_bytes", "cap_bytes",
+}  # fmt: skip
 
 Service = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -53,9 +56,14 @@ class AgentLab:
     def server_host(self) -> str:
         return self.lab.server.ipv4
 
-    def start_agent(self, name: str, *, access: AccessLink | None = None, **limits: float) -> RunningAgent:
-        """An agent with a control socket and a port of its own; its programs can connect when this returns."""
-        return RunningAgent(self, name, access or self.access, limits)
+    def start_agent(
+        self, name: str, *, access: AccessLink | None = None, policy: str = "", **limits: float
+    ) -> RunningAgent:
+        """An agent with a control socket and a port of its own; its programs can connect when this returns.
+
+        `policy` is the text of its tables ``[policy]``.
+        """
+        return RunningAgent(self, name, access or self.access, limits, policy)
 
     @contextlib.asynccontextmanager
     async def server(self, service: Service) -> AsyncIterator[Endpoint]:
@@ -87,18 +95,25 @@ class AgentLab:
 class RunningAgent:
     """An agent process on the lab's mobile host."""
 
-    def __init__(self, lab: AgentLab, name: str, access: AccessLink, limits: dict[str, float]) -> None:
+    def __init__(self, lab: AgentLab, name: str, access: AccessLink, limits: dict[str, float], policy: str) -> None:
         self._lab = lab.lab
         directory = lab.directory / name
         directory.mkdir(exist_ok=True)
         access_file = directory / "access"
         access_file.write_text(f"{access}\n")
         access_file.chmod(0o600)
-        config = directory / "agent.toml"
-        settings = {"access_file": "access", "listen": ["127.0.0.1:0"], "control": "agent.sock", "links": list(LINKS)}
+        self.config = config = directory / "agent.toml"
+        settings = {
+            "access_file": "access",
+            "listen": ["127.0.0.1:0"],
+            "control": "agent.sock",
+            "links": list(LINKS),
+            "state": "state",
+        }
         lines = ["[agent]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
         lines += ["[agent.limits]", *(f"{key} = {value}" for key, value in limits.items())]
-        config.write_text("\n".join(lines))
+        self._settings = "\n".join(lines)
+        self.write_policy(policy)
         self.control = str(directory / "agent.sock")
         self.process: LabProcess = lab.lab.mobile.popen(
             [*MSOCKS, "agent", "--config", config, "-v"], stdout=subprocess.PIPE
@@ -108,6 +123,12 @@ class RunningAgent:
         self.client = AgentClient(self.control)
         listen = Endpoint.parse(self.client.status()["listen"][0])
         self.address = (str(listen.host), listen.port)
+
+    def write_policy(self, policy: str) -> None:
+        """Put other tables ``[policy]`` into the configuration, at once."""
+        fresh = self.config.with_suffix(".new")
+        fresh.write_text(f"{self._settings}\n{policy}\n")
+        fresh.replace(self.config)
 
     @property
     def log(self) -> str:

@@ -138,6 +138,13 @@ async def test_a_beginning_that_several_flows_share_is_ambiguous(lab: AgentLab, 
         ("POST", "/v1/flows/0123/move", '{"to": "wifi"}', 404, "no flow 0123"),
         ("POST", "/v1/flows/%2e%2e/move", '{"to": "wifi"}', 404, "no flow"),
         ("POST", "/v1/flows/zz/move", '{"to": "wifi"}', 404, "no flow zz"),
+        ("POST", "/v1/flows/all/pin", '{"too": "wifi"}', 400, "does not name a link"),
+        ("POST", "/v1/flows/all/pin", '{"to": "no-such-link"}', 409, "no such network interface"),
+        ("POST", "/v1/flows/zz/pin", '{"to": "wifi"}', 404, "no flow zz"),
+        ("POST", "/v1/flows/zz/unpin", None, 404, "no flow zz"),
+        ("GET", "/v1/flows/all/why", None, 404, "no flow all"),
+        ("POST", "/v1/flows/zz/why", None, 405, "not allowed"),
+        ("GET", "/v1/reload", None, 405, "not allowed"),
     ],
 )  # fmt: skip
 def test_nonsense_is_answered_with_the_status_that_fits_and_a_remedy(

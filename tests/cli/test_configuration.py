@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -209,14 +211,18 @@ def test_check_config_prints_the_problems(msocks: CommandLine, access_file: Path
     assert msocks("agent", "--config", "nowhere.toml").returncode == 4
 
 
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
 def keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
     """Every key of a table with its default, as the reference shows them."""
     keys: dict[str, str] = {}
     for name, field in model.model_fields.items():
-        inner = [
-            part for part in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(part, type)
-        ]
-        table = next((part for part in inner if issubclass(part, BaseModel)), None)
+        table = next(models_in(field.annotation), None)
         if table is not None:
             keys |= keys_of(table, f"{prefix}{name}.")
             continue

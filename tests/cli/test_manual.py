@@ -11,19 +11,9 @@ from tests.cli.conftest import CommandLine
 import msocks as package
 
 VERBS = [
-    "proxy",
-    "agent",
-    "status",
-    "links",
-    "flows",
-    "move",
-    "run",
-    "nc",
-    "user",
-    "sessions",
-    "doctor",
-    "check-config",
-]
+    "proxy", "agent", "status", "links", "flows", "move", "why", "pin", "unpin", "reload", "run", "nc", "user",
+    "sessions", "doctor", "check-config",
+]  # fmt: skip
 USER_VERBS = ["add", "list", "remove", "password"]
 
 # Beyond click, what a command line loads is paid at every start.
@@ -58,6 +48,10 @@ def test_the_options_that_others_rely_on_exist(msocks: CommandLine):
         "flows": ["--control", "--json"],
         "links": ["--control", "--json"],
         "move": ["--to", "--control", "--json"],
+        "why": ["--control", "--json"],
+        "pin": ["--to", "--control", "--json"],
+        "unpin": ["--control", "--json"],
+        "reload": ["--control", "--json"],
         "nc": ["--control"],
         "run": [
             "--via",
@@ -120,7 +114,16 @@ def test_a_mistake_on_the_command_line_is_status_2_and_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["status"], ["flows"], ["links"], ["move", "all", "--to", "lo"], ["nc", "a.example", "22"]]
+    "arguments",
+    [
+        ["status"],
+        ["flows"],
+        ["links"],
+        ["move", "all", "--to", "lo"],
+        ["why", "ab"],
+        ["reload"],
+        ["nc", "a.example", "22"],
+    ],
 )
 def test_no_agent_is_status_3_and_says_what_to_do(msocks: CommandLine, arguments: list[str]):
     verb, *rest = arguments

@@ -47,6 +47,25 @@ def verdict(status: LegStatus, **fields: Any) -> LegReply:
     return LegReply(status=status, **fields)
 
 
+def test_the_hold_down_is_as_long_as_the_caller_says(live: MobileSession):
+    assert live.carried_by == "wifi"
+    assert live.links_changed(1, ("lte", "wifi"), RTT, 10) == []
+    assert live.deadline == 11
+    assert live.on_time(10.9) == []
+    # Shorter in the middle of it: at once where that is over.
+    assert live.links_changed(10.9, ("lte", "wifi"), RTT, 5) == [Attempt(2, "lte", reconnect=True, handover_from=1)]
+
+
+def test_a_link_that_is_released_is_not_preferred_any_more(live: MobileSession):
+    live.move(1, "lte")
+    live.replied(1, 2, OK)
+    live.links_changed(2, ("wifi", "lte"), RTT)
+    assert live.deadline is None
+    live.release()
+    live.links_changed(3, ("wifi", "lte"), RTT)
+    assert live.deadline == 3 + HOLD_DOWN_S
+
+
 def test_it_connects_over_the_preferred_link(session: MobileSession) -> None:
     assert session.state is SessionState.CONNECTING
     assert session.links_changed(0, (), {}) == []

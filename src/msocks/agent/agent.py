@@ -22,13 +22,22 @@ from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.event_feed import EventFeed, FlowEvent, FlowEventKind
 from msocks.agent.farewell import Farewells
 from msocks.agent.flow import Flow
+from msocks.agent.flow_origin import facts_of, hand_of
 from msocks.agent.flow_table import FlowTable
+from msocks.agent.link_meter import LinkMeter
 from msocks.agent.local_port import LocalPort, ProgramRequest
+from msocks.agent.policy_control import PolicyControl
+from msocks.agent.policy_reload import PolicyReload, PolicySource
+from msocks.agent.program_lookup import ProgramLookup
 from msocks.agent.run_port import RunPort
 from msocks.agent.settings import AgentSettings
+from msocks.agent.state_path import default_state_directory
+from msocks.agent.steering import Steering
 from msocks.client.node import MobileNode
-from msocks.errors import ConfigurationError, LinkUnavailable
+from msocks.errors import LinkUnavailable, MsocksError
 from msocks.interception.messages import Run
+from msocks.policy.decision import Policy
+from msocks.policy.model import Hand
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
@@ -43,7 +52,8 @@ _MIB = 1024 * 1024
 class Agent:
     """See the module. Make and use it on one event loop."""
 
-    def __init__(self, settings: AgentSettings) -> None:
+    def __init__(self, settings: AgentSettings, source: PolicySource | None = None) -> None:
+        """`source` is where the policy is read anew; without one it stays what it is in `settings`."""
         self.settings = settings
         self._started_at = time.time()
         self.control = Path(settings.control or default_control_paths()[0])
@@ -61,7 +71,13 @@ class Agent:
             limit=settings.limits.flows,
             expire=self._on_connect_timeout,
         )
-        self._api = ControlApi(self.node, self.flows, self.events, self.status)
+        state = default_state_directory() if settings.state is None else Path(settings.state)
+        self.steering = Steering(self.node, settings.policy, LinkMeter(state))
+        self._programs = ProgramLookup()
+        self._looking: set[asyncio.Task[None]] = set()
+        self.reload = None if source is None else PolicyReload(source, self.use_policy)
+        policy_control = PolicyControl(self.node, self.flows, self.steering, self.reload)
+        self._api = ControlApi(self.node, self.flows, self.events, self.status, policy_control)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -99,6 +115,9 @@ class Agent:
             await self._api.start(self.control)
             self._runs.open(Path(f"{self.control}{RUN_SUFFIX}"))
             await self.node.start()
+            self.steering.start()
+            if self.reload is not None:
+                self.reload.start()
         except BaseException:
             await self.close()
             raise
@@ -113,8 +132,14 @@ class Agent:
         """Stop accepting, reset every flow at both ends, say goodbye to the proxy; takes some 4 s at most."""
         self._port.close()
         self._runs.close()
+        if self.reload is not None:
+            await self.reload.close()
+        for task in self._looking:
+            task.cancel()
+        await self._programs.close()
         for flow in self.flows:
             flow.reset()
+        self.steering.close()
         await self.node.close()
         self.events.close()
         await self._api.close()
@@ -125,14 +150,12 @@ class Agent:
     # -- programs ---------------------------------------------------------------------------------------------------
 
     def _check_run(self, run: Run) -> None:
-        wish = run.wish
-        if wish.link is not None and wish.link not in self.node.links:
-            raise LinkUnavailable.unknown(wish.link)
-        if wish.on_loss not in (None, "move"):
-            raise ConfigurationError(
-                f"this agent does not know what to do on a loss but to move, and was asked to {wish.on_loss}",
-                remedy="leave --on-loss out",
-            )
+        """Raises MsocksError where what its user wishes cannot be."""
+        self._check_hand(hand_of(run.wish))
+
+    def _check_hand(self, hand: Hand) -> None:
+        if hand.pin is not None and hand.pin not in self.node.links:
+            raise LinkUnavailable.unknown(hand.pin)
 
     def _on_request(self, request: ProgramRequest) -> None:
         if self.flows.is_full:
@@ -140,16 +163,44 @@ class Agent:
             _log.warning("program_refused", destination=str(request.destination), reason=str(overload))
             self._farewells.say(request.sock, request.dialogue.refuse(overload))
             return
+        try:
+            facts, hand = facts_of(request), hand_of(request.wish)
+            self._check_hand(hand)
+        except MsocksError as error:
+            _log.info("program_refused", destination=str(request.destination), reason=str(error))
+            self._farewells.say(request.sock, request.dialogue.refuse(error))
+            return
         flow = Flow(self.node, request, self, self._farewells, self._budget)
         self.flows.add(flow)
+        self.steering.add(flow, facts, hand)
         self._connecting.add(flow)
         _log.debug("flow_opened", **self._names(flow), protocol=request.dialogue.name)
         self._tell(FlowEventKind.OPENED, flow)
-        flow.begin()
+        if request.origin is None and self.steering.asks_for_program(facts):
+            task = self.node.reactor.loop.create_task(self._begin_known(flow))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+        else:
+            flow.begin()
+
+    async def _begin_known(self, flow: Flow) -> None:
+        """Begin a flow when it is known whose it is."""
+        self.steering.set_origin(flow, await self._programs.origin_of(flow.program))
+        if flow.state is not SessionState.ENDED:
+            flow.begin()
+
+    async def use_policy(self, policy: Policy) -> int:
+        """Let another policy hold from now on; returns for how many flows another rule holds than before."""
+        unknown = self.steering.unknown(policy)
+        origins = await asyncio.gather(*(self._programs.origin_of(flow.program) for flow in unknown))
+        for flow, origin in zip(unknown, origins, strict=True):
+            self.steering.set_origin(flow, origin)
+        return self.steering.replace(policy)
 
     def _on_connect_timeout(self, flow: Flow) -> None:
         flow.refuse(
-            ConnectTimeout(
+            self.steering.waits_for_policy(flow)
+            or ConnectTimeout(
                 str(flow.destination),
                 self.settings.limits.connect_timeout_s,
                 problem=self.node.problem,
@@ -161,10 +212,12 @@ class Agent:
 
     def on_connected(self, flow: Flow, carried: Carried) -> None:
         self._connecting.discard(flow)
+        self.steering.carried(flow)
         _log.debug("flow_connected", **self._names(flow), link=carried.link)
         self._tell_carried(flow, carried)
 
     def on_moved(self, flow: Flow, carried: Carried) -> None:
+        self.steering.carried(flow)
         _log.info(
             "flow_moved", **self._names(flow), cause=carried.cause.value, from_link=carried.from_link, to=carried.link
         )
@@ -177,6 +230,7 @@ class Agent:
     def on_ended(self, flow: Flow) -> None:
         view = flow.view()
         never_stood = self._connecting.discard(flow)
+        self.steering.forget(flow)
         totals = {"moves": view.moves, "up": view.bytes_up, "down": view.bytes_down}
         if view.error is None:
             _log.debug("flow_ended", **self._names(flow), **totals)
@@ -209,8 +263,10 @@ class Agent:
             self.events.publish(FlowEvent(kind, names | details))
 
 
-async def run_agent(settings: AgentSettings, on_ready: Callable[[], None]) -> None:
+async def run_agent(settings: AgentSettings, on_ready: Callable[[], None], source: PolicySource | None = None) -> None:
     """Run an agent until SIGTERM or SIGINT. `on_ready` is called when programs can connect.
+
+    SIGHUP reads the policy anew from `source`.
 
     Raises:
         ConfigurationError: The local port or the control socket cannot be had.
@@ -219,7 +275,9 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None]) -> No
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    agent = Agent(settings)
+    agent = Agent(settings, source)
+    if agent.reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, agent.reload.reload_soon)
     await agent.start()
     _log.info(
         "ready",
@@ -238,11 +296,11 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None]) -> No
     await agent.close()
 
 
-def run(settings: AgentSettings, on_ready: Callable[[], None]) -> None:
+def run(settings: AgentSettings, on_ready: Callable[[], None], source: PolicySource | None = None) -> None:
     """`run_agent` in an event loop of its own: uvloop's where it is installed."""
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        runner.run(run_agent(settings, on_ready))
+        runner.run(run_agent(settings, on_ready, source))
 
 
 def _raise_descriptor_limit() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+from msocks.agent.policy_errors import NoLinkAllowed
 from msocks.errors import (
     AuthenticationError,
     ControlUnavailable,
@@ -71,7 +72,9 @@ def reply_code_of(error: MsocksError) -> ReplyCode:
             return _REPLY_OF_END.get(reason, ReplyCode.GENERAL_FAILURE)
         case AuthenticationError():
             return ReplyCode.NOT_ALLOWED
-        case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True):
+        case NoLinkAllowed(barred=True):
+            return ReplyCode.NOT_ALLOWED
+        case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True) | NoLinkAllowed():
             return ReplyCode.NETWORK_UNREACHABLE
         case ConnectTimeout():
             return ReplyCode.TTL_EXPIRED
@@ -81,7 +84,9 @@ def reply_code_of(error: MsocksError) -> ReplyCode:
 def http_status_of(error: MsocksError) -> HTTPStatus:
     """The HTTP status (RFC 9110 section 15) that says most of `error`."""
     match error:
-        case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True) | Overload():
+        case NoLinkAllowed(barred=True):
+            return HTTPStatus.FORBIDDEN
+        case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True) | NoLinkAllowed() | Overload():
             return HTTPStatus.SERVICE_UNAVAILABLE
         case ProtocolError():
             return HTTPStatus.BAD_REQUEST

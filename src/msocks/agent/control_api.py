@@ -18,6 +18,8 @@ from msocks.agent.control_socket import bind_control_socket
 from msocks.agent.event_feed import EventFeed
 from msocks.agent.flow import Flow
 from msocks.agent.flow_table import AmbiguousFlow, FlowHasEnded, FlowTable, NoSuchFlow
+from msocks.agent.policy_control import PolicyControl, problems_as_json
+from msocks.agent.policy_errors import MoveForbidden, PolicyRefused
 from msocks.client.node import MobileNode
 from msocks.errors import ConfigurationError, LinkUnavailable, MsocksError, SessionEnded
 from msocks.session.mobile_effects import SessionState
@@ -57,7 +59,9 @@ def status_of(error: MsocksError) -> HTTPStatus:
             return HTTPStatus.GONE
         case MoveTimedOut():
             return HTTPStatus.GATEWAY_TIMEOUT
-        case AmbiguousFlow() | LinkUnavailable():
+        case PolicyRefused():
+            return HTTPStatus.UNPROCESSABLE_ENTITY
+        case AmbiguousFlow() | LinkUnavailable() | MoveForbidden():
             return HTTPStatus.CONFLICT
     return HTTPStatus.BAD_GATEWAY
 
@@ -66,7 +70,12 @@ class ControlApi:
     """Serves one agent."""
 
     def __init__(
-        self, node: MobileNode, flows: FlowTable, events: EventFeed, status: Callable[[], dict[str, Any]]
+        self,
+        node: MobileNode,
+        flows: FlowTable,
+        events: EventFeed,
+        status: Callable[[], dict[str, Any]],
+        policy: PolicyControl,
     ) -> None:
         """
         Args:
@@ -74,11 +83,13 @@ class ControlApi:
             flows: The flow table.
             events: What happens to the flows.
             status: Gives what ``/v1/status`` answers.
+            policy: What can be asked of the policy.
         """
         self._node = node
         self._flows = flows
         self._feed = events
         self._status = status
+        self._policy = policy
         self._path: Path | None = None
         application = web.Application(middlewares=[_errors_as_json], client_max_size=_MOST_BODY_BYTES)
         application.add_routes(
@@ -88,6 +99,10 @@ class ControlApi:
                 web.get("/v1/links", self._get_links),
                 web.post("/v1/flows/{id}/move", self._move),
                 web.get("/v1/events", self._get_events),
+                web.get("/v1/flows/{id}/why", self._why),
+                web.post("/v1/flows/{id}/pin", self._pin),
+                web.post("/v1/flows/{id}/unpin", self._unpin),
+                web.post("/v1/reload", self._reload),
             ]
         )
         # Who listens to the events and goes away shall not be waited for until the next event.
@@ -122,8 +137,10 @@ class ControlApi:
 
     async def _get_links(self, _request: web.Request) -> web.Response:
         per_link = self._flows.per_link()
+        by_policy = self._policy.links()
         links = [
             {"name": name, "state": link.state.value, "rtt_ms": self._node.rtt_ms(name), "flows": per_link[name]}
+            | by_policy[name]
             for name, link in self._node.links.items()
         ]
         return _answer({"links": links})
@@ -131,16 +148,43 @@ class ControlApi:
     async def _move(self, request: web.Request) -> web.Response:
         link = await _wanted_link(request)
         wanted = request.match_info["id"]
-        if wanted == "all":
-            flows = [flow for flow in self._flows if flow.state is not SessionState.ENDED]
-        else:
-            flows = [self._flows.find(wanted)]
+        flows = self._wanted_flows(request)
         if link not in self._node.links:
             raise LinkUnavailable.unknown(link)
-        outcomes = await asyncio.gather(*(_try_move(flow, link) for flow in flows))
+        outcomes = await asyncio.gather(*(self._try_move(flow, link) for flow in flows))
         if wanted != "all" and outcomes[0].error is not None:
             raise outcomes[0].error
         return _answer(moves_as_json(link, outcomes, self._flows.printed()))
+
+    async def _try_move(self, flow: Flow, link: str) -> MoveOutcome:
+        before = flow.link
+        try:
+            async with asyncio.timeout(MOVE_TIMEOUT_S):
+                await self._policy.move(flow, link)
+        except MsocksError as error:
+            return MoveOutcome(flow, before, error)
+        except TimeoutError:
+            return MoveOutcome(flow, before, MoveTimedOut(link))
+        return MoveOutcome(flow, before, None)
+
+    def _wanted_flows(self, request: web.Request) -> list[Flow]:
+        wanted = request.match_info["id"]
+        if wanted == "all":
+            return [flow for flow in self._flows if flow.state is not SessionState.ENDED]
+        return [self._flows.find(wanted)]
+
+    async def _why(self, request: web.Request) -> web.Response:
+        return _answer(self._policy.why(self._flows.find(request.match_info["id"])))
+
+    async def _pin(self, request: web.Request) -> web.Response:
+        link = await _wanted_link(request)
+        return _answer(self._policy.pin(self._wanted_flows(request), link))
+
+    async def _unpin(self, request: web.Request) -> web.Response:
+        return _answer(self._policy.unpin(self._wanted_flows(request)))
+
+    async def _reload(self, _request: web.Request) -> web.Response:
+        return _answer(await self._policy.reload())
 
     async def _get_events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
@@ -150,18 +194,6 @@ class ControlApi:
                 async for event in events:
                     await response.write(json.dumps(event_as_json(event)).encode() + b"\n")
         return response
-
-
-async def _try_move(flow: Flow, link: str) -> MoveOutcome:
-    before = flow.link
-    try:
-        async with asyncio.timeout(MOVE_TIMEOUT_S):
-            await flow.connection.move(link)
-    except MsocksError as error:
-        return MoveOutcome(flow, before, error)
-    except TimeoutError:
-        return MoveOutcome(flow, before, MoveTimedOut(link))
-    return MoveOutcome(flow, before, None)
 
 
 async def _wanted_link(request: web.Request) -> str:
@@ -180,7 +212,8 @@ def _answer(values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> web.R
 
 
 def _refusal(error: MsocksError, status: HTTPStatus) -> web.Response:
-    return _answer({"error": error_as_json(error)}, status)
+    problems = problems_as_json(error.problems) if isinstance(error, PolicyRefused) else {}
+    return _answer({"error": error_as_json(error)} | problems, status)
 
 
 @web.middleware

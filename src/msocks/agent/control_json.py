@@ -48,6 +48,8 @@ def flow_as_json(view: FlowView, printed: str) -> dict[str, Any]:
         "last_move": None
         if move is None
         else {"cause": move.cause.value, "from": move.from_link, "to": move.to_link, "time": move.at},
+        "rule": view.rule,
+        "pinned": view.pinned,
         "error": error_as_json(view.error),
         "process": view.origin.process,
         "pid": view.origin.pid,

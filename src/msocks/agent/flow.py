@@ -64,6 +64,8 @@ class FlowView:
         bytes_down: To the program.
         since: When the program asked for it, seconds since the epoch.
         last_move: None as long as the first leg carries it.
+        rule: The policy's rule that matches it; None where none does.
+        pinned: The one link that it may use, where somebody said so.
         error: Why it ended; None while it lives and after an orderly end.
         origin: Which program's it is.
     """
@@ -80,6 +82,8 @@ class FlowView:
     bytes_down: int
     since: float
     last_move: LastMove | None
+    rule: str | None
+    pinned: str | None
     error: MsocksError | None
     origin: Origin
 
@@ -116,6 +120,8 @@ class Flow:
     ) -> None:
         """What is held of the program's bytes counts in `budget`."""
         self.destination = request.destination
+        self.rule: str | None = None
+        self.pinned: str | None = None
         self._node = node
         self._request = request
         self._owner = owner
@@ -136,13 +142,12 @@ class Flow:
         """Look for a leg. The owner may be told of the end before this returns."""
         if not self._request.waits_in_connect:
             self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
-        self._node.begin(self.connection, link=self._preferred())
+        self._node.begin(self.connection)
 
-    def _preferred(self) -> str | None:
-        """The best link of those that were wished for and are there."""
-        wish = self._request.wish
-        wanted = () if wish is None else (*filter(None, [wish.link]), *wish.prefer)
-        return next((link for link in wanted if link in self._node.links), None)
+    @property
+    def program(self) -> socket.socket:
+        """The program's connection, to ask the kernel about; never to read or write."""
+        return self._request.sock
 
     @property
     def session(self) -> SessionId:
@@ -294,6 +299,8 @@ class Flow:
             bytes_down=stream.position,
             since=self._since,
             last_move=self._last_move,
+            rule=self.rule,
+            pinned=self.pinned,
             error=error,
             origin=self._request.origin or Origin(),
         )

@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from msocks.errors import ConfigurationError
+from msocks.policy.decision import Policy
+from msocks.session.mobile import HOLD_DOWN_S
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 
+NO_POLICY = Policy(hold_down_s=HOLD_DOWN_S)
+"""Every flow on the first link that can be used."""
 DEFAULT_LISTEN = Endpoint(IPv4Address("127.0.0.1"), 1080)
 
 
@@ -60,6 +64,8 @@ class AgentSettings:
         allow_remote: Whether `listen` may have other than loopback addresses. Whoever reaches such a port uses the
             access link.
         limits: See `AgentLimits`.
+        policy: Which link carries which flow.
+        state: Directory for what outlives the agent: what metered links have carried. None for the default place.
 
     Raises:
         ConfigurationError: Nothing to listen on, or no link at all.
@@ -71,6 +77,8 @@ class AgentSettings:
     control: str | None = None
     allow_remote: bool = False
     limits: AgentLimits = field(default_factory=AgentLimits)
+    policy: Policy = NO_POLICY
+    state: str | None = None
 
     def __post_init__(self) -> None:
         if not self.listen:

@@ -21,6 +21,14 @@ class AgentRefused(MsocksError):
     """The agent could not do what was asked; the text is its own."""
 
 
+class ConfigurationRefused(AgentRefused):
+    """The agent could not use its configuration; `problems` has everything that is wrong."""
+
+    def __init__(self, what: str, remedy: str, problems: list[dict[str, str]]) -> None:
+        super().__init__(what, remedy=remedy)
+        self.problems = problems
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("agent", timeout=timeout_s)
@@ -60,6 +68,22 @@ class AgentClient:
         body = json.dumps({"to": link})
         answer = self._ask("POST", f"/v1/flows/{quote(flow, safe='')}/move", body, _MOVE_TIMEOUT_S)
         return self._member(answer, "moves")
+
+    def why(self, flow: str) -> dict[str, Any]:
+        """What decides about a flow (its id), and what else was considered."""
+        return self._ask("GET", f"/v1/flows/{quote(flow, safe='')}/why")
+
+    def pin(self, flow: str, link: str) -> dict[str, Any]:
+        """Pin a flow (its id, or ``all``) to a link."""
+        return self._ask("POST", f"/v1/flows/{quote(flow, safe='')}/pin", json.dumps({"to": link}))
+
+    def unpin(self, flow: str) -> dict[str, Any]:
+        """Let the policy decide about a flow (its id, or ``all``) again."""
+        return self._ask("POST", f"/v1/flows/{quote(flow, safe='')}/unpin")
+
+    def reload(self) -> dict[str, Any]:
+        """Have the policy read anew. Raises ConfigurationRefused as well."""
+        return self._ask("POST", "/v1/reload")
 
     def events(self) -> Generator[dict[str, Any], None, None]:
         """What happens to the flows, until the agent stops."""
@@ -106,8 +130,11 @@ class AgentClient:
 
     def _refusal(self, response: http.client.HTTPResponse) -> MsocksError:
         try:
-            error = json.loads(response.read())["error"]
-            return AgentRefused(str(error["what"]), remedy=str(error["remedy"]))
+            answer = json.loads(response.read())
+            what, remedy = str(answer["error"]["what"]), str(answer["error"]["remedy"])
+            if response.status == http.HTTPStatus.UNPROCESSABLE_ENTITY:
+                return ConfigurationRefused(what, remedy, list(answer["problems"]))
+            return AgentRefused(what, remedy=remedy)
         except (ValueError, KeyError, TypeError):
             return self._foreign()
 

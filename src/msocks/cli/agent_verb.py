@@ -37,7 +37,8 @@ from msocks.values.endpoint import Endpoint
     "--config",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="TOML file with a table [agent]. Options given besides replace its values. `msocks check-config` checks it.",
+    help="TOML file with a table [agent], [policy] or both. Options given besides replace its values. `msocks "
+    "check-config` checks it. A change of the policy counts while the agent runs.",
 )
 @click.option(
     "--listen",
@@ -84,6 +85,10 @@ def agent(
     when a better link comes, they move back. `msocks flows`, `msocks links` and `msocks move` show and change what it
     does.
 
+    Which flow uses which link is the policy's to say, the table [policy] of the configuration file. SIGHUP, `msocks
+    reload` or a change of the file take a new one; a file with a mistake is refused as a whole, and the old policy
+    stays.
+
     When programs can connect it prints the line `ready`, whether there is a network or not. The log goes to standard
     error. At the end, flows that are left are reset.
 
@@ -93,19 +98,19 @@ def agent(
         raise click.UsageError("Give --access-file FILE or --config FILE.")
     from msocks.agent.agent import run
     from msocks.cli.configuration.load import agent_settings, is_readable_by_others
+    from msocks.cli.configuration.policy_load import ConfigurationSource
     from msocks.cli.log_setup import configure_log, log_warning
 
-    settings, secret = agent_settings(
-        config,
-        {
-            "access_file": None if access_file is None else str(access_file.absolute()),
-            "listen": [str(endpoint) for endpoint in listen] or None,
-            "links": list(links) or None,
-            "control": None if control is None else str(Path(control).absolute()),
-            "allow_remote": allow_remote,
-        },
-    )
+    overrides = {
+        "access_file": None if access_file is None else str(access_file.absolute()),
+        "listen": [str(endpoint) for endpoint in listen] or None,
+        "links": list(links) or None,
+        "control": None if control is None else str(Path(control).absolute()),
+        "allow_remote": allow_remote,
+    }
+    settings, secret = agent_settings(config, overrides)
     configure_log(verbose=invocation.is_verbose)
     if secret is not None and is_readable_by_others(secret):
         log_warning("access_readable_by_others", file=str(secret), remedy=f"chmod 600 {secret}")
-    run(settings, lambda: click.echo("ready"))
+    source = None if config is None else ConfigurationSource(config.absolute(), overrides, settings)
+    run(settings, lambda: click.echo("ready"), source)

@@ -13,7 +13,7 @@ from msocks.protocol.leg import Connect, DatapathKind, DatapathReason, LegReques
 from msocks.protocol.leg_request_codec import encode_request
 from msocks.session import mobile_effects as mobile
 from msocks.session.leg_chain import StreamGapError
-from msocks.session.mobile import MobileSession
+from msocks.session.mobile import HOLD_DOWN_S, MobileSession
 from msocks.session.mobile_effects import SessionState
 from msocks.transport.leg_stream import LegStream
 from msocks.values.endpoint import Endpoint
@@ -58,6 +58,11 @@ class Connection:
         return self._machine.link
 
     @property
+    def carried_by(self) -> str | None:
+        """The link that carries the session or, while none does, that carried it last."""
+        return self._machine.carried_by
+
+    @property
     def generation(self) -> int:
         """The generation of the live leg."""
         return self._machine.generation
@@ -97,6 +102,10 @@ class Connection:
         """Use `link` above all others; before the first leg."""
         self._machine.prefer(link)
 
+    def release(self) -> None:
+        """Undo `prefer` and the preference that `move` has left."""
+        self._machine.release()
+
     def give_up(self, error: MsocksError) -> None:
         """End the connection with `error` if it never stood."""
         self._apply(self._machine.give_up(error))
@@ -114,11 +123,11 @@ class Connection:
 
     # -- what happens to it -----------------------------------------------------------------------------------------
 
-    def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float]) -> None:
-        """The links that can be used, in order of preference."""
+    def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float], hold_down_s: float = HOLD_DOWN_S) -> None:
+        """The links that can be used, in order of preference; see `MobileSession.links_changed`."""
         if self._handover_link not in links and self.stream.handing_over:
             self.stream.break_handover()
-        self._apply(self._machine.links_changed(self._now(), links, rtt_s))
+        self._apply(self._machine.links_changed(self._now(), links, rtt_s, hold_down_s))
 
     def leg_lost(self, generation: int, error: OSError) -> None:
         """The stream says that its newest leg is dead."""

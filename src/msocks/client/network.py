@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from msocks.errors import MsocksError
+from msocks.session.mobile import HOLD_DOWN_S
 from msocks.session.mobile_effects import Carried
 from msocks.transport.reactor import Reactor
 from msocks.values.ids import AssociationId, SessionId
@@ -64,6 +66,26 @@ class Network(Protocol):
 
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which links a connection may use.
+
+    Attributes:
+        links: The best first; all of them usable.
+        hold_down_s: How long another link must have been the best before a connection that is well goes to it.
+    """
+
+    links: tuple[str, ...]
+    hold_down_s: float = HOLD_DOWN_S
+
+
+class Router(Protocol):
+    """Who decides which connection uses which links."""
+
+    def route(self, connection: Connection, usable: tuple[str, ...]) -> Route:
+        """The links for a connection, out of those that can be used now, which come in the node's order."""
 
 
 class ConnectionListener(Protocol):

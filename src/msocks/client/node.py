@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msocks.client.association import Association
 from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
-from msocks.client.network import ConnectionListener
+from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
@@ -66,6 +66,8 @@ class MobileNode:
         self._closer = SessionCloser(self, loop)
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
+        self.router: Router | None = None
+        """Decides for each connection; by default each may use all links in their order."""
         self._problem: MsocksError | None = None
 
     async def start(self) -> None:
@@ -138,7 +140,7 @@ class MobileNode:
         if self._association.refusal is not None:
             connection.give_up(self._association.refusal)
         elif self.authorised:
-            connection.links_changed(self._usable, self._rtt_s())
+            self._offer(connection, self._rtt_s())
 
     async def connect(self, connection: Connection, *, link: str | None = None) -> None:
         """Carry a connection and wait until it stands. Raises what `Connection.connected` raises."""
@@ -244,7 +246,16 @@ class MobileNode:
         if self.authorised:
             rtt_s = self._rtt_s()
             for connection in list(self.connections.values()):
-                connection.links_changed(usable, rtt_s)
+                self._offer(connection, rtt_s)
+
+    def offer(self, connection: Connection) -> None:
+        """Have the router decide anew about one connection."""
+        if self.authorised and connection.session in self.connections:
+            self._offer(connection, self._rtt_s())
+
+    def _offer(self, connection: Connection, rtt_s: dict[str, float]) -> None:
+        route = Route(self._usable) if self.router is None else self.router.route(connection, self._usable)
+        connection.links_changed(route.links, rtt_s, route.hold_down_s)
 
     def _can_carry(self, link: Link) -> bool:
         return link.state is LinkState.UP and bool(self._dialer.candidates(link))

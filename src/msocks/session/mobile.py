@@ -40,7 +40,7 @@ ATTEMPT_MARGIN_S = 0.4
 CONNECT_REPLY_S = 35.0
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
-# A better link must have been there this long before a flow that is well goes back to it.
+# A better link must have been there this long before a flow that is well goes back to it, unless told otherwise.
 HOLD_DOWN_S = 1.0
 
 
@@ -85,6 +85,7 @@ class MobileSession:
         self._may_reconnect = reconnect
         self._links: tuple[str, ...] = ()
         self._rtt_s: dict[str, float] = {}
+        self._hold_down_s = HOLD_DOWN_S
         self._chosen: str | None = None  # by move(): preferred above all as long as it is there
         self._leg: _Leg | None = None
         self._pending: _Pending | None = None
@@ -119,6 +120,11 @@ class MobileSession:
         return self._pending.link if self._pending is not None else None
 
     @property
+    def carried_by(self) -> str | None:
+        """The link of the live leg or, while there is none, of the one before; None before the first."""
+        return self._last_link_of_leg
+
+    @property
     def generation(self) -> int:
         """Generation of the live leg, or of the last attempt."""
         return self._leg.generation if self._leg is not None else self._generation
@@ -138,8 +144,14 @@ class MobileSession:
 
     # -- events -----------------------------------------------------------------------------------------------------
 
-    def links_changed(self, now: float, links: tuple[str, ...], rtt_s: dict[str, float]) -> list[Effect]:
-        """The links that can be used now, the preferred one first, with the round-trip times that are known."""
+    def links_changed(
+        self, now: float, links: tuple[str, ...], rtt_s: dict[str, float], hold_down_s: float = HOLD_DOWN_S
+    ) -> list[Effect]:
+        """The links that can be used now, the preferred one first, with the round-trip times that are known.
+
+        A session that is well goes to a better link when that has been the better one for `hold_down_s`.
+        """
+        self._hold_down_s = hold_down_s
         appeared = set(links) - set(self._links)
         self._links = links
         self._rtt_s = rtt_s
@@ -158,6 +170,10 @@ class MobileSession:
     def prefer(self, link: str) -> None:
         """Use `link` above all others from the beginning."""
         self._chosen = link
+
+    def release(self) -> None:
+        """Prefer no link any more: the order of the links alone decides."""
+        self._chosen = None
 
     def give_up(self, error: MsocksError) -> list[Effect]:
         """End a session that was never live: there is no hope that it will be."""
@@ -287,7 +303,7 @@ class MobileSession:
         return best
 
     def _hold_down_ends(self) -> float | None:
-        return None if self._better_since is None else self._better_since + HOLD_DOWN_S
+        return None if self._better_since is None else self._better_since + self._hold_down_s
 
     def _patience(self, link: str) -> float:
         rtt = self._rtt_s.get(link)

@@ -26,6 +26,15 @@ class Family(IntEnum):
         return Family.V4 if isinstance(address, IPv4Address) else Family.V6
 
 
+class LinkKind(StrEnum):
+    """What sort of network a link leads to."""
+
+    ETHERNET = "ethernet"
+    """A cable, and whatever is none of the others: a bridge, a tunnel, a USB tether."""
+    WIFI = "wifi"
+    CELLULAR = "cellular"
+
+
 class LinkState(StrEnum):
     """What a link can do for a leg."""
 

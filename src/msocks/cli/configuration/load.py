@@ -13,10 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from msocks.agent.settings import AgentLimits, AgentSettings
+from msocks.agent.settings import NO_POLICY, AgentLimits, AgentSettings
 from msocks.cli.configuration.models import AgentTable, ConfigurationFile, ProxyTable
+from msocks.cli.configuration.policy_load import policy_of
+from msocks.cli.configuration.policy_models import PolicyTable
 from msocks.cli.configuration.problems import InvalidConfiguration, Problem, from_error, problems_of
 from msocks.errors import AccessLinkError, ConfigurationError
+from msocks.policy.decision import Policy
 from msocks.proxy.config import ProxyConfig, ProxyLimits
 from msocks.values.access_link import AccessLink
 
@@ -30,6 +33,9 @@ class Daemon(StrEnum):
     PROXY = "proxy"
 
 
+_POLICY = "policy"
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What a file configures, found to be right.
@@ -38,11 +44,13 @@ class Checked:
         agent: Settings of the agent.
         access_file: The file that holds its access link: the configuration itself, or the one that this names.
         proxy: Settings of the proxy.
+        policy: Which link carries which flow of the agent.
     """
 
     agent: AgentSettings | None
     access_file: Path | None
     proxy: ProxyConfig | None
+    policy: Policy | None
 
 
 def check_file(path: Path) -> Checked:
@@ -54,7 +62,7 @@ def check_file(path: Path) -> Checked:
     raw = _read(path)
     checked, problems = _check(raw, path)
     if not raw:
-        problems.append(Problem("", "the file configures nothing", "it needs a table [agent] or [proxy]"))
+        problems.append(Problem("", "the file configures nothing", "it needs a table [agent], [proxy] or [policy]"))
     if problems:
         raise InvalidConfiguration(str(path), problems)
     return checked
@@ -144,7 +152,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _load(daemon: Daemon, file: Path | None, overrides: Mapping[str, Any]) -> Checked:
     raw = _read(file) if file is not None else {}
-    if file is not None and daemon not in raw:
+    # A policy may have a file of its own: the agent's settings are then those of the command line.
+    alone = daemon is Daemon.AGENT and _POLICY in raw
+    if file is not None and daemon not in raw and not alone:
         missing = Problem("", f"there is no table [{daemon}]", f"give the settings of the {daemon} in it")
         raise InvalidConfiguration(str(file), [missing])
     table = raw.setdefault(daemon, {})
@@ -177,12 +187,28 @@ def _check(raw: dict[str, Any], file: Path | None) -> tuple[Checked, list[Proble
         # Looked for whatever else is wrong: all problems are told at once.
         access = _access(agent_raw, file, base, problems)
     agent = access_file = proxy = None
+    policy = _policy(raw, tables, problems)
     if tables is not None and tables.agent is not None and access is not None:
         access_file = access[1]
-        agent = _agent(tables.agent, access[0], base)
+        agent = _agent(tables.agent, access[0], base, policy or NO_POLICY)
     if tables is not None and tables.proxy is not None:
         proxy = _proxy(tables.proxy, base)
-    return Checked(agent, access_file, proxy), problems
+    return Checked(agent, access_file, proxy, policy), problems
+
+
+def _policy(raw: Mapping[str, Any], tables: ConfigurationFile | None, problems: list[Problem]) -> Policy | None:
+    """The policy, as far as its own table is right, whatever the others are."""
+    if _POLICY not in raw:
+        return None
+    try:
+        table = PolicyTable.model_validate(raw[_POLICY]) if tables is None else tables.policy
+    except ValidationError:
+        return None  # the whole file's model says so already
+    assert table is not None
+    agent = raw.get(Daemon.AGENT)
+    links = agent.get("links") if isinstance(agent, dict) else None
+    known = [each for each in links if isinstance(each, str)] if isinstance(links, list) else None
+    return policy_of(table, known or None, problems)
 
 
 def _access(
@@ -212,7 +238,7 @@ def _access(
     return None
 
 
-def _agent(table: AgentTable, access: AccessLink, base: Path) -> AgentSettings:
+def _agent(table: AgentTable, access: AccessLink, base: Path, policy: Policy) -> AgentSettings:
     return AgentSettings(
         access=access,
         listen=tuple(table.listen),
@@ -220,6 +246,8 @@ def _agent(table: AgentTable, access: AccessLink, base: Path) -> AgentSettings:
         control=None if table.control is None else str(base / table.control),
         allow_remote=table.allow_remote,
         limits=AgentLimits(**table.limits.model_dump()),
+        policy=policy,
+        state=None if table.state is None else str(base / table.state),
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import Field
 
 from msocks.agent.settings import DEFAULT_LISTEN, AgentLimits
+from msocks.cli.configuration.policy_models import PolicyTable
+from msocks.cli.configuration.tables import Table, choice, is_link_name, text
 from msocks.cli.network import parse_network
 from msocks.datapath.splice.ports import PortRange
 from msocks.errors import ConfigurationError
@@ -17,28 +18,9 @@ from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimit
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 
-Value = TypeVar("Value")
-
-
-def _text(read: Callable[[str], Value], what: str) -> PlainValidator:
-    def validate(value: Any) -> Value:
-        if not isinstance(value, str):
-            raise ConfigurationError(f"{what} is written as a string, in quotes")
-        return read(value)
-
-    return PlainValidator(validate)
-
-
-def _choice(value: str) -> DatapathChoice:
-    try:
-        return DatapathChoice(value)
-    except ValueError:
-        known = ", ".join(DatapathChoice)
-        raise ConfigurationError(f"there is no datapath {value!r}", remedy=f"choose one of {known}") from None
-
 
 def _link_name(value: str) -> str:
-    if not 1 <= len(value.encode()) <= 15 or "/" in value or any(character.isspace() for character in value):
+    if not is_link_name(value):
         raise ConfigurationError(
             f"{value!r} cannot be the name of a network interface",
             remedy="`ip link` shows the names; they have at most 15 bytes",
@@ -61,27 +43,23 @@ def _path(value: str) -> Path:
     return Path(value).expanduser()
 
 
-EndpointText = Annotated[Endpoint, _text(Endpoint.parse, "an address")]
-NetworkText = Annotated[IPv4Network | IPv6Network, _text(parse_network, "a network")]
-AccessLinkText = Annotated[AccessLink, _text(AccessLink.parse, "an access link")]
-DatapathText = Annotated[DatapathChoice, _text(_choice, "the datapath")]
-PortRangeText = Annotated[tuple[int, int], _text(_port_range, "a range of ports")]
-LinkName = Annotated[str, _text(_link_name, "a link's name")]
-PathText = Annotated[Path, _text(_path, "a path")]
+EndpointText = Annotated[Endpoint, text(Endpoint.parse, "an address")]
+NetworkText = Annotated[IPv4Network | IPv6Network, text(parse_network, "a network")]
+AccessLinkText = Annotated[AccessLink, text(AccessLink.parse, "an access link")]
+DatapathText = Annotated[DatapathChoice, choice(DatapathChoice, "datapath")]
+PortRangeText = Annotated[tuple[int, int], text(_port_range, "a range of ports")]
+LinkName = Annotated[str, text(_link_name, "a link's name")]
+PathText = Annotated[Path, text(_path, "a path")]
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
 
 _AGENT_LIMITS = AgentLimits()
 _PROXY_LIMITS = ProxyLimits()
 
 
-class AgentLimitsTable(_Table):
+class AgentLimitsTable(Table):
     """``[agent.limits]``; see `msocks.agent.settings.AgentLimits`."""
 
     flows: Count = Field(default=_AGENT_LIMITS.flows, examples=["4096"])
@@ -93,7 +71,7 @@ class AgentLimitsTable(_Table):
     ended_kept_s: Seconds = Field(default=_AGENT_LIMITS.ended_kept_s, examples=["60"])
 
 
-class AgentTable(_Table):
+class AgentTable(Table):
     """``[agent]``; see `msocks.agent.settings.AgentSettings`."""
 
     access_file: PathText | None = Field(default=None, examples=['"/etc/msocks/access"'])
@@ -106,10 +84,11 @@ class AgentTable(_Table):
     links: list[LinkName] | None = Field(default=None, min_length=1, examples=['["wlan0", "usb0"]'])
     control: PathText | None = Field(default=None, examples=['"/run/msocks/agent.sock"'])
     allow_remote: bool = Field(default=False, examples=["false"])
+    state: PathText | None = Field(default=None, examples=['"/var/lib/msocks-agent"'])
     limits: AgentLimitsTable = Field(default_factory=AgentLimitsTable, examples=["{ flows = 4096 }"])
 
 
-class ProxyLimitsTable(_Table):
+class ProxyLimitsTable(Table):
     """``[proxy.limits]``; see `msocks.proxy.config.ProxyLimits`."""
 
     half_open: Count = Field(default=_PROXY_LIMITS.half_open, examples=["2048"])
@@ -124,7 +103,7 @@ class ProxyLimitsTable(_Table):
     tombstones: Count = Field(default=_PROXY_LIMITS.tombstones, examples=["20000"])
 
 
-class ProxyTable(_Table):
+class ProxyTable(Table):
     """``[proxy]``; see `msocks.proxy.config.ProxyConfig`."""
 
     listen: list[EndpointText] = Field(min_length=1, examples=['["[::]:1080"]'])
@@ -144,8 +123,11 @@ class ProxyTable(_Table):
     limits: ProxyLimitsTable = Field(default_factory=ProxyLimitsTable, examples=["{ sessions = 20000 }"])
 
 
-class ConfigurationFile(_Table):
-    """The whole file: a table for each daemon that it configures."""
+class ConfigurationFile(Table):
+    """The whole file: a table for each daemon that it configures, and one for the agent's policy."""
 
     agent: AgentTable | None = Field(default=None, examples=['{ access_file = "/etc/msocks/access" }'])
     proxy: ProxyTable | None = Field(default=None, examples=['{ listen = ["[::]:1080"], state = "/var/lib/msocks" }'])
+    policy: PolicyTable | None = Field(
+        default=None, examples=['{ rule = [{ name = "all", prefer = ["lowest:rtt"] }] }']
+    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from msocks.errors import ConfigurationError, MsocksError
 
+# pydantic's mark that the key itself is wrong, not what stands under it.
+_OF_A_KEY = "[key]"
 _MANUAL = "docs/reference/configuration.md has all keys"
 
 
@@ -101,6 +103,8 @@ def _expected(details: dict[str, Any]) -> str:
 def _key(location: Iterable[int | str]) -> str:
     key = ""
     for part in location:
+        if part == _OF_A_KEY:
+            continue
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
     return key
 
@@ -122,12 +126,17 @@ def _model_at(location: Sequence[int | str], model: type[BaseModel]) -> type[Bas
     """The model of the table in which the key at `location` lies."""
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        for candidate in (inner, *getattr(inner, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-                break
+        if field is not None:
+            model = next(_models_in(field.annotation), model)
     return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a type is made of, such as that of the entries of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
 
 
 def _did_you_mean(location: Sequence[int | str], model: type[BaseModel]) -> str:
