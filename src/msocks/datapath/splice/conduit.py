@@ -207,16 +207,15 @@ class SpliceConduit:
             self._tell_leg_ended(leg.generation)
             return
         number = 2 if old_number == 1 else 1
-        takeover = self._takeover = Takeover(
-            host.reactor, host.tables, host.output, session, number, side, resumable=self._resumable
-        )
-        flows = [(takeover.fill(leg), number)]
+        takeover = self._takeover = Takeover(host, session, number, resumable=self._resumable)
+        offered = takeover.fill(side, leg)
+        flows = [(side.key, number)]
         if not self._spliced:
             assert self._server_side is not None
-            fill_session(session, self._server_side, offered=takeover.offered, resumable=self._resumable)
+            fill_session(session, self._server_side, offered=offered, resumable=self._resumable)
             server = session.legs[SERVER]
             server.state = LegState.HANDSHAKE
-            flows.append((key_of(server), SERVER))
+            flows.append((self._server_side.key, SERVER))
             host.enter(preparation.slot, self)
         host.tables.put_flows(flows, preparation.slot)
         takeover.begin(

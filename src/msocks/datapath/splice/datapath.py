@@ -22,6 +22,7 @@ from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.refusal import SpliceRefused
+from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.speech import ends, say
@@ -57,6 +58,7 @@ class SpliceDatapath:
         self.reactor = reactor
         self.tables = Tables(program, ports=ports, half_closed_s=half_closed_s)
         self.output = RawOutput(MARK_OF_DAEMON)
+        self.residuals = ResidualClock(reactor.loop)
         self._ports = PortAllocator(ports)
         self.server_legs = ServerLegs(self.tables, self._ports)
         self._range = ports
@@ -130,6 +132,7 @@ class SpliceDatapath:
         self._looking_after.cancel()
         self.reactor.unwatch(self._events.fileno())
         self._events.close()
+        self.residuals.close()
         self.output.close()
         for relay in self._relays.values():
             relay.close()

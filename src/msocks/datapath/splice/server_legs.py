@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import time
 import weakref
@@ -13,6 +14,7 @@ from ipaddress import IPv4Address
 
 from msocks.datapath.splice.entries import key_of
 from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, SessionFlag, SessionState
+from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.options import LegOptions
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
@@ -21,7 +23,6 @@ from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.errors import MsocksError
 from msocks.values.endpoint import Address
 
-_SO_MARK = 36
 _BIND_ATTEMPTS = 16
 _LEAST_LINGER_NS = 1_000_000_000
 _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
@@ -87,8 +88,9 @@ class ServerLegs:
         if slot is None:
             return
         remote = _end(destination)
+        family = socket.AF_INET if destination[0].version == 4 else socket.AF_INET6
         try:
-            port = self._bind(sock, remote)
+            port = self._bind(sock, family, remote)
         except OSError:
             tables.free_slot(slot)
             return
@@ -97,7 +99,7 @@ class ServerLegs:
         if mobile is not None and not mobile.timestamps:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
         # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
-        session.legs[SERVER].announced = _largest_segment(sock.family, mobile, smallest_mtu)
+        session.legs[SERVER].announced = _largest_segment(family, mobile, smallest_mtu)
         try:
             tables.put_opening(preparation.key, slot)
         except MsocksError:
@@ -166,21 +168,16 @@ class ServerLegs:
             else:
                 return
 
-    def _bind(self, sock: socket.socket, remote: End) -> int:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, MARK_OF_DAEMON)
-        # Several connections to different servers share a port.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        anywhere = "" if sock.family == socket.AF_INET else "::"
+    def _bind(self, sock: socket.socket, family: int, remote: End) -> int:
+        """Give it the mark, and a port that connections to other servers may share."""
         for _ in range(_BIND_ATTEMPTS):
             port = self._ports.take(*remote)
-            try:
-                sock.bind((anywhere, port))
-            except OSError as error:
-                self._ports.release(*remote, port)
-                if error.errno != errno.EADDRINUSE:
-                    raise
-            else:
+            result = lib.msocks_bind(sock.fileno(), family, MARK_OF_DAEMON, port)
+            if result == 0:
                 return port
+            self._ports.release(*remote, port)
+            if result != -errno.EADDRINUSE:
+                raise OSError(-result, os.strerror(-result))
         raise OSError(errno.EADDRINUSE, "ports of the splice's range are used by other programs")
 
 
