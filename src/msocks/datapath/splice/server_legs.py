@@ -94,8 +94,8 @@ class ServerLegs:
         except OSError:
             tables.free_slot(slot)
             return
-        preparation = Preparation(slot, tables.session(slot).incarnation, remote, port, weakref.ref(sock))
         session = tables.session(slot)
+        preparation = Preparation(slot, session.incarnation, remote, port, weakref.ref(sock))
         if mobile is not None and not mobile.timestamps:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
         # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
@@ -169,7 +169,7 @@ class ServerLegs:
                 return
 
     def _bind(self, sock: socket.socket, family: int, remote: End) -> int:
-        """Give it the mark, and a port that connections to other servers may share."""
+        """Give it the mark, and a port that connections to other servers may share. Raises OSError."""
         for _ in range(_BIND_ATTEMPTS):
             port = self._ports.take(*remote)
             result = lib.msocks_bind(sock.fileno(), family, MARK_OF_DAEMON, port)

@@ -8,6 +8,7 @@ server, which the egress hook had told a window of zero, gets the mobile's; and 
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from msocks.datapath.interface import Attachment
 from msocks.datapath.splice.entries import Side, fill_mobile_leg
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session
+from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.rebuild import vanish
 from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN, PSH
@@ -25,6 +27,7 @@ from msocks.transport.kernel import bytes_unread
 _NOT_YET_S = 0.001  # the kernel has not sent the reply at once: its pacing, or a full queue
 _NEVER_S = 5.0
 _MOST_EARLY_BYTES = 1 << 20
+_STATE_AT = Leg.state.offset  # type: ignore[attr-defined]  # ctypes gives the class a descriptor
 _SAFE_SEGMENT = 1220  # fits every IPv6 path (RFC 8200 section 5)
 
 
@@ -91,12 +94,18 @@ class Takeover:
         self._deadline = time.monotonic() + _NEVER_S
         attachment = self._attachment
         assert attachment is not None
-        try:
-            attachment.sock.send(attachment.reply)
-        except OSError:
+        mobile, reply = attachment.sock, attachment.reply
+        state = ctypes.addressof(self._session.legs[self.number]) + _STATE_AT
+        step = lib.msocks_join(mobile.fileno(), reply, len(reply), server.fileno() if server is not None else -1, state)
+        if step == lib.JOIN_GONE:
+            self._attachment = self._server = None
+            for sock in (mobile, server) if server is not None else (mobile,):
+                self._host.reactor.forget(sock.detach())
+            self._joined(attachment, server is not None, attachment.early, b"")
+        elif step == lib.JOIN_LOST:
             self._lose()
-            return
-        self._look()
+        else:
+            self._look()
 
     def cancel(self) -> None:
         """Nobody waits for anything on this leg any more."""
@@ -139,7 +148,6 @@ class Takeover:
         vanish(sock)
 
     def _finish(self, attachment: Attachment) -> None:
-        session = self._session
         early = attachment.early + _unread(attachment.sock)
         self._let_go(attachment.sock)
         banner = b""
@@ -147,10 +155,15 @@ class Takeover:
         if server is not None:
             banner = _unread(server)
             self._let_go(server)
+        self._joined(attachment, server is not None, early, banner)
+
+    def _joined(self, attachment: Attachment, first: bool, early: bytes, banner: bytes) -> None:
+        """The sockets have vanished; `early` and `banner` lay in them."""
+        session = self._session
         # The first word to the server says what the mobile's window is.
         if early:
             self._pass_on(early, attachment.up_from, self._offered)
-        elif server is None:
+        elif not first:
             self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
         else:
             self._owes_window = True

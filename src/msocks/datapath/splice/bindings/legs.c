@@ -1,10 +1,13 @@
 /* What the splice asks of a leg's socket, and what it does with one, several system calls at a time: each call from
- * Python costs as much as the kernel's part of it. All return 0, or a negated error number. */
+ * Python costs as much as the kernel's part of it. All return a negated error number where something fails. */
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
+
+#include "layout.h"
 
 #define TCP_INFO_ROOM 248 /* so much of struct tcp_info is asked for, and zero where the kernel has less */
 
@@ -103,8 +106,8 @@ static int msocks_look(int fd, int unread, int ends, void *at)
 	return error ? error : put_end(&name, look->local, &look->local_port);
 }
 
-/* Gives a socket that is about to connect its mark and a local port of `family` on any address, which sockets to other
- * servers may have as well. */
+/* Before a socket connects: its mark, and a local port of `family` on any address, which sockets to other servers may
+ * have as well. */
 static int msocks_bind(int fd, int family, int mark, int port)
 {
 	struct sockaddr_in ipv4 = {.sin_family = AF_INET, .sin_port = htons(port)};
@@ -117,4 +120,40 @@ static int msocks_bind(int fd, int family, int mark, int port)
 	    bind(fd, name, family == AF_INET ? sizeof(ipv4) : sizeof(ipv6)) < 0)
 		return -errno;
 	return 0;
+}
+
+/* How far the taking over of a leg has come. */
+enum join_step {
+	JOIN_LOST,   /* the reply could not be written */
+	JOIN_WAITS,  /* it has not left yet: nobody speaks for the leg but its socket */
+	JOIN_LIVE,   /* it has left, and the leg is the splice's */
+	JOIN_GONE,   /* and nothing lay in the sockets, so they have vanished and are closed */
+};
+
+static int vanish(int fd)
+{
+	int on = 1;
+
+	return setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on));
+}
+
+/* Takes a mobile leg over, and with the first one the server leg (`server`, else -1); their flows are in the table. Writes
+ * the reply, looks at the state of the leg's entry, which the kernel's half has changed if the reply has left, and closes
+ * the sockets in repair, so that nothing is sent. */
+static int msocks_join(int mobile, const void *reply, size_t size, int server, uintptr_t state)
+{
+	uint32_t unread = 0;
+
+	if (send(mobile, reply, size, MSG_NOSIGNAL) < 0)
+		return JOIN_LOST;
+	if (*(volatile const uint8_t *)state != LEG_LIVE)
+		return JOIN_WAITS;
+	if (count_unread(mobile, &unread) < 0 || unread || (server >= 0 && (count_unread(server, &unread) < 0 || unread)))
+		return JOIN_LIVE;
+	if (vanish(mobile) < 0 || (server >= 0 && vanish(server) < 0))
+		return JOIN_LIVE;
+	close(mobile);
+	if (server >= 0)
+		close(server);
+	return JOIN_GONE;
 }
