@@ -330,7 +330,7 @@ class ProxiedSession:
         self._close_conduit(reset=True)
 
     def _close_conduit(self, *, reset: bool) -> None:
-        """Let go of it too: the two name each other, and only the garbage collector would find them when both are done."""
+        """Let go of it too: they name each other, and only the garbage collector would find them when both are done."""
         conduit, self._conduit = self._conduit, None
         if conduit is not None:
             conduit.close(reset=reset)

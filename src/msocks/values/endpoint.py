@@ -173,7 +173,7 @@ class Endpoint:
 
 @lru_cache(maxsize=4096)
 def _address_of_socket(text: str) -> Address:
-    """Remembered, since the same few come again with every connection, and reading one takes longer than all the rest."""
+    """Remembered: the same few come again with every connection, and reading one takes longer than all the rest."""
     text = text.partition("%")[0]
     if ":" not in text:
         return IPv4Address(text)

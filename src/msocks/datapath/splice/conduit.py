@@ -88,7 +88,7 @@ class SpliceConduit:
     @property
     def _session(self) -> Session:
         assert self._preparation is not None
-        return self._host.tables.session(self._preparation.slot)
+        return self._preparation.session
 
     def carriage_for(self, leg: socket.socket) -> Carriage:
         if self._relay is not None:

@@ -83,6 +83,7 @@ class BpfMap:
         stride = -(-self.value_size // 8) * 8
         self._read_size = stride * lib.libbpf_num_possible_cpus() if self.type in _PER_CPU else self.value_size
         self._value = ffi.new("char[]", self._read_size)
+        self._done = ffi.new("uint32_t *")
         self._mapped: mmap.mmap | None = None
 
     def lookup(self, key: bytes) -> bytes | None:
@@ -104,8 +105,8 @@ class BpfMap:
         """Set several values in one system call. Raises BpfError, E2BIG where the map is full; some may be set then."""
         self._require(keys, count * self.key_size)
         self._require(values, count * self.value_size)
-        done = ffi.new("uint32_t *", count)
-        result = lib.msocks_map_update_batch(self.fd, keys, values, done, 0)
+        self._done[0] = count
+        result = lib.msocks_map_update_batch(self.fd, keys, values, self._done, 0)
         if result < 0:
             checked(result, f"cannot write to the table {self.name}")
 

@@ -20,8 +20,8 @@ _TIMESTAMPS = 1
 _SACK = 2
 _ECN = 8 | 16
 _TIMESTAMPS_BYTES = 12
-# struct leg_look of bindings/legs.c: of struct tcp_info of linux/tcp.h state, options, both scales, snd_mss, rtt, advmss,
-# bytes_received, snd_wnd, rcv_wnd; then how much of it the kernel has told, bytes unread, and a struct flow_key.
+# struct leg_look of bindings/legs.c: of struct tcp_info of linux/tcp.h state, options, both scales, snd_mss, rtt,
+# advmss, bytes_received, snd_wnd, rcv_wnd; then how much of it the kernel has told, bytes unread, a struct flow_key.
 _LOOK = struct.Struct("=B4xBB9xI48xI12xI40xQ92xII12xII36s4x")
 _BEFORE_RECEIVE_WINDOW, _WITH_RECEIVE_WINDOW = 232, 236  # the latter from Linux 6.2 on
 _WIDEST_UNSCALED = 65535

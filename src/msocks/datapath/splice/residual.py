@@ -29,7 +29,7 @@ class Residual:
         clock: ResidualClock,
         say: Callable[[], None],
         is_acknowledged: Callable[[], bool],
-        on_over: Callable[[bool], None],
+        on_over: Callable[[Residual], None],
         *,
         timeout_s: float,
     ) -> None:
@@ -39,12 +39,12 @@ class Residual:
             clock: Tells when it is time to say it again.
             say: Says it again.
             is_acknowledged: Whether it was heard.
-            on_over: Called once with True when it was acknowledged, with False when nobody answers.
+            on_over: Called once with this when it was acknowledged, or nobody answers.
             timeout_s: The first retransmission time-out: the round trip and four times its variance.
         """
         self._say: Callable[[], None] | None = say
         self._is_acknowledged: Callable[[], bool] | None = is_acknowledged
-        self._on_over: Callable[[bool], None] | None = on_over
+        self._on_over: Callable[[Residual], None] | None = on_over
         self._timeout_s = min(_MOST_S, max(_LEAST_S, timeout_s))
         self._attempts = 0
         clock.wake(self, self._timeout_s)
@@ -64,10 +64,9 @@ class Residual:
         say, is_acknowledged, on_over = self._say, self._is_acknowledged, self._on_over
         if say is None or is_acknowledged is None or on_over is None:
             return None
-        acknowledged = is_acknowledged()
-        if acknowledged or self._attempts == _ATTEMPTS:
+        if self._attempts == _ATTEMPTS or is_acknowledged():
             self.cancel()
-            on_over(acknowledged)
+            on_over(self)
             return None
         self._attempts += 1
         say()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from msocks.datapath.splice.entries import key_of
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, SessionFlag, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.options import LegOptions
 from msocks.datapath.splice.ports import PortAllocator
@@ -37,12 +37,14 @@ class Preparation:
 
     Attributes:
         slot: In the table of sessions.
+        session: The entry there.
         incarnation: Of the slot: an entry that has expired meanwhile may be another's.
         remote: The server.
         port: The local port.
     """
 
     slot: int
+    session: Session
     incarnation: int
     remote: End
     port: int
@@ -95,7 +97,7 @@ class ServerLegs:
             tables.free_slot(slot)
             return
         session = tables.session(slot)
-        preparation = Preparation(slot, session.incarnation, remote, port, weakref.ref(sock))
+        preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
         if mobile is not None and not mobile.timestamps:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
         # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
@@ -119,7 +121,7 @@ class ServerLegs:
     def release(self, preparation: Preparation) -> None:
         """Its socket is the kernel's alone from now on, or gone; the slot can be used again."""
         self._tables.delete_opening(preparation.key)
-        session = self._tables.session(preparation.slot)
+        session = preparation.session
         # The kernel's half lets go of what waits too long for a connection, and that has been told already.
         if session.incarnation == preparation.incarnation and session.state != SessionState.FREE:
             self._tables.free_slot(preparation.slot)

@@ -111,8 +111,11 @@ class Tables:
         Raises BpfError where the table is full.
         """
         incarnation = self._sessions[slot].incarnation
-        keys = b"".join(key for key, _ in flows)
-        self._flows.update_all(keys, b"".join(_FLOW.pack(slot, incarnation, leg) for _, leg in flows), len(flows))
+        keys = values = b""
+        for key, leg in flows:
+            keys += key
+            values += _FLOW.pack(slot, incarnation, leg)
+        self._flows.update_all(keys, values, len(flows))
 
     def delete_flow(self, key: bytes) -> None:
         """The opposite; no-op where there is none."""

@@ -233,13 +233,13 @@ class Takeover:
             self._owe(pass_on, lambda: bool(session.up.acked >= end), server)
 
     def _owe(self, say_again: Callable[[], None], is_acknowledged: Callable[[], bool], leg: Leg) -> None:
-        def over(_acknowledged: bool) -> None:
-            # A mobile that does not answer is found by those who watch over its links.
-            self._residuals = tuple(each for each in self._residuals if each is not residual)
-
         timeout_s = 3 * leg.round_trip_ms / 1000
-        residual = Residual(self._host.residuals, say_again, is_acknowledged, over, timeout_s=timeout_s)
+        residual = Residual(self._host.residuals, say_again, is_acknowledged, self._is_over, timeout_s=timeout_s)
         self._residuals += (residual,)
+
+    def _is_over(self, residual: Residual) -> None:
+        # A mobile that does not answer is found by those who watch over its links.
+        self._residuals = tuple(each for each in self._residuals if each is not residual)
 
 
 def _nothing() -> None:
