@@ -55,7 +55,7 @@ _USERS_PERIOD_S = 1.0
 _LOOK_S = 0.02
 # For last words to arrive.
 _PARTING_S = 1.0
-_COLLECT_AFTER = 20_000  # objects that were made and not freed
+_COLLECT_AFTER = 5_000  # objects that were made and not freed
 
 
 class Proxy:
@@ -320,8 +320,8 @@ def _raise_descriptor_limit() -> None:
 def _spare_collections() -> None:
     """Let the garbage collector look seldom, and never again at what was there from the start.
 
-    A connection makes some dozens of objects, and none of them in a cycle. With Python's threshold, 700, the collector
-    would look at every living session's objects again and again to find nothing.
+    A session makes some dozens of objects; of a spliced one none is in a cycle, of a relayed one a few. With Python's
+    threshold, 700, the collector would look after every twentieth session, and mostly find nothing.
     """
     gc.collect()
     gc.freeze()
