@@ -122,8 +122,8 @@ def build_extension() -> None:
         flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Werror=implicit-function-declaration"]
         # Nothing of the temporary file's path, a symbol and a message have it: two builds give the same file.
         anonymous = [f"-ffile-prefix-map={directory}/=", "-Wl,--strip-all"]
-        layout = ROOT / SPLICE / "bpf"
-        _compile([compiler, *flags, f"-I{include}", f"-I{layout}", str(source)], ROOT / EXTENSION, ["-lbpf", *anonymous])
+        headers = [f"-I{include}", f"-I{ROOT / SPLICE / 'bpf'}"]
+        _compile([compiler, *flags, *headers, str(source)], ROOT / EXTENSION, ["-lbpf", *anonymous])
 
 
 def _compile(command: list[str], target: Path, tail: list[str]) -> None:
