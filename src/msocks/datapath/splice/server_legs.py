@@ -12,8 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from msocks.datapath.splice.entries import key_of
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, Session, SessionFlag, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Session, SessionFlag, SessionState
 from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.options import LegOptions
 from msocks.datapath.splice.ports import PortAllocator
@@ -147,9 +146,7 @@ class ServerLegs:
             if time.monotonic_ns() - session.last_ns < _LEAST_LINGER_NS:
                 return None
             ended.popleft()
-            for leg in session.legs:
-                if leg.state != LegState.NONE:
-                    tables.delete_flow_of(key_of(leg), slot)
+            tables.forget_flows(slot)
             local, remote = ends(session.legs[SERVER])
             with contextlib.suppress(KeyError):
                 self._ports.release(*remote, local[1])

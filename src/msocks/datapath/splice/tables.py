@@ -21,6 +21,7 @@ from msocks.datapath.splice.layout import (
     SessionState,
     network_port,
 )
+from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import End
@@ -121,11 +122,9 @@ class Tables:
         """The opposite; no-op where there is none."""
         self._flows.delete(key)
 
-    def delete_flow_of(self, key: bytes, slot: int) -> None:
-        """The same, unless another session's leg has these addresses by now."""
-        found = self._flows.lookup(key)
-        if found is not None and _FLOW.unpack(found)[:2] == (slot, self._sessions[slot].incarnation):
-            self._flows.delete(key)
+    def forget_flows(self, slot: int) -> None:
+        """Delete those of all legs of a session, where their addresses are not another session's leg's by now."""
+        lib.msocks_forget_flows(self._flows.fd, slot, ctypes.addressof(self._sessions[slot]))
 
     def put_opening(self, key: bytes, slot: int) -> None:
         """A server leg begins its handshake."""

@@ -157,3 +157,19 @@ static int msocks_join(int mobile, const void *reply, size_t size, int server, u
 		close(server);
 	return JOIN_GONE;
 }
+
+/* Takes the legs of a session that is over out of the table of flows, but for addresses that belong to another session's
+ * leg by now. */
+static void msocks_forget_flows(int flows, uint32_t slot, uintptr_t entry)
+{
+	const struct session *session = (const void *)entry;
+	struct flow found;
+
+	for (int number = 0; number < LEGS; number++) {
+		const struct leg *leg = &session->legs[number]; /* begins with its addresses, as struct flow_key */
+
+		if (leg->state != LEG_NONE && bpf_map_lookup_elem(flows, leg, &found) == 0 && found.slot == slot &&
+		    found.incarnation == session->incarnation)
+			bpf_map_delete_elem(flows, leg);
+	}
+}
