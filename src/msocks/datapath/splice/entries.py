@@ -34,9 +34,19 @@ class Side:
         return cls(*read_leg(sock, unread=unread))
 
     @property
+    def family(self) -> int:
+        """4 or 6: the packets', whatever the socket's."""
+        return 4 if self.key.startswith(MAPPED_PREFIX, 16) else 6
+
+    @property
     def is_local(self) -> bool:
         """Whether packets to the peer pass no interface that could be hooked, or name none."""
         return stays_near(self.key[16:32], self.key[:16])
+
+
+def leg_key(sock: socket.socket) -> bytes:
+    """What arrives for a connected socket, laid out as in struct flow_key. Raises OSError where it is lost."""
+    return read_leg(sock, unread=False)[1]
 
 
 def key_of(leg: Leg) -> bytes:
@@ -58,7 +68,7 @@ def fill_leg(leg: Leg, side: Side) -> None:
     """Addresses and options; the flags that it has stay."""
     ctypes.memmove(ctypes.addressof(leg), side.key, _KEY_BYTES)
     options = side.options
-    leg.family = 4 if side.key.startswith(MAPPED_PREFIX, 16) else 6
+    leg.family = side.family
     leg.in_scale = options.snd_wscale
     leg.out_scale = options.rcv_wscale
     leg.round_trip_ms = options.round_trip_ms
