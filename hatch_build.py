@@ -119,7 +119,7 @@ def build_extension() -> None:
     bindings = ROOT / SPLICE / "bindings"
     ffi = FFI()
     ffi.cdef((bindings / "libbpf.cdef").read_text())
-    ffi.set_source(MODULE, (bindings / "libbpf.c").read_text())
+    ffi.set_source(MODULE, "\n".join((bindings / name).read_text() for name in ("libbpf.c", "legs.c")))
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "_libbpf.c")
         with contextlib.redirect_stdout(None):
@@ -128,7 +128,8 @@ def build_extension() -> None:
         flags = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Werror=implicit-function-declaration"]
         # Nothing of the temporary file's path, a symbol and a message have it: two builds give the same file.
         anonymous = [f"-ffile-prefix-map={directory}/=", "-Wl,--strip-all"]
-        _compile([compiler, *flags, f"-I{include}", str(source)], ROOT / EXTENSION, ["-lbpf", *anonymous])
+        headers = [f"-I{include}", f"-I{ROOT / SPLICE / 'bpf'}"]
+        _compile([compiler, *flags, *headers, str(source)], ROOT / EXTENSION, ["-lbpf", *anonymous])
 
 
 def _compile(command: list[str], target: Path, tail: list[str]) -> None:

@@ -95,7 +95,7 @@ class Socks5Server:
 
     @property
     def wants_data(self) -> bool:
-        return self._state in (_State.GREETING, _State.PASSWORD, _State.REQUEST)
+        return self._state in _WANTING
 
     def receive(self, data: bytes) -> list[Socks5ServerEvent]:
         """Take bytes from the connection; return what they complete, at most one event.
@@ -244,10 +244,11 @@ class Socks5Server:
             code = ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED if unknown_type else ReplyCode.GENERAL_FAILURE
             raise self._refuse(error.reason, error.what, code) from None
         self._state = _State.REPLY
-        return [CommandRequested(Command(message[1]), destination)]
+        return [CommandRequested(_COMMANDS[message[1]], destination)]
 
     def _refuse(self, reason: ProtocolFault, what: str, code: ReplyCode = ReplyCode.GENERAL_FAILURE) -> ProtocolError:
         return self._fail(reason, what, bytes((VERSION, code, 0)) + encode_address(NO_ADDRESS))
 
 
-_COMMANDS = frozenset(Command)
+_WANTING = (_State.GREETING, _State.PASSWORD, _State.REQUEST)
+_COMMANDS = {int(command): command for command in Command}

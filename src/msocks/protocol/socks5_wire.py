@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from msocks.errors import AddressError, ProtocolError, ProtocolFault
@@ -98,10 +99,15 @@ def decode_address(data: bytes) -> Endpoint:
     """
     port = int.from_bytes(data[-2:], "big")
     if data[0] == AddressType.IPV4:
-        return Endpoint(IPv4Address(bytes(data[1:5])), port)
+        return Endpoint(_ipv4(bytes(data[1:5])), port)
     if data[0] == AddressType.IPV6:
-        return Endpoint(IPv6Address(bytes(data[1:17])), port)
+        return Endpoint(_ipv6(bytes(data[1:17])), port)
     try:
         return Endpoint(parse_host(bytes(data[2:-2]).decode("ascii")), port)
     except (AddressError, UnicodeDecodeError) as error:
         raise ProtocolError(ProtocolFault.ADDRESS, f"a SOCKS message names a malformed host: {error}") from None
+
+
+# The same few destinations come again and again, and an address takes longer to make than the rest of a request.
+_ipv4 = lru_cache(maxsize=1024)(IPv4Address)
+_ipv6 = lru_cache(maxsize=1024)(IPv6Address)

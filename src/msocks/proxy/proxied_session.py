@@ -303,8 +303,8 @@ class ProxiedSession:
 
     def end(self, reason: EndReason, reply_code: int = 0, *, announce: bool = True) -> None:
         """End the session: the server and the mobile leg get RST, unless both directions had ended."""
-        if self._bury(reason, reply_code, announce=announce) and self._conduit is not None:
-            self._conduit.close(reset=reason is not EndReason.CLOSED)
+        if self._bury(reason, reply_code, announce=announce):
+            self._close_conduit(reset=reason is not EndReason.CLOSED)
 
     def hang_up(self, leg: WaitingLeg, up_end: int) -> None:
         """A graceful CLOSE: the server gets the upstream up to `up_end` and a FIN, and nobody hears it any more."""
@@ -327,12 +327,18 @@ class ProxiedSession:
 
     def cut(self) -> None:
         """The server does not end its direction: enough of waiting."""
-        if self._conduit is not None:
-            self._conduit.close(reset=True)
+        self._close_conduit(reset=True)
+
+    def _close_conduit(self, *, reset: bool) -> None:
+        """Let go of it too: they name each other, and only the garbage collector would find them when both are done."""
+        conduit, self._conduit = self._conduit, None
+        if conduit is not None:
+            conduit.close(reset=reset)
 
     def _bury(self, reason: EndReason, reply_code: int, *, announce: bool) -> bool:
         record = self.record
-        conduit = self._conduit if reason is EndReason.CLOSED else None
+        # Only who may ask later is told where the downstream ended.
+        conduit = self._conduit if reason is EndReason.CLOSED and record.resumable else None
         if not record.finish(reason, reply_code, conduit.state().down_fin if conduit is not None else None):
             return False
         dial, self._dial = self._dial, None
@@ -352,8 +358,7 @@ class ProxiedSession:
         """The conduit has come to its end, before or after the session's."""
         if self.record.state is SessionState.ENDED:
             self._host.on_hung_up(self)
-            if self._conduit is not None:
-                self._conduit.close(reset=reason is not EndReason.CLOSED)
+            self._close_conduit(reset=reason is not EndReason.CLOSED)
         else:
             self.end(reason)
 

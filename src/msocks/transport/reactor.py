@@ -94,17 +94,21 @@ class Reactor:
             return
         self._turn_scheduled = False
         pending, self._soon = self._soon, deque()
-        self._newcomers.clear()
+        newcomers, callbacks = self._newcomers, self._callbacks
+        newcomers.clear()
         for fd, events in self._epoll.poll(0, _BATCH):
-            callback = self._callbacks.get(fd)
+            callback = callbacks.get(fd)
             # An earlier callback of this batch may have let go of it, and a new socket may have got its number.
-            if callback is not None and fd not in self._newcomers:
-                self._guarded(callback, events)
+            if callback is not None and fd not in newcomers:
+                try:
+                    callback(events)
+                except Exception as error:
+                    self._report(error)
         for deferred in pending:
-            self._guarded(deferred)
+            try:
+                deferred()
+            except Exception as error:
+                self._report(error)
 
-    def _guarded(self, callback: Callable[..., None], *arguments: int) -> None:
-        try:
-            callback(*arguments)
-        except Exception as error:
-            self._loop.call_exception_handler({"message": "a socket's callback failed", "exception": error})
+    def _report(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "a socket's callback failed", "exception": error})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Self, TypeAlias
 
@@ -167,8 +168,14 @@ class Endpoint:
         The zone goes, since it means nothing to anybody else, and an IPv4-mapped IPv6 address (RFC 4291 section
         2.5.5.2), which a dual-stack listener shows, becomes the IPv4 address that it is.
         """
-        text = str(sockaddr[0]).partition("%")[0]
-        address: Address = IPv6Address(text) if ":" in text else IPv4Address(text)
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return cls(address, int(sockaddr[1]))
+        return cls(_address_of_socket(sockaddr[0]), sockaddr[1])
+
+
+@lru_cache(maxsize=4096)
+def _address_of_socket(text: str) -> Address:
+    """Remembered: the same few come again with every connection, and reading one takes longer than all the rest."""
+    text = text.partition("%")[0]
+    if ":" not in text:
+        return IPv4Address(text)
+    address = IPv6Address(text)
+    return address.ipv4_mapped or address

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 from dataclasses import replace
 
 import pytest
 from tests.datapath.splice.two_hosts import HERE, TwoHosts, packed, set_sysctl
 
-from msocks.datapath.splice.options import ESTABLISHED, LegOptions, is_local, read_options, reconcile, stays_near
+from msocks.datapath.splice.entries import Side
+from msocks.datapath.splice.options import ESTABLISHED, LegOptions, interpret, read_options, reconcile, stays_near
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.protocol.leg import DatapathReason
 
@@ -93,33 +95,25 @@ def test_a_fin_is_neither_received_nor_unread(hosts: TwoHosts, family: socket.Ad
         assert read_options(near, unread=False).bytes_unread == 0
 
 
-class OldKernelSocket(socket.socket):
-    """TCP_INFO ends earlier."""
+def test_a_kernel_that_tells_no_windows_is_refused_and_says_what_to_do():
+    def told(size: int) -> bytes:
+        """What a kernel with so much of struct tcp_info tells of a leg whose peer offers 4242 bytes."""
+        info = bytes([ESTABLISHED]).ljust(228, b"\0") + (4242).to_bytes(4, sys.byteorder)
+        return info[:size].ljust(248, b"\0") + size.to_bytes(4, sys.byteorder) + bytes(44)
 
-    told = 0
-
-    def getsockopt(self, level: int, option: int, size: int = 0) -> bytes:  # type: ignore[override]
-        return super().getsockopt(level, option, min(size, self.told))
-
-
-def test_a_kernel_that_tells_no_windows_is_refused_and_says_what_to_do(hosts: TwoHosts):
-    near, far = hosts.connection(socket.AF_INET)
-    with far, OldKernelSocket(socket.AF_INET, socket.SOCK_STREAM, fileno=near.detach()) as old:
-        old.told = 228
-        with pytest.raises(SpliceRefused, match=r"Linux 5\.4") as refused:
-            read_options(old)
-        assert refused.value.reason is DatapathReason.NO_KERNEL_SUPPORT
-        old.told = 232
-        options = read_options(old)
-        assert options.receive_window == 65535
-        assert options.send_window == read_options(far).receive_window
+    with pytest.raises(SpliceRefused, match=r"Linux 5\.4") as refused:
+        interpret(told(228))
+    assert refused.value.reason is DatapathReason.NO_KERNEL_SUPPORT
+    options, _ = interpret(told(232))
+    assert options.receive_window == 65535
+    assert options.send_window == 4242
 
 
 def test_a_peer_on_another_host_is_not_local(hosts: TwoHosts, family: socket.AddressFamily):
     near, far = hosts.connection(family)
     with near, far:
-        assert not is_local(near)
-        assert not is_local(far)
+        assert not Side.of(near).is_local
+        assert not Side.of(far).is_local
 
 
 @pytest.mark.parametrize("address", ["127.0.0.5", "::1", "own IPv4", "own IPv6", "IPv4 by an IPv6 socket"])
@@ -134,8 +128,8 @@ def test_a_peer_on_this_host_is_local(hosts: TwoHosts, address: str):
         near.connect((address, listener.getsockname()[1]))
         far, _ = listener.accept()
         with far:
-            assert is_local(near)
-            assert is_local(far)
+            assert Side.of(near).is_local
+            assert Side.of(far).is_local
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class SpliceConduit:
     @property
     def _session(self) -> Session:
         assert self._preparation is not None
-        return self._host.tables.session(self._preparation.slot)
+        return self._preparation.session
 
     def carriage_for(self, leg: socket.socket) -> Carriage:
         if self._relay is not None:
@@ -121,7 +121,7 @@ class SpliceConduit:
             return DatapathReason.LOCAL_SERVER
         if not self._session.legs[SERVER].flags & LegFlag.NOTED:
             return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
-        believed = self._host.told_mtus.segment(server.remote[0], server.family)
+        believed = self._host.told_mtus.segment(server.key[:16], server.family)
         return reconcile(mobile.options, server.options, tolerant=self._resumable, believed=believed)
 
     def _misfit(self, mobile: Side) -> DatapathReason | None:
@@ -215,16 +215,15 @@ class SpliceConduit:
             self._tell_leg_ended(leg.generation)
             return
         number = 2 if old_number == 1 else 1
-        takeover = self._takeover = Takeover(
-            host.reactor, host.tables, host.output, session, number, side, resumable=self._resumable
-        )
-        flows = [(takeover.fill(leg), number)]
+        takeover = self._takeover = Takeover(host, session, number, resumable=self._resumable)
+        offered = takeover.fill(side, leg)
+        flows = [(side.key, number)]
         if not self._spliced:
             assert self._server_side is not None
-            fill_session(session, self._server_side, offered=takeover.offered, resumable=self._resumable)
+            fill_session(session, self._server_side, offered=offered, resumable=self._resumable)
             server = session.legs[SERVER]
             server.state = LegState.HANDSHAKE
-            flows.append((key_of(server), SERVER))
+            flows.append((self._server_side.key, SERVER))
             host.enter(preparation.slot, self)
         host.tables.put_flows(flows, preparation.slot)
         takeover.begin(

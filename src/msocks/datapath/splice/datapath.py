@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import socket
+import struct
 
 import structlog
 
@@ -14,7 +15,7 @@ from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Event, EventType, PacketEvent, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, EventType, PacketEvent, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
@@ -22,6 +23,7 @@ from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.refusal import SpliceRefused
+from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.speech import ends, say
@@ -38,7 +40,7 @@ _SO_MARK = 36
 _LISTENER_MSS = 1440
 # Somebody else may take away what the splice stands on.
 _LOOK_AFTER_S = 5.0
-_EVENT_BYTES = ctypes.sizeof(Event)
+_EVENT = struct.Struct("=IIIIQ")  # struct event
 _PACKET_EVENT_BYTES = ctypes.sizeof(PacketEvent)
 
 
@@ -58,6 +60,7 @@ class SpliceDatapath:
         self.reactor = reactor
         self.tables = Tables(program, ports=ports, half_closed_s=half_closed_s)
         self.output = RawOutput(MARK_OF_DAEMON)
+        self.residuals = ResidualClock(reactor.loop)
         self.told_mtus = ToldMtus()
         self._ports = PortAllocator(ports)
         self.server_legs = ServerLegs(self.tables, self._ports)
@@ -132,6 +135,7 @@ class SpliceDatapath:
         self._looking_after.cancel()
         self.reactor.unwatch(self._events.fileno())
         self._events.close()
+        self.residuals.close()
         self.output.close()
         for relay in self._relays.values():
             relay.close()
@@ -164,28 +168,28 @@ class SpliceDatapath:
         self._events.consume(self._on_event)
 
     def _on_event(self, raw: bytes) -> None:
-        event = Event.from_buffer_copy(raw)
-        session = self.tables.session(event.slot)
-        if session.incarnation != event.incarnation:
+        kind, slot, incarnation, leg, offset = _EVENT.unpack_from(raw)
+        session = self.tables.session(slot)
+        if session.incarnation != incarnation:
             return
-        conduit = self._conduits.get(event.slot)
-        match event.type:
-            case EventType.LEG_RESET if conduit is not None:
-                conduit.on_leg_reset(event.offset)
-            case EventType.SERVER_RESET if conduit is not None:
-                conduit.on_server_reset()
+        conduit = self._conduits.get(slot)
+        match kind:
             case EventType.FINISHED if conduit is not None:
                 conduit.on_finished()
+            case EventType.FREED:
+                self._on_freed(slot)
+            case EventType.LEG_RESET if conduit is not None:
+                conduit.on_leg_reset(offset)
+            case EventType.SERVER_RESET if conduit is not None:
+                conduit.on_server_reset()
             case EventType.REPLY_MISSING if conduit is not None:
                 conduit.on_reply_missing()
-            case EventType.FREED:
-                self._on_freed(event.slot)
             case EventType.SPOKE:
-                self.output.send(say(session, event.leg, 0, b"", RST, sequence=event.offset))
+                self.output.send(say(session, leg, 0, b"", RST, sequence=offset))
             case EventType.NO_PATH:
                 # A packet that the kernel routes shows the programs which way there is now.
-                other = SERVER if event.leg else session.active
-                self.output.send(say(session, other, (session.up if event.leg else session.down).acked))
+                other = SERVER if leg else session.active
+                self.output.send(say(session, other, (session.up if leg else session.down).acked))
             case EventType.TOO_BIG | EventType.ICMP:
                 packet_event = PacketEvent.from_buffer_copy(raw.ljust(_PACKET_EVENT_BYTES, b"\0"))
                 tell_sender(session, packet_event, self.output, self.told_mtus)

@@ -8,54 +8,45 @@ from dataclasses import dataclass
 
 from msocks.datapath.interface import Attachment, Counters
 from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, Session, SessionFlag
-from msocks.datapath.splice.options import LegOptions, read_options
-from msocks.datapath.splice.segments import MAPPED_PREFIX, End
-from msocks.datapath.splice.tables import flow_key
+from msocks.datapath.splice.options import LegOptions, read_leg, stays_near
+from msocks.datapath.splice.segments import MAPPED_PREFIX
 from msocks.session.resume import StreamState
 
 _KEY_BYTES = ctypes.sizeof(FlowKey)
 _LEG_BYTES = ctypes.sizeof(Leg)
-_LOOPBACK_IPV4 = MAPPED_PREFIX + b"\x7f"
-_LOOPBACK_IPV6 = bytes(15) + b"\1"
 
 
 @dataclass(slots=True)
 class Side:
-    """One leg while a kernel socket has it: what the two ends have agreed on, and who they are."""
+    """One leg while a kernel socket has it.
+
+    Attributes:
+        options: What the two ends have agreed on.
+        key: Who they are, laid out as in struct flow_key: the remote address, the local one, their ports.
+    """
 
     options: LegOptions
-    local: End
-    remote: End
+    key: bytes
 
     @classmethod
     def of(cls, sock: socket.socket, *, unread: bool = True) -> Side:
         """Ask the kernel. Raises OSError where the connection is lost."""
-        options = read_options(sock, unread=unread)
-        family = sock.family
-        return cls(options, _end(family, sock.getsockname()), _end(family, sock.getpeername()))
+        return cls(*read_leg(sock, unread=unread))
 
     @property
     def family(self) -> int:
         """4 or 6: the packets', whatever the socket's."""
-        return 4 if self.local[0].startswith(MAPPED_PREFIX) else 6
+        return 4 if self.key.startswith(MAPPED_PREFIX, 16) else 6
 
     @property
     def is_local(self) -> bool:
-        """Whether the peer is on this host: its packets pass no interface that could be hooked."""
-        address = self.remote[0]
-        return address == self.local[0] or address.startswith(_LOOPBACK_IPV4) or address == _LOOPBACK_IPV6
-
-
-def _end(family: int, sockaddr: tuple[str, int]) -> End:
-    if family == socket.AF_INET:
-        return MAPPED_PREFIX + socket.inet_aton(sockaddr[0]), sockaddr[1]
-    return socket.inet_pton(socket.AF_INET6, sockaddr[0].partition("%")[0]), sockaddr[1]
+        """Whether packets to the peer pass no interface that could be hooked, or name none."""
+        return stays_near(self.key[16:32], self.key[:16])
 
 
 def leg_key(sock: socket.socket) -> bytes:
     """What arrives for a connected socket, laid out as in struct flow_key. Raises OSError where it is lost."""
-    family = sock.family
-    return flow_key(_end(family, sock.getpeername()), _end(family, sock.getsockname()))
+    return read_leg(sock, unread=False)[1]
 
 
 def key_of(leg: Leg) -> bytes:
@@ -75,8 +66,7 @@ def fill_session(session: Session, server: Side, *, offered: int, resumable: boo
 
 def fill_leg(leg: Leg, side: Side) -> None:
     """Addresses and options; the flags that it has stay."""
-    key = flow_key(side.remote, side.local)
-    ctypes.memmove(ctypes.addressof(leg), key, _KEY_BYTES)
+    ctypes.memmove(ctypes.addressof(leg), side.key, _KEY_BYTES)
     options = side.options
     leg.family = side.family
     leg.in_scale = options.snd_wscale

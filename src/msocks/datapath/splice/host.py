@@ -6,6 +6,7 @@ from typing import Protocol
 
 from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.splice.raw_output import RawOutput
+from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.tables import Tables
 from msocks.datapath.splice.told_mtus import ToldMtus
@@ -46,6 +47,10 @@ class SpliceHost(Protocol):
     @property
     def output(self) -> RawOutput:
         """Sends what was crafted."""
+
+    @property
+    def residuals(self) -> ResidualClock:
+        """Tells when something has to be said again."""
 
     @property
     def told_mtus(self) -> ToldMtus:

@@ -83,12 +83,13 @@ class BpfMap:
         stride = -(-self.value_size // 8) * 8
         self._read_size = stride * lib.libbpf_num_possible_cpus() if self.type in _PER_CPU else self.value_size
         self._value = ffi.new("char[]", self._read_size)
+        self._done = ffi.new("uint32_t *")
         self._mapped: mmap.mmap | None = None
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value; of a per-CPU map one after another, each padded to 8 bytes. None where there is none."""
         self._require(key, self.key_size)
-        if lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), self._value) < 0:
+        if lib.bpf_map_lookup_elem(self.fd, key, self._value) < 0:
             return None
         return bytes(ffi.buffer(self._value))
 
@@ -96,7 +97,7 @@ class BpfMap:
         """Set the value. Raises BpfError, E2BIG where the map is full."""
         self._require(key, self.key_size)
         self._require(value, self.value_size)
-        result = lib.bpf_map_update_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value), _EXIST_OR_NOT)
+        result = lib.bpf_map_update_elem(self.fd, key, value, _EXIST_OR_NOT)
         if result < 0:
             checked(result, f"cannot write to the table {self.name}")
 
@@ -104,15 +105,15 @@ class BpfMap:
         """Set several values in one system call. Raises BpfError, E2BIG where the map is full; some may be set then."""
         self._require(keys, count * self.key_size)
         self._require(values, count * self.value_size)
-        done = ffi.new("uint32_t *", count)
-        result = lib.msocks_map_update_batch(self.fd, ffi.from_buffer(keys), ffi.from_buffer(values), done, 0)
+        self._done[0] = count
+        result = lib.msocks_map_update_batch(self.fd, keys, values, self._done, 0)
         if result < 0:
             checked(result, f"cannot write to the table {self.name}")
 
     def delete(self, key: bytes) -> None:
         """Remove the entry; no-op where there is none."""
         self._require(key, self.key_size)
-        lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))
+        lib.bpf_map_delete_elem(self.fd, key)
 
     def keys(self) -> Iterator[bytes]:
         """All keys; entries that come and go meanwhile may be missed or told twice."""

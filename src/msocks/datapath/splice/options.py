@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from dataclasses import dataclass
 
+from msocks.datapath.splice.libbpf import ffi, lib
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import MAPPED_PREFIX
 from msocks.protocol.leg import DatapathReason
-from msocks.transport.kernel import bytes_unread
 
 ESTABLISHED = 1
 # A direction that had ended before is not known to the splice. (What is lost altogether is told of soon.)
@@ -19,16 +20,16 @@ _TIMESTAMPS = 1
 _SACK = 2
 _ECN = 8 | 16
 _TIMESTAMPS_BYTES = 12
-# Of struct tcp_info of linux/tcp.h:
-# state, options, both scales, snd_mss, rtt, advmss, bytes_received, snd_wnd, rcv_wnd.
-_INFO = struct.Struct("=B4xBB9xI48xI12xI40xQ92xII")
-_RECEIVED = struct.Struct("=128xQ")
-_BEFORE_RECEIVE_WINDOW = 232
-_WIDEST_UNSCALED = struct.pack("=I", 65535)  # before Linux 6.2 rcv_wnd is not told
+# struct leg_look of bindings/legs.c: of struct tcp_info of linux/tcp.h state, options, both scales, snd_mss, rtt,
+# advmss, bytes_received, snd_wnd, rcv_wnd; then how much of it the kernel has told, bytes unread, a struct flow_key.
+_LOOK = struct.Struct("=B4xBB9xI48xI12xI40xQ92xII12xII36s4x")
+_BEFORE_RECEIVE_WINDOW, _WITH_RECEIVE_WINDOW = 232, 236  # the latter from Linux 6.2 on
+_WIDEST_UNSCALED = 65535
+_look = bytearray(_LOOK.size)
+_look_pointer = ffi.from_buffer(_look)
 
-_LOOPBACK_IPV4 = MAPPED_PREFIX + b"\x7f"
 _LOOPBACK_IPV6 = bytes(15) + b"\1"
-_LINK_LOCAL_IPV4 = MAPPED_PREFIX + b"\xa9\xfe"
+_NEAR_IPV4 = (MAPPED_PREFIX + b"\x7f", MAPPED_PREFIX + b"\xa9\xfe")  # loopback, link-local
 
 
 @dataclass(slots=True)
@@ -73,45 +74,57 @@ def read_options(sock: socket.socket, *, unread: bool = True) -> LegOptions:
         SpliceRefused: The kernel is older than Linux 5.4, and does not tell the peer's window.
         OSError: It is no TCP socket, or closed.
     """
-    raw = _ask(sock)
-    waiting = bytes_unread(sock) if unread else 0
-    # Without a byte in the queue now, there was none when the other number was read.
-    while waiting:
-        before, raw = _RECEIVED.unpack_from(raw), _ask(sock)
-        if _RECEIVED.unpack_from(raw) == before:
-            break
-        waiting = bytes_unread(sock)
-    state, options, scales, snd_mss, rtt_us, advmss, received, send_window, receive_window = _INFO.unpack(raw)
+    return _look_at(sock, unread, False)[0]
+
+
+def read_leg(sock: socket.socket, *, unread: bool = True) -> tuple[LegOptions, bytes]:
+    """The same, and who the two ends are: a struct flow_key of ``bpf/layout.h``, of what arrives.
+
+    Raises:
+        SpliceRefused: As `read_options`.
+        OSError: So too, and where the connection is lost.
+    """
+    return _look_at(sock, unread, True)
+
+
+def _look_at(sock: socket.socket, unread: bool, ends: bool) -> tuple[LegOptions, bytes]:
+    result = lib.msocks_look(sock.fileno(), unread, ends, _look_pointer)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return interpret(_look)
+
+
+def interpret(look: bytes | bytearray) -> tuple[LegOptions, bytes]:
+    """What the kernel has told, as a struct leg_look of ``bindings/legs.c``. Raises SpliceRefused as `read_options`."""
+    fields = _LOOK.unpack(look)
+    state, options, scales, snd_mss, rtt_us, advmss, received, send_window, receive_window, told, waiting, ends = fields
+    if told < _WITH_RECEIVE_WINDOW:
+        if told < _BEFORE_RECEIVE_WINDOW:
+            raise SpliceRefused(
+                f"this kernel tells only {told} bytes of TCP_INFO, without the peer's window",
+                remedy="run Linux 5.4 or newer, or run the proxy with the relay",
+                reason=DatapathReason.NO_KERNEL_SUPPORT,
+            )
+        receive_window = _WIDEST_UNSCALED
     timestamps = bool(options & _TIMESTAMPS)
-    return LegOptions(
-        state=state,
-        timestamps=timestamps,
-        sack=bool(options & _SACK),
-        ecn=bool(options & _ECN),
-        snd_wscale=scales & 0xF,
-        rcv_wscale=scales >> 4,
-        largest_segment=snd_mss + (_TIMESTAMPS_BYTES if timestamps else 0),
-        announced_segment=advmss + (_TIMESTAMPS_BYTES if timestamps else 0),
-        send_window=send_window,
-        receive_window=receive_window,
+    beside = _TIMESTAMPS_BYTES if timestamps else 0
+    found = LegOptions(
+        state,
+        timestamps,
+        bool(options & _SACK),
+        bool(options & _ECN),
+        scales & 0xF,
+        scales >> 4,
+        snd_mss + beside,
+        advmss + beside,
+        send_window,
+        receive_window,
         # The kernel counts a FIN here, and not among the unread.
-        bytes_received=received - (state in _PEER_HAS_ENDED),
-        bytes_unread=waiting,
-        round_trip_ms=max(1, (rtt_us + 999) // 1000),
+        received - (state in _PEER_HAS_ENDED),
+        waiting,
+        (rtt_us + 999) // 1000 or 1,
     )
-
-
-def _ask(sock: socket.socket) -> bytes:
-    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-    if len(raw) == _INFO.size:
-        return raw
-    if len(raw) < _BEFORE_RECEIVE_WINDOW:
-        raise SpliceRefused(
-            f"this kernel tells only {len(raw)} bytes of TCP_INFO, without the peer's window",
-            remedy="run Linux 5.4 or newer, or run the proxy with the relay",
-            reason=DatapathReason.NO_KERNEL_SUPPORT,
-        )
-    return raw[:_BEFORE_RECEIVE_WINDOW] + _WIDEST_UNSCALED
+    return found, ends
 
 
 def reconcile(
@@ -141,12 +154,6 @@ def reconcile(
     return None
 
 
-def is_local(sock: socket.socket) -> bool:
-    """Whether a connected socket's peer cannot be spliced because of where it is; see `stays_near`. Raises OSError."""
-    family = sock.family
-    return stays_near(_packed(family, sock.getsockname()[0]), _packed(family, sock.getpeername()[0]))
-
-
 def stays_near(local: bytes, remote: bytes) -> bool:
     """Whether packets between two addresses (16 bytes) pass no interface that can be hooked, or name none.
 
@@ -158,13 +165,7 @@ def stays_near(local: bytes, remote: bytes) -> bool:
 
 def _is_near(address: bytes) -> bool:
     return (
-        address.startswith((_LOOPBACK_IPV4, _LINK_LOCAL_IPV4))
+        address.startswith(_NEAR_IPV4)
         or address == _LOOPBACK_IPV6
         or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
     )
-
-
-def _packed(family: int, address: str) -> bytes:
-    if family == socket.AF_INET:
-        return MAPPED_PREFIX + socket.inet_aton(address)
-    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])

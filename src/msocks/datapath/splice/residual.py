@@ -9,67 +9,112 @@ speaking of what came behind.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable
 
 _LEAST_S = 0.2  # RTO_MIN of Linux
 _MOST_S = 8.0
 _ATTEMPTS = 8
+# Being late by this much is allowed, so that the timer does not fire for every single one.
+_SLACK_S = 0.005
 
 
 class Residual:
     """One thing to be said until it is acknowledged."""
 
-    __slots__ = ("_attempts", "_is_acknowledged", "_loop", "_on_over", "_say", "_timeout_s", "_timer")
+    __slots__ = ("_attempts", "_is_acknowledged", "_on_over", "_say", "_timeout_s")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        clock: ResidualClock,
         say: Callable[[], None],
         is_acknowledged: Callable[[], bool],
-        on_over: Callable[[bool], None],
+        on_over: Callable[[Residual], None],
         *,
         timeout_s: float,
     ) -> None:
         """It was said just now.
 
         Args:
-            loop: Whose clock.
+            clock: Tells when it is time to say it again.
             say: Says it again.
             is_acknowledged: Whether it was heard.
-            on_over: Called once with True when it was acknowledged, with False when nobody answers.
+            on_over: Called once with this when it was acknowledged, or nobody answers.
             timeout_s: The first retransmission time-out: the round trip and four times its variance.
         """
-        self._loop = loop
-        self._say = say
-        self._is_acknowledged = is_acknowledged
-        self._on_over: Callable[[bool], None] | None = on_over
+        self._say: Callable[[], None] | None = say
+        self._is_acknowledged: Callable[[], bool] | None = is_acknowledged
+        self._on_over: Callable[[Residual], None] | None = on_over
         self._timeout_s = min(_MOST_S, max(_LEAST_S, timeout_s))
         self._attempts = 0
-        self._timer: asyncio.TimerHandle | None = loop.call_later(self._timeout_s, self._on_time)
+        clock.wake(self, self._timeout_s)
 
     def again(self) -> None:
         """The peer has shown that it did not get it."""
-        if self._on_over is not None and not self._is_acknowledged():
+        if self._say is not None and self._is_acknowledged is not None and not self._is_acknowledged():
             self._say()
 
     def cancel(self) -> None:
         """Nobody waits for it any more; `on_over` is not called."""
-        self._on_over = None
+        # The clock holds this object for a while yet, but none of what it stood for.
+        self._say = self._is_acknowledged = self._on_over = None
+
+    def on_time(self) -> float | None:
+        """It is time; after how many seconds it is again, None where it is over."""
+        say, is_acknowledged, on_over = self._say, self._is_acknowledged, self._on_over
+        if say is None or is_acknowledged is None or on_over is None:
+            return None
+        if self._attempts == _ATTEMPTS or is_acknowledged():
+            self.cancel()
+            on_over(self)
+            return None
+        self._attempts += 1
+        say()
+        self._timeout_s = min(_MOST_S, 2 * self._timeout_s)
+        return self._timeout_s
+
+
+class ResidualClock:
+    """One timer for all residuals: thousands of connections a second have one each, and hardly any needs its time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[tuple[float, int, Residual]] = []
+        self._count = 0  # of those that were ever added: a tie decides who came first
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # of the timer
+
+    def wake(self, residual: Residual, after_s: float) -> None:
+        """Call `residual.on_time` then."""
+        due = self._loop.time() + after_s
+        self._count += 1
+        heapq.heappush(self._waiting, (due, self._count, residual))
+        if self._timer is None or due < self._due:
+            self._arm(due)
+
+    def close(self) -> None:
+        """Nothing is said again."""
+        self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _on_time(self) -> None:
+    def _arm(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = self._loop.call_at(due, self._run)
+
+    def _run(self) -> None:
         self._timer = None
-        on_over = self._on_over
-        if on_over is None:
-            return
-        acknowledged = self._is_acknowledged()
-        if acknowledged or self._attempts == _ATTEMPTS:
-            self._on_over = None
-            on_over(acknowledged)
-            return
-        self._attempts += 1
-        self._say()
-        self._timeout_s = min(_MOST_S, 2 * self._timeout_s)
-        self._timer = self._loop.call_later(self._timeout_s, self._on_time)
+        waiting, now = self._waiting, self._loop.time()
+        try:
+            while waiting and waiting[0][0] <= now:
+                residual = heapq.heappop(waiting)[2]
+                after_s = residual.on_time()
+                if after_s is not None:
+                    self._count += 1
+                    heapq.heappush(waiting, (now + after_s, self._count, residual))
+        finally:
+            if waiting:
+                self._arm(max(waiting[0][0], now + _SLACK_S))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import time
 import weakref
@@ -11,8 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from msocks.datapath.splice.entries import key_of
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, SessionFlag, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Session, SessionFlag, SessionState
+from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.options import LegOptions
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
@@ -21,7 +22,6 @@ from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.errors import MsocksError
 from msocks.values.endpoint import Address
 
-_SO_MARK = 36
 _BIND_ATTEMPTS = 16
 _LEAST_LINGER_NS = 1_000_000_000
 _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
@@ -36,12 +36,14 @@ class Preparation:
 
     Attributes:
         slot: In the table of sessions.
+        session: The entry there.
         incarnation: Of the slot: an entry that has expired meanwhile may be another's.
         remote: The server.
         port: The local port.
     """
 
     slot: int
+    session: Session
     incarnation: int
     remote: End
     port: int
@@ -87,17 +89,18 @@ class ServerLegs:
         if slot is None:
             return
         remote = _end(destination)
+        family = socket.AF_INET if destination[0].version == 4 else socket.AF_INET6
         try:
-            port = self._bind(sock, remote)
+            port = self._bind(sock, family, remote)
         except OSError:
             tables.free_slot(slot)
             return
-        preparation = Preparation(slot, tables.session(slot).incarnation, remote, port, weakref.ref(sock))
         session = tables.session(slot)
+        preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
         if mobile is not None and not mobile.timestamps:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
         # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
-        session.legs[SERVER].announced = _largest_segment(sock.family, mobile, smallest_mtu)
+        session.legs[SERVER].announced = _largest_segment(family, mobile, smallest_mtu)
         try:
             tables.put_opening(preparation.key, slot)
         except MsocksError:
@@ -117,7 +120,7 @@ class ServerLegs:
     def release(self, preparation: Preparation) -> None:
         """Its socket is the kernel's alone from now on, or gone; the slot can be used again."""
         self._tables.delete_opening(preparation.key)
-        session = self._tables.session(preparation.slot)
+        session = preparation.session
         # The kernel's half lets go of what waits too long for a connection, and that has been told already.
         if session.incarnation == preparation.incarnation and session.state != SessionState.FREE:
             self._tables.free_slot(preparation.slot)
@@ -143,9 +146,7 @@ class ServerLegs:
             if time.monotonic_ns() - session.last_ns < _LEAST_LINGER_NS:
                 return None
             ended.popleft()
-            for leg in session.legs:
-                if leg.state != LegState.NONE:
-                    tables.delete_flow_of(key_of(leg), slot)
+            tables.forget_flows(slot)
             local, remote = ends(session.legs[SERVER])
             with contextlib.suppress(KeyError):
                 self._ports.release(*remote, local[1])
@@ -166,21 +167,16 @@ class ServerLegs:
             else:
                 return
 
-    def _bind(self, sock: socket.socket, remote: End) -> int:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, MARK_OF_DAEMON)
-        # Several connections to different servers share a port.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        anywhere = "" if sock.family == socket.AF_INET else "::"
+    def _bind(self, sock: socket.socket, family: int, remote: End) -> int:
+        """Give it the mark, and a port that connections to other servers may share. Raises OSError."""
         for _ in range(_BIND_ATTEMPTS):
             port = self._ports.take(*remote)
-            try:
-                sock.bind((anywhere, port))
-            except OSError as error:
-                self._ports.release(*remote, port)
-                if error.errno != errno.EADDRINUSE:
-                    raise
-            else:
+            result = lib.msocks_bind(sock.fileno(), family, MARK_OF_DAEMON, port)
+            if result == 0:
                 return port
+            self._ports.release(*remote, port)
+            if result != -errno.EADDRINUSE:
+                raise OSError(-result, os.strerror(-result))
         raise OSError(errno.EADDRINUSE, "ports of the splice's range are used by other programs")
 
 

@@ -21,6 +21,7 @@ from msocks.datapath.splice.layout import (
     SessionState,
     network_port,
 )
+from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import End
@@ -112,18 +113,19 @@ class Tables:
         Raises BpfError where the table is full.
         """
         incarnation = self._sessions[slot].incarnation
-        keys = b"".join(key for key, _ in flows)
-        self._flows.update_all(keys, b"".join(_FLOW.pack(slot, incarnation, leg) for _, leg in flows), len(flows))
+        keys = values = b""
+        for key, leg in flows:
+            keys += key
+            values += _FLOW.pack(slot, incarnation, leg)
+        self._flows.update_all(keys, values, len(flows))
 
     def delete_flow(self, key: bytes) -> None:
         """The opposite; no-op where there is none."""
         self._flows.delete(key)
 
-    def delete_flow_of(self, key: bytes, slot: int) -> None:
-        """The same, unless another session's leg has these addresses by now."""
-        found = self._flows.lookup(key)
-        if found is not None and _FLOW.unpack(found)[:2] == (slot, self._sessions[slot].incarnation):
-            self._flows.delete(key)
+    def forget_flows(self, slot: int) -> None:
+        """Delete those of all legs of a session, where their addresses are not another session's leg's by now."""
+        lib.msocks_forget_flows(self._flows.fd, slot, ctypes.addressof(self._sessions[slot]))
 
     def put_opening(self, key: bytes, slot: int) -> None:
         """A server leg begins its handshake."""

@@ -8,25 +8,26 @@ server, which the egress hook had told a window of zero, gets the mobile's; and 
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import time
 from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment
-from msocks.datapath.splice.entries import Side, fill_mobile_leg, key_of
+from msocks.datapath.splice.entries import Side, fill_mobile_leg
+from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session
-from msocks.datapath.splice.raw_output import RawOutput
+from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.rebuild import vanish
 from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN, PSH
 from msocks.datapath.splice.speech import largest_payload, say
-from msocks.datapath.splice.tables import Tables
 from msocks.transport.kernel import bytes_unread
-from msocks.transport.reactor import Reactor
 
 _NOT_YET_S = 0.001  # the kernel has not sent the reply at once: its pacing, or a full queue
 _NEVER_S = 5.0
 _MOST_EARLY_BYTES = 1 << 20
+_STATE_AT = Leg.state.offset  # type: ignore[attr-defined]  # ctypes gives the class a descriptor
 _SAFE_SEGMENT = 1220  # fits every IPv6 path (RFC 8200 section 5)
 
 
@@ -41,60 +42,43 @@ class Takeover:
     __slots__ = (
         "_attachment",
         "_deadline",
+        "_host",
+        "_offered",
         "_on_lost",
         "_on_spliced",
-        "_output",
         "_owes_fin",
-        "_reactor",
+        "_owes_window",
         "_residuals",
         "_resumable",
         "_server",
         "_session",
-        "_side",
-        "_tables",
         "number",
         "owed_until",
     )
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        tables: Tables,
-        output: RawOutput,
-        session: Session,
-        number: int,
-        side: Side,
-        *,
-        resumable: bool,
-    ) -> None:
+    def __init__(self, host: SpliceHost, session: Session, number: int, *, resumable: bool) -> None:
         self.number = number
         self.owed_until = 0
-        self._reactor = reactor
-        self._tables = tables
-        self._output = output
+        self._host = host
         self._session = session
-        self._side = side
         self._resumable = resumable
-        self._residuals: list[Residual] = []
+        self._owes_window = False
+        self._residuals: tuple[Residual, ...] = ()
         self._server: socket.socket | None = None
         self._attachment: Attachment | None = None
 
-    @property
-    def offered(self) -> int:
-        """Bytes of the stream that the mobile takes."""
-        reply = self._attachment.reply if self._attachment is not None else b""
-        return max(0, self._side.options.send_window - len(reply))
-
-    def fill(self, attachment: Attachment) -> bytes:
-        """Fill in the leg's entry; returns its key in the table of flows."""
+    def fill(self, side: Side, attachment: Attachment) -> int:
+        """Fill in the leg's entry; returns how many bytes of the stream the mobile takes."""
         self._attachment = attachment
-        entry = self._session.legs[self.number]
-        fill_mobile_leg(entry, self._side, attachment)
+        session = self._session
+        entry = session.legs[self.number]
+        fill_mobile_leg(entry, side, attachment)
         entry.state = LegState.HANDSHAKE
-        down = self._session.down
-        self._session.mobile_edge = attachment.down_from + self.offered
+        offered = self._offered = max(0, side.options.send_window - len(attachment.reply))
+        down = session.down
+        session.mobile_edge = attachment.down_from + offered
         self._owes_fin = down.fin != NO_FIN and down.acked > down.fin
-        return key_of(entry)
+        return offered
 
     def begin(self, server: socket.socket | None, on_spliced: Callable[[], None], on_lost: Callable[[], None]) -> None:
         """Write the reply; the flows are installed.
@@ -110,25 +94,32 @@ class Takeover:
         self._deadline = time.monotonic() + _NEVER_S
         attachment = self._attachment
         assert attachment is not None
-        try:
-            attachment.sock.send(attachment.reply)
-        except OSError:
+        mobile, reply = attachment.sock, attachment.reply
+        state = ctypes.addressof(self._session.legs[self.number]) + _STATE_AT
+        step = lib.msocks_join(mobile.fileno(), reply, len(reply), server.fileno() if server is not None else -1, state)
+        if step == lib.JOIN_GONE:
+            self._attachment = self._server = None
+            for sock in (mobile, server) if server is not None else (mobile,):
+                self._host.reactor.forget(sock.detach())
+            self._joined(attachment, server is not None, attachment.early, b"")
+        elif step == lib.JOIN_LOST:
             self._lose()
-            return
-        self._look()
+        else:
+            self._look()
 
     def cancel(self) -> None:
         """Nobody waits for anything on this leg any more."""
         for residual in self._residuals:
             residual.cancel()
-        self._residuals = []
+        self._residuals = ()
+        self._owes_window = False
         attachment, self._attachment = self._attachment, None
         if attachment is not None:
             self._let_go(attachment.sock)
 
     def repeat(self) -> None:
         """The mobile has what came behind the reply, but not the reply."""
-        for residual in tuple(self._residuals):
+        for residual in self._residuals:
             residual.again()
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -144,20 +135,19 @@ class Takeover:
         elif time.monotonic() > self._deadline:
             self._lose()
         else:
-            self._reactor.loop.call_later(_NOT_YET_S, self._look)
+            self._host.reactor.loop.call_later(_NOT_YET_S, self._look)
 
     def _lose(self) -> None:
         attachment, self._attachment = self._attachment, None
         assert attachment is not None
         self._let_go(attachment.sock)
-        self._reactor.call_soon(self._on_lost)
+        self._host.reactor.call_soon(self._on_lost)
 
     def _let_go(self, sock: socket.socket) -> None:
-        self._reactor.forget(sock.fileno())
+        self._host.reactor.forget(sock.fileno())
         vanish(sock)
 
     def _finish(self, attachment: Attachment) -> None:
-        session = self._session
         early = attachment.early + _unread(attachment.sock)
         self._let_go(attachment.sock)
         banner = b""
@@ -165,14 +155,28 @@ class Takeover:
         if server is not None:
             banner = _unread(server)
             self._let_go(server)
+        self._joined(attachment, server is not None, early, banner)
+
+    def _joined(self, attachment: Attachment, first: bool, early: bytes, banner: bytes) -> None:
+        """The sockets have vanished; `early` and `banner` lay in them."""
+        session = self._session
         # The first word to the server says what the mobile's window is.
-        offered = max(0, self._side.options.send_window - len(attachment.reply))
         if early:
-            self._pass_on(early, attachment.up_from, offered)
+            self._pass_on(early, attachment.up_from, self._offered)
+        elif not first:
+            self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
         else:
-            self._output.send(say(session, SERVER, session.up.acked, window=offered))
+            self._owes_window = True
+            self._host.reactor.call_soon(self._tell_window)
         self._watch_reply(attachment, banner)
-        self._on_spliced()
+        on_spliced, self._on_spliced, self._on_lost = self._on_spliced, _nothing, _nothing
+        on_spliced()
+
+    def _tell_window(self) -> None:
+        """Within the same moment: a client that speaks first, which has told its window by that, spares the packet."""
+        session = self._session
+        if self._owes_window and not session.up.packets:
+            self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
 
     def _watch_reply(self, attachment: Attachment, banner: bytes) -> None:
         """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it.
@@ -196,7 +200,7 @@ class Takeover:
         offset = first - len(attachment.reply)
 
         def again() -> None:
-            self._output.send(say(session, number, offset, said, flags))
+            self._host.output.send(say(session, number, offset, said, flags))
 
         if banner or flags & FIN:
             again()
@@ -220,7 +224,7 @@ class Takeover:
             begin = max(offset, session.up.acked)
             while begin < limit:
                 piece = early[begin - offset : min(limit, begin + size) - offset]
-                self._output.send(say(session, SERVER, begin, piece, PSH, window=offered))
+                self._host.output.send(say(session, SERVER, begin, piece, PSH, window=offered))
                 begin += len(piece)
 
         pass_on()
@@ -229,13 +233,17 @@ class Takeover:
             self._owe(pass_on, lambda: bool(session.up.acked >= end), server)
 
     def _owe(self, say_again: Callable[[], None], is_acknowledged: Callable[[], bool], leg: Leg) -> None:
-        def over(_acknowledged: bool) -> None:
-            # A mobile that does not answer is found by those who watch over its links.
-            self._residuals.remove(residual)
-
         timeout_s = 3 * leg.round_trip_ms / 1000
-        residual = Residual(self._reactor.loop, say_again, is_acknowledged, over, timeout_s=timeout_s)
-        self._residuals.append(residual)
+        residual = Residual(self._host.residuals, say_again, is_acknowledged, self._is_over, timeout_s=timeout_s)
+        self._residuals += (residual,)
+
+    def _is_over(self, residual: Residual) -> None:
+        # A mobile that does not answer is found by those who watch over its links.
+        self._residuals = tuple(each for each in self._residuals if each is not residual)
+
+
+def _nothing() -> None:
+    """In place of a callback that is not needed any more."""
 
 
 def _unread(sock: socket.socket) -> bytes:
