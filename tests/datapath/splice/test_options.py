@@ -24,6 +24,8 @@ LEG = LegOptions(
     receive_window=65536,
     bytes_received=0,
     bytes_unread=0,
+    bytes_said=0,
+    bytes_unheard=0,
     round_trip_ms=1,
 )
 WITHOUT_TIMESTAMPS = replace(LEG, timestamps=False)

@@ -14,7 +14,7 @@ from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Event, EventType, PacketEvent, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Event, EventType, LegState, PacketEvent, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
@@ -24,6 +24,7 @@ from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
+from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.speech import ends, say
 from msocks.datapath.splice.tables import Tables
 from msocks.protocol.leg import DatapathKind, DatapathReason
@@ -37,6 +38,8 @@ _SO_MARK = 36
 _LISTENER_MSS = 1440
 # Somebody else may take away what the splice stands on.
 _LOOK_AFTER_S = 5.0
+# While all places are taken, or events are lost all the time.
+_BETWEEN_SWEEPS_S = 5.0
 _EVENT_BYTES = ctypes.sizeof(Event)
 _PACKET_EVENT_BYTES = ctypes.sizeof(PacketEvent)
 
@@ -58,7 +61,8 @@ class SpliceDatapath:
         self.tables = Tables(program, ports=ports, half_closed_s=half_closed_s)
         self.output = RawOutput(MARK_OF_DAEMON)
         self._ports = PortAllocator(ports)
-        self.server_legs = ServerLegs(self.tables, self._ports)
+        self.shortage = Shortage()
+        self.server_legs = ServerLegs(self.tables, self._ports, self.shortage)
         self._range = ports
         self._program = program
         self._hooks = hooks
@@ -67,6 +71,8 @@ class SpliceDatapath:
         self._conduits: dict[int, SlotEvents] = {}
         self._listeners: set[int] = set()
         self._claim_survivors()
+        self._known_lost = self.tables.lost_events()
+        self._swept_at = 0.0
         self._events = RingBuffer(program.map("events"))
         reactor.watch(self._events.fileno(), self._on_events)
         self._looking_after = reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
@@ -119,6 +125,8 @@ class SpliceDatapath:
         leg: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
+        if not self.tables.free_slots:
+            self._sweep()
         mobile = read_options(leg, unread=False) if leg is not None else None
         self.server_legs.prepare(sock, destination, mobile, smallest_mtu)
 
@@ -160,6 +168,32 @@ class SpliceDatapath:
 
     def _on_events(self, _events: int) -> None:
         self._events.consume(self._on_event)
+        lost = self.tables.lost_events()
+        if lost != self._known_lost:
+            _log.warning("events_lost", count=lost - self._known_lost, reason="the daemon stood still for a while")
+            self._known_lost, self._swept_at = lost, 0.0
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Look for what should have been told and was not, in all sessions; not again within a few seconds."""
+        now = self.reactor.loop.time()
+        if now - self._swept_at < _BETWEEN_SWEEPS_S:
+            return
+        self._swept_at = now
+        for slot in tuple(self.tables.taken_slots()):
+            session = self.tables.session(slot)
+            conduit = self._conduits.get(slot)
+            leg = session.legs[session.active]
+            if session.state == SessionState.FREE:
+                self._on_freed(slot)
+            elif conduit is None:
+                continue
+            elif session.finished:
+                conduit.on_finished()
+            elif session.state == SessionState.RESET:
+                conduit.on_server_reset()
+            elif session.active != SERVER and leg.state == LegState.STOPPED:
+                conduit.on_leg_reset(leg.generation)
 
     def _on_event(self, raw: bytes) -> None:
         event = Event.from_buffer_copy(raw)
@@ -180,6 +214,9 @@ class SpliceDatapath:
                 self._on_freed(event.slot)
             case EventType.SPOKE:
                 self.output.send(say(session, event.leg, 0, b"", RST, sequence=event.offset))
+            case EventType.INEXACT_RESET:
+                # A challenge ACK in the mobile's name (RFC 5961 section 3.2): who has no connection says RST to that.
+                self.output.send(say(session, SERVER, session.up.acked))
             case EventType.NO_PATH:
                 # A packet that the kernel routes shows the programs which way there is now.
                 other = SERVER if event.leg else session.active
@@ -189,11 +226,12 @@ class SpliceDatapath:
                 tell_sender(session, packet_event, self.output)
 
     def _on_freed(self, slot: int) -> None:
+        if not self.tables.freed(slot):
+            return
         session = self.tables.session(slot)
         local, remote = ends(session.legs[0])
         with contextlib.suppress(KeyError):
             self._ports.release(*remote, local[1])
-        self.tables.freed(slot)
         conduit = self._conduits.pop(slot, None)
         if conduit is not None:
             conduit.on_expired()

@@ -7,16 +7,15 @@ import socket
 from dataclasses import dataclass
 
 from msocks.datapath.interface import Attachment, Counters
-from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, Session, SessionFlag
-from msocks.datapath.splice.options import LegOptions, read_options
+from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, LegState, Session, SessionFlag
+from msocks.datapath.splice.options import LegOptions, read_options, stays_near
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
 from msocks.datapath.splice.tables import flow_key
+from msocks.protocol.leg import DatapathReason
 from msocks.session.resume import StreamState
 
 _KEY_BYTES = ctypes.sizeof(FlowKey)
 _LEG_BYTES = ctypes.sizeof(Leg)
-_LOOPBACK_IPV4 = MAPPED_PREFIX + b"\x7f"
-_LOOPBACK_IPV6 = bytes(15) + b"\1"
 
 
 @dataclass(slots=True)
@@ -36,9 +35,15 @@ class Side:
 
     @property
     def is_local(self) -> bool:
-        """Whether the peer is on this host: its packets pass no interface that could be hooked."""
-        address = self.remote[0]
-        return address == self.local[0] or address.startswith(_LOOPBACK_IPV4) or address == _LOOPBACK_IPV6
+        """Whether it cannot be spliced because of where the peer is: on this host, or link-local."""
+        return stays_near(self.local[0], self.remote[0])
+
+
+def misfit(mobile: Side, server: Leg) -> DatapathReason | None:
+    """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
+    if mobile.options.ecn or (server.flags & LegFlag.TIMESTAMPS and not mobile.options.timestamps):
+        return DatapathReason.UNEQUAL_OPTIONS
+    return DatapathReason.LOCAL_SERVER if mobile.is_local else None
 
 
 def _end(family: int, sockaddr: tuple[str, int]) -> End:
@@ -79,14 +84,18 @@ def fill_leg(leg: Leg, side: Side) -> None:
 
 def fill_mobile_leg(leg: Leg, side: Side, attachment: Attachment) -> None:
     """All of a new leg that is known before its reply has left."""
-    ctypes.memset(ctypes.addressof(leg), 0, _LEG_BYTES)
-    fill_leg(leg, side)
+    made = Leg()
+    fill_leg(made, side)
     options = side.options
-    leg.generation = attachment.generation
-    leg.begins_in = leg.arrived = attachment.up_from
-    leg.begins_out = attachment.down_from
-    leg.reply_length = len(attachment.reply)
-    leg.consumed = options.bytes_received - options.bytes_unread - len(attachment.early)
+    made.state = LegState.HANDSHAKE
+    made.generation = attachment.generation
+    made.begins_in = made.arrived = attachment.up_from
+    made.begins_out = attachment.down_from
+    made.reply_length = len(attachment.reply)
+    made.out_base = options.bytes_said & 0xFFFFFFFF
+    made.consumed = options.bytes_received - options.bytes_unread - len(attachment.early)
+    # In one piece: its packets may be looked up already.
+    ctypes.memmove(ctypes.addressof(leg), ctypes.addressof(made), _LEG_BYTES)
 
 
 def stream_state(session: Session, *, owed: int) -> StreamState:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import MAPPED_PREFIX
 from msocks.protocol.leg import DatapathReason
-from msocks.transport.kernel import bytes_unread
+from msocks.transport.kernel import bytes_unacknowledged, bytes_unread
 
 ESTABLISHED = 1
 # A direction that had ended before is not known to the splice. (What is lost altogether is told of soon.)
@@ -20,8 +20,10 @@ _SACK = 2
 _ECN = 8 | 16
 _TIMESTAMPS_BYTES = 12
 # Of struct tcp_info of linux/tcp.h:
-# state, options, both scales, snd_mss, rtt, advmss, bytes_received, snd_wnd, rcv_wnd.
-_INFO = struct.Struct("=B4xBB9xI48xI12xI40xQ92xII")
+# state, options, both scales, snd_mss, unacked, rtt, advmss, bytes_acked, bytes_received, notsent_bytes, snd_wnd,
+# rcv_wnd.
+_INFO = struct.Struct("=B4xBB9xI4xI40xI12xI32xQQ8xI80xII")
+_ACKNOWLEDGED = struct.Struct("=120xQ")
 _RECEIVED = struct.Struct("=128xQ")
 _BEFORE_RECEIVE_WINDOW = 232
 _WIDEST_UNSCALED = struct.pack("=I", 65535)  # before Linux 6.2 rcv_wnd is not told
@@ -48,6 +50,8 @@ class LegOptions:
         receive_window: The window that this host offers.
         bytes_received: In order, since the connection began; a FIN is not counted.
         bytes_unread: Of these, what still waits in the socket.
+        bytes_said: That this host has written since the connection began; a FIN is not counted.
+        bytes_unheard: Of these, what the peer has not acknowledged.
         round_trip_ms: Smoothed; at least 1.
     """
 
@@ -63,6 +67,8 @@ class LegOptions:
     receive_window: int
     bytes_received: int
     bytes_unread: int
+    bytes_said: int
+    bytes_unheard: int
     round_trip_ms: int
 
 
@@ -81,7 +87,12 @@ def read_options(sock: socket.socket, *, unread: bool = True) -> LegOptions:
         if _RECEIVED.unpack_from(raw) == before:
             break
         waiting = bytes_unread(sock)
-    state, options, scales, snd_mss, rtt_us, advmss, received, send_window, receive_window = _INFO.unpack(raw)
+    state, options, scales, snd_mss, unacked, rtt_us, advmss, heard, received, unsent, send_window, receive_window = (
+        _INFO.unpack(raw)
+    )
+    unheard = 0
+    if unacked or unsent:
+        heard, unheard = _heard_and_unheard(sock)
     timestamps = bool(options & _TIMESTAMPS)
     return LegOptions(
         state=state,
@@ -97,8 +108,19 @@ def read_options(sock: socket.socket, *, unread: bool = True) -> LegOptions:
         # The kernel counts a FIN here, and not among the unread.
         bytes_received=received - (state in _PEER_HAS_ENDED),
         bytes_unread=waiting,
+        bytes_said=heard + unheard,
+        bytes_unheard=unheard,
         round_trip_ms=max(1, (rtt_us + 999) // 1000),
     )
+
+
+def _heard_and_unheard(sock: socket.socket) -> tuple[int, int]:
+    """Bytes that the peer has acknowledged, and those that it has not, at one moment."""
+    while True:
+        (before,) = _ACKNOWLEDGED.unpack_from(_ask(sock))
+        unheard = bytes_unacknowledged(sock)
+        if _ACKNOWLEDGED.unpack_from(_ask(sock)) == (before,):
+            return before, unheard
 
 
 def _ask(sock: socket.socket) -> bytes:

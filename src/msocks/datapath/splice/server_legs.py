@@ -16,6 +16,7 @@ from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, Sess
 from msocks.datapath.splice.options import LegOptions
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
+from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.speech import ends
 from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.errors import MsocksError
@@ -28,6 +29,7 @@ _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
 _IPV4_HEADERS = 40
 _IPV6_HEADERS = 60
 _LEAST_MSS = 536
+_MORE_SESSIONS = "raise limits.sessions; sessions that have ended keep theirs for a minute"
 
 
 @dataclass(slots=True, eq=False)
@@ -63,9 +65,10 @@ class Preparation:
 class ServerLegs:
     """See the module."""
 
-    def __init__(self, tables: Tables, ports: PortAllocator) -> None:
+    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage) -> None:
         self._tables = tables
         self._ports = ports
+        self._shortage = shortage
         self._by_descriptor: dict[int, Preparation] = {}
         self._waiting: deque[Preparation] = deque()
         self._ended: deque[tuple[int, int]] = deque()
@@ -85,12 +88,14 @@ class ServerLegs:
         if slot is None:
             slot = self._reuse()
         if slot is None:
+            self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
             return
         remote = _end(destination)
         try:
             port = self._bind(sock, remote)
-        except OSError:
+        except OSError as error:
             tables.free_slot(slot)
+            self._shortage.report("ports", error.strerror or str(error), "widen proxy.splice_ports")
             return
         preparation = Preparation(slot, tables.session(slot).incarnation, remote, port, weakref.ref(sock))
         session = tables.session(slot)
@@ -100,7 +105,8 @@ class ServerLegs:
         session.legs[SERVER].announced = _largest_segment(sock.family, mobile, smallest_mtu)
         try:
             tables.put_opening(preparation.key, slot)
-        except MsocksError:
+        except MsocksError as error:
+            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
             self.release(preparation)
             return
         self._by_descriptor[sock.fileno()] = preparation

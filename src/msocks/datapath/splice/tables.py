@@ -11,6 +11,7 @@ import ctypes
 import struct
 import time
 from collections import deque
+from collections.abc import Iterator
 
 from msocks.datapath.splice.layout import (
     SERVER,
@@ -54,10 +55,11 @@ class Tables:
         self._opening = program.map("opening")
         self._listeners = program.map("listeners")
         self._drops = program.map("drops")
-        sessions, config, busy = (program.map(name) for name in ("sessions", "config", "busy"))
+        sessions, config, busy, lost = (program.map(name) for name in ("sessions", "config", "busy", "lost"))
         self.slots = sessions.max_entries
         self._sessions = (Session * self.slots).from_buffer(sessions.mmap())
         self._busy = (Busy * busy.max_entries).from_buffer(busy.mmap())
+        self._lost = ctypes.c_uint64.from_buffer(lost.mmap())
         settings = Config.from_buffer(config.mmap())
         settings.opening_ns = _OPENING_S * _NANOSECONDS
         settings.open_ns = _OPEN_S * _NANOSECONDS
@@ -67,7 +69,8 @@ class Tables:
         settings.slots = self.slots
         settings.first_port, settings.last_port = ports.first, ports.last
         # An entry of an earlier process keeps its slot until it expires.
-        self._free = deque(slot for slot in range(self.slots) if self._sessions[slot].state == SessionState.FREE)
+        self._taken = bytearray(self._sessions[slot].state != SessionState.FREE for slot in range(self.slots))
+        self._free = deque(slot for slot, taken in enumerate(self._taken) if not taken)
 
     # -- sessions ---------------------------------------------------------------------------------------------------
 
@@ -86,6 +89,7 @@ class Tables:
         if not self._free:
             return None
         slot = self._free.popleft()
+        self._taken[slot] = 1
         session = self._sessions[slot]
         incarnation = (session.incarnation + 1) & 0xFFFFFFFF
         ctypes.memset(ctypes.addressof(session), 0, ctypes.sizeof(session))
@@ -97,11 +101,19 @@ class Tables:
     def free_slot(self, slot: int) -> None:
         """A slot whose entry nobody can find any more."""
         self._sessions[slot].state = SessionState.FREE
-        self._free.append(slot)
+        self.freed(slot)
 
-    def freed(self, slot: int) -> None:
-        """The kernel's half has freed the slot."""
+    def freed(self, slot: int) -> bool:
+        """The kernel's half has freed the slot; whether that is news."""
+        if not self._taken[slot]:
+            return False
+        self._taken[slot] = 0
         self._free.append(slot)
+        return True
+
+    def taken_slots(self) -> Iterator[int]:
+        """Those that have been taken, and not been freed as far as is known here."""
+        return (slot for slot in range(self.slots) if self._taken[slot])
 
     # -- found by key -----------------------------------------------------------------------------------------------
 
@@ -155,13 +167,17 @@ class Tables:
             found[reason.name.lower()] = sum(words)
         return found
 
+    def lost_events(self) -> int:
+        """Events for which the ring buffer had no room, since the tables were made. No system call."""
+        return int(self._lost.value)
+
     def is_empty(self) -> bool:
         """Whether the kernel carries nothing that this host's programs would miss."""
         return all(session.state in _OVER for session in self._sessions)
 
     def close(self) -> None:
         """Let go of the mapped memory."""
-        del self._sessions, self._busy
+        del self._sessions, self._busy, self._lost
 
     async def settle(self) -> None:
         """Wait until every packet that is inside the programs now has left them: tens of microseconds at most."""

@@ -16,7 +16,7 @@ from msocks.datapath.interface import Attachment
 from msocks.datapath.splice.entries import Side, fill_mobile_leg, key_of
 from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session
 from msocks.datapath.splice.raw_output import RawOutput
-from msocks.datapath.splice.rebuild import vanish
+from msocks.datapath.splice.rebuild import unheard, vanish
 from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN, PSH
 from msocks.datapath.splice.speech import largest_payload, say
@@ -26,21 +26,21 @@ from msocks.transport.reactor import Reactor
 
 _NOT_YET_S = 0.001  # the kernel has not sent the reply at once: its pacing, or a full queue
 _NEVER_S = 5.0
-_MOST_EARLY_BYTES = 1 << 20
+_MOST_COPIED_BYTES = 1 << 20
 _SAFE_SEGMENT = 1220  # fits every IPv6 path (RFC 8200 section 5)
 
 
 class Takeover:
-    """One mobile leg from its reply on, until all that this host owes on it is acknowledged.
+    """One mobile leg from its reply on, until that is acknowledged.
 
     Attributes:
         number: Of the leg in the session's entry, 1 or 2.
-        owed_until: Upstream bytes that this host has taken on itself.
     """
 
     __slots__ = (
         "_attachment",
         "_deadline",
+        "_on_early",
         "_on_lost",
         "_on_spliced",
         "_output",
@@ -53,7 +53,6 @@ class Takeover:
         "_side",
         "_tables",
         "number",
-        "owed_until",
     )
 
     def __init__(
@@ -68,7 +67,6 @@ class Takeover:
         resumable: bool,
     ) -> None:
         self.number = number
-        self.owed_until = 0
         self._reactor = reactor
         self._tables = tables
         self._output = output
@@ -90,21 +88,29 @@ class Takeover:
         self._attachment = attachment
         entry = self._session.legs[self.number]
         fill_mobile_leg(entry, self._side, attachment)
-        entry.state = LegState.HANDSHAKE
         down = self._session.down
         self._session.mobile_edge = attachment.down_from + self.offered
         self._owes_fin = down.fin != NO_FIN and down.acked > down.fin
         return key_of(entry)
 
-    def begin(self, server: socket.socket | None, on_spliced: Callable[[], None], on_lost: Callable[[], None]) -> None:
+    def begin(
+        self,
+        server: socket.socket | None,
+        on_early: Callable[[int, bytes], None],
+        on_spliced: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
         """Write the reply; the flows are installed.
 
         Args:
             server: The server leg's socket, at the first leg.
+            on_early: Called before `on_spliced` where there are upstream bytes that nobody but this host has any more,
+                with the offset of the first, and all of them.
             on_spliced: Called when the sockets have vanished, perhaps within this call.
             on_lost: Called where the leg came to nothing, not within this call; `server` is as it was.
         """
         self._server = server
+        self._on_early = on_early
         self._on_spliced = on_spliced
         self._on_lost = on_lost
         self._deadline = time.monotonic() + _NEVER_S
@@ -158,7 +164,10 @@ class Takeover:
 
     def _finish(self, attachment: Attachment) -> None:
         session = self._session
-        early = attachment.early + _unread(attachment.sock)
+        # Those of a leg that was capped are the mobile's still; others this host's kernel has acknowledged.
+        capped = self._resumable and attachment.generation > 1
+        early = attachment.early + _unread(attachment.sock, _MOST_COPIED_BYTES if capped else None)
+        said = _unheard(attachment.sock, attachment.reply) if self._side.options.bytes_unheard else attachment.reply
         self._let_go(attachment.sock)
         banner = b""
         server, self._server = self._server, None
@@ -167,22 +176,26 @@ class Takeover:
             self._let_go(server)
         # The first word to the server says what the mobile's window is.
         offered = max(0, self._side.options.send_window - len(attachment.reply))
-        if early:
-            self._pass_on(early, attachment.up_from, offered)
+        if early and capped:
+            self._copy(early, attachment.up_from, offered)
+        elif early:
+            self._note(attachment.up_from, early)
+            self._on_early(attachment.up_from, early)
         else:
             self._output.send(say(session, SERVER, session.up.acked, window=offered))
-        self._watch_reply(attachment, banner)
+        self._watch_reply(attachment.down_from, said, banner)
         self._on_spliced()
 
-    def _watch_reply(self, attachment: Attachment, banner: bytes) -> None:
+    def _watch_reply(self, first: int, said: bytes, banner: bytes) -> None:
         """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it.
 
-        `banner` are bytes of the server's that this host's kernel has acknowledged.
+        `said` ends with the reply, before the stream's byte `first`. `banner` are bytes of the server's that this
+        host's kernel has acknowledged.
         """
         session, number = self._session, self.number
         entry = session.legs[number]
-        first = attachment.down_from
-        said = attachment.reply + banner
+        offset = first - len(said)
+        said += banner
         flags = PSH
         if banner:
             end = first + len(banner)
@@ -193,7 +206,6 @@ class Takeover:
             # An earlier leg has acknowledged the server's FIN, so the server says it no more: this leg needs its own.
             entry.begins_out = session.down.fin + 1
             flags |= FIN
-        offset = first - len(attachment.reply)
 
         def again() -> None:
             self._output.send(say(session, number, offset, said, flags))
@@ -202,31 +214,27 @@ class Takeover:
             again()
         self._owe(again, lambda: bool(entry.flags & LegFlag.REPLY_ACKED), entry)
 
-    def _pass_on(self, early: bytes, offset: int, offered: int) -> None:
-        """Bytes that came behind the request.
-
-        Those of a leg that was capped are the mobile's still: the server gets a copy. Others this host's kernel has
-        acknowledged; they are sent again until the server has them.
-        """
+    def _copy(self, early: bytes, offset: int, offered: int) -> None:
+        """Bytes behind the request of a leg that was capped: the mobile's still, the server gets a copy."""
         session = self._session
-        server, mobile = session.legs[SERVER], session.legs[self.number]
-        size = largest_payload(server, _SAFE_SEGMENT)
+        size = largest_payload(session.legs[SERVER], _SAFE_SEGMENT)
+        end = offset + len(early)
+        self._note(offset, early)
+        limit = min(end, session.up.edge)
+        begin = max(offset, session.up.acked)
+        if begin >= limit:
+            self._output.send(say(session, SERVER, session.up.acked, window=offered))
+        while begin < limit:
+            piece = early[begin - offset : min(limit, begin + size) - offset]
+            self._output.send(say(session, SERVER, begin, piece, PSH, window=offered))
+            begin += len(piece)
+
+    def _note(self, offset: int, early: bytes) -> None:
+        """They have come on this leg."""
+        session, mobile = self._session, self._session.legs[self.number]
         end = offset + len(early)
         session.up.sent = max(session.up.sent, end)
         mobile.arrived = max(mobile.arrived, end)
-
-        def pass_on() -> None:
-            limit = min(end, session.up.edge)
-            begin = max(offset, session.up.acked)
-            while begin < limit:
-                piece = early[begin - offset : min(limit, begin + size) - offset]
-                self._output.send(say(session, SERVER, begin, piece, PSH, window=offered))
-                begin += len(piece)
-
-        pass_on()
-        if not (self._resumable and mobile.generation > 1):
-            self.owed_until = end
-            self._owe(pass_on, lambda: bool(session.up.acked >= end), server)
 
     def _owe(self, say_again: Callable[[], None], is_acknowledged: Callable[[], bool], leg: Leg) -> None:
         def over(_acknowledged: bool) -> None:
@@ -238,11 +246,21 @@ class Takeover:
         self._residuals.append(residual)
 
 
-def _unread(sock: socket.socket) -> bytes:
-    """What the kernel has acknowledged and nobody has read."""
+def _unheard(sock: socket.socket, reply: bytes) -> bytes:
+    """The reply, and what was said before it that the mobile has not acknowledged (a method selection)."""
+    try:
+        waiting = unheard(sock)
+    except OSError:
+        return reply
+    return waiting if waiting.endswith(reply) else reply
+
+
+def _unread(sock: socket.socket, most: int | None = None) -> bytes:
+    """What the kernel has acknowledged and nobody has read; no more than `most` bytes of it."""
     pieces = []
     try:
-        left = min(bytes_unread(sock), _MOST_EARLY_BYTES)
+        left = bytes_unread(sock)
+        left = left if most is None else min(left, most)
         while left > 0:
             piece = sock.recv(left)
             if not piece:
