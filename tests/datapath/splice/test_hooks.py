@@ -16,7 +16,7 @@ from tests.own_network import OwnNetwork
 
 from msocks.datapath.splice import libbpf
 from msocks.datapath.splice._libbpf import ffi, lib
-from msocks.datapath.splice.hooks import Hooks
+from msocks.datapath.splice.hooks import Hooks, remove_filters
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.link_monitor.route_socket import Interface, RouteSocket
 from msocks.transport.reactor import Reactor
@@ -257,3 +257,20 @@ async def test_an_interface_that_comes_is_attached_at_once_and_forgotten_when_it
         host.network.ip("link delete late")
         await until(lambda: not any(pin.exists() for pin in pins))
         assert hooks.verify() == []
+
+
+def test_two_proxies_have_filters_of_their_own_on_one_interface(host: Host):
+    """A second one with the clsact qdisc: neither replaces the other's, nor takes it away."""
+    with loaded(host.program.pin_directory.with_name("neighbour")) as neighbour:
+        with attached(host.program, clsact=True) as one, attached(neighbour, clsact=True) as other:
+            assert [filters("uplink", direction).count("direct-action") for direction in DIRECTIONS] == [2, 2]
+            other.detach_all()
+            assert one.verify() == []
+            other.attach_all()
+            remove_filters(host.program.pin_directory, host.wanted())
+            assert sorted(one.verify()) == ["peer-uplink", "uplink"]
+            assert other.verify() == []
+            one.detach_all()
+            assert other.verify() == []
+            other.detach_all()
+        neighbour.unload()

@@ -46,6 +46,7 @@ class Talk:
     def second_leg(self) -> socket.socket:
         """Bring one, as a reconnect does, up to `attach`."""
         self.conduit.stop_leg()
+        mobile: socket.socket
         mobile, leg = self._network.mobile_leg()
         self.sockets.append(mobile)
         assert self.conduit.carriage_for(leg).kind is DatapathKind.SPLICE

@@ -10,6 +10,7 @@ import structlog
 
 from msocks.datapath.interface import ConduitOwner
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice.caretaker import Caretaker
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
@@ -21,7 +22,6 @@ from msocks.datapath.splice.options import read_options
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
-from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.shortage import Shortage
@@ -36,8 +36,6 @@ _log = structlog.get_logger("msocks.datapath.splice")
 _SO_MARK = 36
 # An IPv4 leg's segments must fit when they leave over IPv6, whose header is longer.
 _LISTENER_MSS = 1440
-# Somebody else may take away what the splice stands on.
-_LOOK_AFTER_S = 5.0
 # While all places are taken, or events are lost all the time.
 _BETWEEN_SWEEPS_S = 5.0
 _EVENT_BYTES = ctypes.sizeof(Event)
@@ -75,7 +73,7 @@ class SpliceDatapath:
         self._swept_at = 0.0
         self._events = RingBuffer(program.map("events"))
         reactor.watch(self._events.fileno(), self._on_events)
-        self._looking_after = reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
+        self._caretaker = Caretaker(reactor, hooks, firewall, ports, lambda: self._listeners)
 
     @property
     def kind(self) -> DatapathKind:
@@ -90,20 +88,6 @@ class SpliceDatapath:
                 local, remote = ends(session.legs[0])
                 with contextlib.suppress(ValueError):
                     self._ports.claim(*remote, local[1])
-
-    def _look_after(self) -> None:
-        """Put back what somebody has taken away: until then the other of the two keeps the sessions from harm."""
-        for name in self._hooks.verify():
-            _log.warning(
-                "programs_attached_again", interface=name, reason="somebody had detached the splice's programs"
-            )
-        try:
-            if self._listeners and not self._firewall.present():
-                self._firewall.install(self._range, sorted(self._listeners))
-                _log.warning("firewall_installed_again", reason="somebody had removed the splice's nftables table")
-        except SpliceRefused as error:
-            _log.error("firewall_missing", reason=str(error), remedy=error.remedy)
-        self._looking_after = self.reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
 
     # -- Datapath ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +119,7 @@ class SpliceDatapath:
 
     def close(self) -> None:
         """Sessions of the kernel's half go on; what this process holds of it is let go."""
-        self._looking_after.cancel()
+        self._caretaker.close()
         self.reactor.unwatch(self._events.fileno())
         self._events.close()
         self.output.close()

@@ -47,6 +47,13 @@ def opening_key(remote: End, local_port: int) -> bytes:
     return remote[0] + remote[1].to_bytes(2, "big") + local_port.to_bytes(2, "big")
 
 
+def carries_nothing(program: SpliceProgram) -> bool:
+    """Whether the kernel has no session that these programs would be missed by."""
+    table = program.map("sessions")
+    sessions = (Session * table.max_entries).from_buffer(table.mmap())
+    return all(session.state in _OVER for session in sessions)
+
+
 class Tables:
     """See the module. One for each loaded program; `close` lets go of the memory, the tables stay."""
 
