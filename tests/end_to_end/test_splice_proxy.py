@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.end_to_end.conftest import Field
+from tests.end_to_end.conftest import MSOCKS, Field
 from tests.end_to_end.ends import Ends, connect, eventually, join, listen, read, sockets_toward
 from tests.end_to_end.splice_fixtures import own_spliced
 
@@ -135,6 +138,46 @@ def test_a_firewall_table_that_somebody_flushes_comes_back(own_spliced: Field) -
             advance(ends)
             # The kernel tells of the change.
             eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1], timeout=3)
+
+
+def test_the_operator_is_shown_what_passes_and_what_is_dropped(own_spliced: Field) -> None:
+    field = own_spliced
+
+    def shown(*options: str) -> dict[str, Any]:
+        argv = [MSOCKS, "sessions", "--json", "--state", str(field.state), *options]
+        found: dict[str, Any] = json.loads(field.lab.proxy.run(argv).stdout)
+        return found
+
+    with join(field, plain=True) as ends:
+        advance(ends, 3)
+        (session,) = shown()["sessions"]
+        assert session["packets_up"] >= 3
+        assert session["packets_down"] >= 3
+        assert 0 <= session["idle"] < 5
+        before = shown("--troubles")
+        assert before["datapath"] == "splice"
+        assert before["troubles"]["slots"]["free"] == before["troubles"]["slots"]["all"] - 1
+        # A stranger's SYNs from the splice's range.
+        field.lab.proxy.run([sys.executable, "-c", STRANGER, field.lab.server.ipv4, str(ends.port)])
+        (session,) = shown()["sessions"]
+        after = shown("--troubles")["troubles"]
+        assert after["firewall"]["msocks-server-legs"] == before["troubles"]["firewall"]["msocks-server-legs"] + 3
+        assert after["dropped"] == before["troubles"]["dropped"]
+        lines = field.lab.proxy.run([MSOCKS, "sessions", "--troubles", "--state", str(field.state)]).stdout
+        assert "firewall  msocks-server-legs" in lines
+
+
+STRANGER = """
+import socket, sys
+for port in range(20000, 20003):
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.bind(("", port))
+    try:
+        sock.connect((sys.argv[1], int(sys.argv[2])))
+    except BlockingIOError:
+        pass
+"""
 
 
 def line_of(field: Field, rule: str) -> str:

@@ -92,18 +92,14 @@ class Proxy:
             stack.callback(reactor.close)
             store = UserStore(state.users, create=True)
             stack.callback(store.close)
-            core = _Core(
-                self._config,
-                reactor,
-                store,
-                tls.server_context(identity.path),
-                open_datapath(self._config, reactor),
-            )
+            datapath = open_datapath(self._config, reactor)
+            core = _Core(self._config, reactor, store, tls.server_context(identity.path), datapath)
             stack.callback(core.close)
             core.listen()
             api = AdminApi(
                 state.admin_socket,
                 sessions=lambda: core.sessions,
+                datapath=datapath,
                 now=reactor.loop.time,
                 users_changed=core.look_at_users,
             )

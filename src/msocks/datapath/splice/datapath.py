@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import socket
 
 import structlog
@@ -22,6 +23,7 @@ from msocks.datapath.splice.options import read_options
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
+from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.shortage import Shortage
@@ -116,6 +118,18 @@ class SpliceDatapath:
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
         return SpliceConduit(self, server, owner, self.server_legs.claim(server), resumable=resumable)
+
+    async def troubles(self) -> dict[str, dict[str, int]]:
+        """`dropped` by the programs, `refused` by the kernel of what was crafted, by the `firewall`, and more."""
+        found = {
+            "dropped": self.tables.drops(),
+            "refused": {errno.errorcode.get(code, str(code)): count for code, count in self.output.refused.items()},
+            "events": {"lost": self.tables.lost_events()},
+            "slots": {"all": self.tables.slots, "free": self.tables.free_slots},
+        }
+        with contextlib.suppress(SpliceRefused, TimeoutError):
+            found["firewall"] = await self._firewall.dropped()
+        return found
 
     def close(self) -> None:
         """Sessions of the kernel's half go on; what this process holds of it is let go."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import time
 from dataclasses import dataclass
 
 from msocks.datapath.interface import Attachment, Counters
@@ -115,9 +116,16 @@ def stream_state(session: Session, *, owed: int) -> StreamState:
 
 
 def counters(session: Session) -> Counters:
-    """Bytes of both streams that have come to the splice."""
+    """Of both streams, as they have come to the splice."""
     up, down = session.up, session.down
-    return Counters(up=min(up.sent, up.fin), down=min(down.sent, down.fin))
+    return Counters(
+        up=min(up.sent, up.fin),
+        down=min(down.sent, down.fin),
+        packets_up=up.packets,
+        packets_down=down.packets,
+        dropped=up.dropped + down.dropped,
+        idle_s=max(0, time.monotonic_ns() - session.last_ns) / 1e9,
+    )
 
 
 def _without_fin(offset: int, fin: int | None) -> int:

@@ -154,7 +154,10 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
     if mobile.timestamps != server.timestamps and not (mobile.timestamps and tolerant):
         return DatapathReason.UNEQUAL_OPTIONS
     if server.largest_segment < mobile.announced_segment:
-        return DatapathReason.PATH_MTU
+        # Linux sends no segment of more than half the widest window that it has seen. The mobile's TCP has seen this
+        # host's, and would wait for more than the server ever offers.
+        bound = server.largest_segment - (_TIMESTAMPS_BYTES if server.timestamps else 0)
+        return DatapathReason.TINY_WINDOW if bound == server.send_window // 2 else DatapathReason.PATH_MTU
     return None
 
 

@@ -29,6 +29,7 @@ _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
 _IPV4_HEADERS = 40
 _IPV6_HEADERS = 60
 _LEAST_MSS = 536
+_ORDINARY_SCALE = 7  # of Linux, unless a program or its operator has chosen its buffers
 _MORE_SESSIONS = "raise limits.sessions; sessions that have ended keep theirs for a minute"
 
 
@@ -103,6 +104,9 @@ class ServerLegs:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
         # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
         session.legs[SERVER].announced = _largest_segment(sock.family, mobile, smallest_mtu)
+        if mobile is not None and mobile.snd_wscale < _ORDINARY_SCALE:
+            # Its windows are expressed for the server in this host's unit: not in a coarser one than its own.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 0xFFFF << mobile.snd_wscale)
         try:
             tables.put_opening(preparation.key, slot)
         except MsocksError as error:
