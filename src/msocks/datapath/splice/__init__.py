@@ -67,7 +67,7 @@ def open_splice(
         raise
     try:
         hooks.attach_all()
-        hooks.follow(reactor)
+        hooks.follow(reactor, datapath.tables.forget_interface)
     except BaseException:
         datapath.close()
         raise

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import structlog
@@ -46,6 +46,7 @@ class Hooks:
         self._attached: dict[int, Interface] = {}
         self._socket: RouteSocket | None = None
         self._reactor: Reactor | None = None
+        self._on_gone: Callable[[int], None] = lambda _index: None
 
     def attach_all(self) -> None:
         """Attach to every interface that there is; where an earlier process did, only the program changes.
@@ -65,9 +66,10 @@ class Hooks:
             if int(pinned.name.partition("-")[0]) not in self._attached:
                 pinned.unlink()
 
-    def follow(self, reactor: Reactor) -> None:
-        """Attach to interfaces that come, from now on."""
+    def follow(self, reactor: Reactor, on_gone: Callable[[int], None]) -> None:
+        """Attach to interfaces that come, from now on; `on_gone` is told the index of one that goes."""
         assert self._socket is not None
+        self._on_gone = on_gone
         self._reactor = reactor
         reactor.watch(self._socket.fileno(), lambda _events: self._on_change())
 
@@ -197,7 +199,10 @@ class Hooks:
             _report(interface, error)
 
     def _forget(self, index: int) -> None:
-        if self._attached.pop(index, None) is not None and not self._clsact:
+        if self._attached.pop(index, None) is None:
+            return
+        self._on_gone(index)
+        if not self._clsact:
             for direction in _DIRECTIONS:
                 self._pin(index, direction).unlink(missing_ok=True)
 

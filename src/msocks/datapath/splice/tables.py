@@ -34,6 +34,7 @@ _OPENING_S = 120
 _OPEN_S = 5 * 86400  # vanished peers
 _CLOSING_S = 60  # TIME-WAIT of either end, and FINs that come again
 _RESET_S = 20
+MISSES_TELL = 2  # of bpf/path.h
 _OVER = frozenset(SessionState) - {SessionState.OPEN}
 
 
@@ -121,6 +122,14 @@ class Tables:
     def taken_slots(self) -> Iterator[int]:
         """Those that have been taken, and not been freed as far as is known here."""
         return (slot for slot in range(self.slots) if self._taken[slot])
+
+    def forget_interface(self, index: int) -> None:
+        """It is gone: the next packet that would leave there makes the programs ask for another way (EVENT_NO_PATH)."""
+        for slot in self.taken_slots():
+            for leg in self._sessions[slot].legs:
+                path = leg.path
+                if path.known and path.ifindex == index:
+                    path.ethernet, path.misses, path.fresh_until = 1, MISSES_TELL, 0
 
     # -- found by key -----------------------------------------------------------------------------------------------
 
