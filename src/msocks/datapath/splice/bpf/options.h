@@ -83,20 +83,21 @@ static __always_inline __u32 change_block(struct option_work *work, __u32 at, __
 	__u32 left = get_word(work->bytes, at) + work->sack_shift;
 	__u32 right = get_word(work->bytes, at + 4) + work->sack_shift;
 
+	__u32 sign; /* its highest bit says that something is left */
+
 	if ((__s32)(right - work->sack_base) <= 0) {
-		if ((__s32)(left - work->sack_floor) < 0)
-			return to;
+		sign = ~(left - work->sack_floor);
 	} else {
 		if ((__s32)(left - work->sack_base) < 0)
 			left = work->sack_base;
 		if ((__s32)(right - work->sack_end) > 0)
 			right = work->sack_end;
-		if ((__s32)(right - left) <= 0)
-			return to;
+		sign = left - right;
 	}
 	put_word(work->bytes, to, left);
 	put_word(work->bytes, to + 4, right);
-	return to + 8;
+	/* Without a branch: the verifier would follow each block's way through all that comes behind. */
+	return to + (sign >> 31) * 8;
 }
 
 /* bpf_loop() passes on a pointer into the stack alone. */
@@ -154,11 +155,12 @@ static long change_next_option(__u32 turn, struct option_turn *context)
 				to = change_block(work, at + 18, to);
 			if (length >= 34)
 				to = change_block(work, at + 26, to);
-			kept = to == at + 2 ? 0 : to - at;
+			kept = to - at;
+			kept -= kept == 2 ? 2 : 0;
 			work->bytes[(at + 1) & 63] = kept;
 		}
 		for (i = 0; i < 34; i++)
-			if (i >= kept && i < length)
+			if (i - kept < length - kept)
 				work->bytes[(at + i) & 63] = OPTION_NOP;
 	}
 	work->at = at + length;
