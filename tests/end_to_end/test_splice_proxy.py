@@ -140,6 +140,27 @@ def test_a_firewall_table_that_somebody_flushes_comes_back(own_spliced: Field) -
             eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1], timeout=3)
 
 
+def test_a_proxy_that_root_has_started_keeps_no_privilege_that_it_does_not_need(own_spliced: Field) -> None:
+    field = own_spliced
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{field.proxy.pid}/status").read_text().splitlines())
+    assert status["Uid"].split() == ["0"] * 4
+    net_admin, net_raw, bpf = 12, 13, 39
+    kept = {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    needed = 1 << net_admin | 1 << net_raw | 1 << bpf
+    assert kept == {"CapInh": 0, "CapPrm": needed, "CapEff": needed, "CapBnd": needed, "CapAmb": 0}
+    assert status["NoNewPrivs"] == "1"
+    # With these it does all that a proxy does: attach to what comes, put back what went, take sessions, and go.
+    field.lab.proxy.run(["ip", "link", "add", "late", "type", "veth", "peer", "name", "later"])
+    field.lab.proxy.run(["nft", "flush", "ruleset"])
+    eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1], timeout=3)
+    eventually(lambda: len(of_the_splice(field)[0]) > 0)
+    with join(field, plain=True) as ends, join(field) as others:
+        advance(ends, 3)
+        advance(others, 3)
+    index = field.lab.proxy.run(["cat", "/sys/class/net/late/ifindex"]).stdout.strip()
+    assert any(f"/{index}-ingress" in pin for pin in of_the_splice(field)[0])
+
+
 def test_the_operator_is_shown_what_passes_and_what_is_dropped(own_spliced: Field) -> None:
     field = own_spliced
 

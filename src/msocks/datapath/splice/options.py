@@ -76,7 +76,7 @@ def read_options(sock: socket.socket, *, unread: bool = True) -> LegOptions:
     """Ask the kernel about a TCP socket; without `unread`, `bytes_unread` is 0 whatever waits.
 
     Raises:
-        SpliceRefused: The kernel is older than Linux 5.4, and does not tell the peer's window.
+        SpliceRefused: The kernel is far older than Linux 6.1, and does not tell the peer's window.
         OSError: It is no TCP socket, or closed.
     """
     raw = _ask(sock)
@@ -130,7 +130,7 @@ def _ask(sock: socket.socket) -> bytes:
     if len(raw) < _BEFORE_RECEIVE_WINDOW:
         raise SpliceRefused(
             f"this kernel tells only {len(raw)} bytes of TCP_INFO, without the peer's window",
-            remedy="run Linux 5.4 or newer, or run the proxy with the relay",
+            remedy="run Linux 6.1 or newer, or run the proxy with the relay",
             reason=DatapathReason.NO_KERNEL_SUPPORT,
         )
     return raw[:_BEFORE_RECEIVE_WINDOW] + _WIDEST_UNSCALED
