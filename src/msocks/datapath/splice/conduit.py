@@ -9,7 +9,15 @@ from collections.abc import Callable
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice import flows
-from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, misfit, stream_state
+from msocks.datapath.splice.entries import (
+    Side,
+    counters,
+    fill_leg,
+    fill_session,
+    key_of,
+    misfit,
+    stream_state,
+)
 from msocks.datapath.splice.farewell import Farewell, reset_both
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
@@ -128,7 +136,8 @@ class SpliceConduit:
             return DatapathReason.LOCAL_SERVER
         if not self._session.legs[SERVER].flags & LegFlag.NOTED:
             return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
-        return reconcile(mobile.options, server.options, tolerant=self._resumable)
+        believed = self._host.told_mtus.segment(server.remote[0], server.family)
+        return reconcile(mobile.options, server.options, tolerant=self._resumable, believed=believed)
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
@@ -175,6 +184,7 @@ class SpliceConduit:
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
             self._become_relay(asked[1].reason)
         if self._relay is not None:
+            flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return
         self._check(leg, self.state())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from msocks.datapath.splice.entries import Side, fill_leg, key_of
+import contextlib
+import socket
+
+from msocks.datapath.splice.entries import Side, fill_leg, key_of, leg_key
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, LegState, Session
 from msocks.datapath.splice.libbpf import BpfError
@@ -47,3 +50,9 @@ def leave(tables: Tables, session: Session) -> None:
         if leg.state != LegState.NONE:
             tables.delete_flow(key_of(leg))
             leg.state = LegState.NONE
+
+
+def uncap(tables: Tables, leg: socket.socket) -> None:
+    """What follows a RECONNECT that is relayed is this kernel's to acknowledge."""
+    with contextlib.suppress(OSError):  # it is lost, and the relay finds out how
+        tables.delete_cap(leg_key(leg))
