@@ -102,16 +102,15 @@ def of_version(version: int, *links: LinkConfig) -> list[LinkConfig]:
     return [replace(link, ipv4=version == 4, ipv6=version == 6) for link in links]
 
 
-def test_ends_that_probe_find_the_width_that_nobody_tells() -> None:
+@pytest.mark.long
+def test_a_server_that_probes_finds_the_width_that_nobody_tells() -> None:
     """RFC 4821, as Linux has it, works through the splice: it is the sender who probes, and its ACKs are end to end."""
     links = of_version(4, WIDE, SECRETLY_NARROW)
     with spliced_field(*links) as field:
         silence(field)
-        for host in ("mobile", "server"):
-            field.lab.host(host).run(["sysctl", "-w", "net.ipv4.tcp_mtu_probing=1"])
-        transfer = field.transfer("--download", SOME, "--upload", SOME, "--rate", str(2 * MB))
+        field.lab.server.run(["sysctl", "-w", "net.ipv4.tcp_mtu_probing=1"])
+        transfer = field.transfer("--download", SOME, "--rate", str(2 * MB))
         transfer.wait_for(MB // 2)
         assert field.msocks("move", "all", "--to", "narrow").returncode == 0
-        assert transfer.result(90)["error"] == ""
-        assert {flow["link"] for flow in field.flows()} == {"narrow"}
+        assert transfer.result(60)["error"] == ""
         field.carried()
