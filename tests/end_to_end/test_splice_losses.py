@@ -124,6 +124,26 @@ def test_the_reply(spliced: Field, speaks_first: str) -> None:
                 talk(Ends(client, server, port))
 
 
+def test_what_was_said_before_the_reply(spliced: Field) -> None:
+    """A client that does not wait for the method selection has it after all, and the reply behind it."""
+    with entered(spliced.lab, "mobile"):
+        client = socket.socket()
+    client.settimeout(20)
+    client.connect((spliced.lab.proxy.ipv4, PORT))
+    with listen(spliced) as listener, client:
+        own, port = client.getsockname()[1], listener.getsockname()[1]
+        with losing(spliced, "mobile", f"tcp dport {own} tcp flags psh"):
+            client.sendall(bytes.fromhex("050100"))
+            ask(client, spliced, port, b"early")
+            server, _ = listener.accept()
+            server.settimeout(20)
+            with server:
+                assert read(client, 12)[:4] == b"\x05\x00\x05\x00"
+                assert read(server, 5) == b"early"
+                eventually(lambda: not sockets_toward(spliced, port))
+                talk(Ends(client, server, port))
+
+
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "agent"])
 @pytest.mark.parametrize("what", ["fin of the server", "last ack to the server", "fin of the client"])
 def test_the_last_packets(spliced: Field, what: str, plain: bool) -> None:

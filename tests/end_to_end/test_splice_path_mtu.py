@@ -100,3 +100,17 @@ def test_a_session_comes_back_from_a_path_that_swallows_large_packets() -> None:
 def of_version(version: int, *links: LinkConfig) -> list[LinkConfig]:
     """The links, with one version of IP alone."""
     return [replace(link, ipv4=version == 4, ipv6=version == 6) for link in links]
+
+
+@pytest.mark.long
+def test_a_server_that_probes_finds_the_width_that_nobody_tells() -> None:
+    """RFC 4821, as Linux has it, works through the splice: it is the sender who probes, and its ACKs are end to end."""
+    links = of_version(4, WIDE, SECRETLY_NARROW)
+    with spliced_field(*links) as field:
+        silence(field)
+        field.lab.server.run(["sysctl", "-w", "net.ipv4.tcp_mtu_probing=1"])
+        transfer = field.transfer("--download", SOME, "--rate", str(2 * MB))
+        transfer.wait_for(MB // 2)
+        assert field.msocks("move", "all", "--to", "narrow").returncode == 0
+        assert transfer.result(60)["error"] == ""
+        field.carried()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.end_to_end.conftest import Field
+from tests.end_to_end.conftest import MSOCKS, Field
 from tests.end_to_end.ends import Ends, connect, eventually, join, listen, read, sockets_toward
 from tests.end_to_end.splice_fixtures import own_spliced
 
@@ -130,9 +133,72 @@ def test_programs_that_somebody_detaches_come_back(own_spliced: Field) -> None:
 def test_a_firewall_table_that_somebody_flushes_comes_back(own_spliced: Field) -> None:
     field = own_spliced
     with join(field, plain=True) as ends:
-        field.lab.proxy.run(["nft", "flush", "ruleset"])
-        advance(ends)
-        eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1])
+        for _ in range(3):
+            field.lab.proxy.run(["nft", "flush", "ruleset"])
+            advance(ends)
+            # The kernel tells of the change.
+            eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1], timeout=3)
+
+
+def test_a_proxy_that_root_has_started_keeps_no_privilege_that_it_does_not_need(own_spliced: Field) -> None:
+    field = own_spliced
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{field.proxy.pid}/status").read_text().splitlines())
+    assert status["Uid"].split() == ["0"] * 4
+    net_admin, net_raw, bpf = 12, 13, 39
+    kept = {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    needed = 1 << net_admin | 1 << net_raw | 1 << bpf
+    assert kept == {"CapInh": 0, "CapPrm": needed, "CapEff": needed, "CapBnd": needed, "CapAmb": 0}
+    assert status["NoNewPrivs"] == "1"
+    # With these it does all that a proxy does: attach to what comes, put back what went, take sessions, and go.
+    field.lab.proxy.run(["ip", "link", "add", "late", "type", "veth", "peer", "name", "later"])
+    field.lab.proxy.run(["nft", "flush", "ruleset"])
+    eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1], timeout=3)
+    eventually(lambda: len(of_the_splice(field)[0]) > 0)
+    with join(field, plain=True) as ends, join(field) as others:
+        advance(ends, 3)
+        advance(others, 3)
+    index = field.lab.proxy.run(["cat", "/sys/class/net/late/ifindex"]).stdout.strip()
+    assert any(f"/{index}-ingress" in pin for pin in of_the_splice(field)[0])
+
+
+def test_the_operator_is_shown_what_passes_and_what_is_dropped(own_spliced: Field) -> None:
+    field = own_spliced
+
+    def shown(*options: str) -> dict[str, Any]:
+        argv = [MSOCKS, "sessions", "--json", "--state", str(field.state), *options]
+        found: dict[str, Any] = json.loads(field.lab.proxy.run(argv).stdout)
+        return found
+
+    with join(field, plain=True) as ends:
+        advance(ends, 3)
+        (session,) = shown()["sessions"]
+        assert session["packets_up"] >= 3
+        assert session["packets_down"] >= 3
+        assert 0 <= session["idle"] < 5
+        before = shown("--troubles")
+        assert before["datapath"] == "splice"
+        assert before["troubles"]["slots"]["free"] == before["troubles"]["slots"]["all"] - 1
+        # A stranger's SYNs from the splice's range.
+        field.lab.proxy.run([sys.executable, "-c", STRANGER, field.lab.server.ipv4, str(ends.port)])
+        (session,) = shown()["sessions"]
+        after = shown("--troubles")["troubles"]
+        assert after["firewall"]["msocks-server-legs"] == before["troubles"]["firewall"]["msocks-server-legs"] + 3
+        assert after["dropped"] == before["troubles"]["dropped"]
+        lines = field.lab.proxy.run([MSOCKS, "sessions", "--troubles", "--state", str(field.state)]).stdout
+        assert "firewall  msocks-server-legs" in lines
+
+
+STRANGER = """
+import socket, sys
+for port in range(20000, 20003):
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.bind(("", port))
+    try:
+        sock.connect((sys.argv[1], int(sys.argv[2])))
+    except BlockingIOError:
+        pass
+"""
 
 
 def line_of(field: Field, rule: str) -> str:

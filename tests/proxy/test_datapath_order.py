@@ -24,7 +24,7 @@ from msocks.values.endpoint import Address, Endpoint
 from msocks.values.ids import SessionId
 
 UNFIT = Carriage(DatapathKind.NONE, DatapathReason.UNEQUAL_OPTIONS, handover=False)
-NO_HANDOVER = Carriage(DatapathKind.RELAY, DatapathReason.REBUILT, handover=False)
+NO_HANDOVER = Carriage(DatapathKind.RELAY, DatapathReason.TINY_WINDOW, handover=False)
 TCP_CLOSE = 7
 CALLS = ("carriage_for", "state", "stop_leg", "settle", "restart_leg", "attach", "hang_up")
 
@@ -158,7 +158,7 @@ async def test_a_leg_that_the_live_one_cannot_hand_over_to_must_take_over(
     assert await read_exactly(leg.sock, 2) == b"on"
     third = await node.reconnect(session, 2, 2, 0)
     reply = await third.reply()
-    assert (reply.status, reply.datapath_reason) == (LegStatus.OK, DatapathReason.REBUILT)
+    assert (reply.status, reply.datapath_reason) == (LegStatus.OK, DatapathReason.TINY_WINDOW)
 
 
 async def test_a_leg_that_the_datapath_does_not_take_is_closed(

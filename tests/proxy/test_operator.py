@@ -58,6 +58,10 @@ async def test_sessions_are_shown(proxy: RunningProxy, server: Server):
         "generation": 1,
         "bytes_up": 4,
         "bytes_down": 6,
+        "packets_up": None,
+        "packets_down": None,
+        "dropped": None,
+        "idle": None,
         "client": str(Endpoint.from_sockaddr(leg.sock.getsockname())),
     }
     reset(leg.sock)

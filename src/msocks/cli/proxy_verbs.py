@@ -14,13 +14,19 @@ from msocks.cli.verb import Verb, json_option, print_json, print_table
     examples=[
         ("msocks sessions --state /var/lib/msocks", "who is connected to what?"),
         ("msocks sessions --state DIR --json | jq '.sessions | length'", "how many are there?"),
+        ("msocks sessions --state DIR --troubles", "which packets were dropped, and why?"),
     ],
 )
 @click.option(
     "--state", metavar="DIR", type=click.Path(path_type=Path), required=True, help="The proxy's state directory."
 )
+@click.option(
+    "--troubles",
+    is_flag=True,
+    help="Instead of the sessions show what the datapath as a whole has dropped or refused, by cause, since it began.",
+)
 @json_option
-def sessions(state: Path, as_json: bool) -> None:
+def sessions(state: Path, troubles: bool, as_json: bool) -> None:
     """List the sessions of the proxy that runs on a state directory.
 
     STATE is `connecting`, `live`, `parked` (the client has no network at the moment) or `ended`. DATAPATH is what
@@ -30,6 +36,9 @@ def sessions(state: Path, as_json: bool) -> None:
     from msocks.cli.readable import duration, size
     from msocks.store import running_proxy
 
+    if troubles:
+        _show_troubles(*running_proxy.troubles(state), as_json=as_json)
+        return
     found = running_proxy.sessions(state)
     if as_json:
         print_json({"sessions": found})
@@ -51,3 +60,14 @@ def sessions(state: Path, as_json: bool) -> None:
             for session in found
         ]
         print_table(("ID", "USER", "STATE", "CLIENT", "DESTINATION", "DATAPATH", "AGE", "UP", "DOWN"), rows)
+
+
+def _show_troubles(datapath: str, found: dict[str, dict[str, int]], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"datapath": datapath, "troubles": found})
+        return
+    rows = [(kind, cause, str(count)) for kind, counts in found.items() for cause, count in counts.items() if count]
+    if rows:
+        print_table(("KIND", "CAUSE", "COUNT"), rows)
+    else:
+        click.echo(f"the {datapath} counts none", err=True)

@@ -66,10 +66,23 @@ class Carriage:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Bytes that went through, by direction; retransmissions and repetitions not counted, FINs neither."""
+    """What went through.
+
+    Attributes:
+        up: Bytes to the server; retransmissions and repetitions not counted, FINs neither.
+        down: Bytes from it, likewise.
+        packets_up: As a splice has passed them on, a train as one; None in a relay, as are those that follow.
+        packets_down: The same of the other direction.
+        dropped: Packets of either direction that a splice has dropped.
+        idle_s: Since a splice has passed on the last one.
+    """
 
     up: int
     down: int
+    packets_up: int | None = None
+    packets_down: int | None = None
+    dropped: int | None = None
+    idle_s: float | None = None
 
 
 class ConduitOwner(Protocol):
@@ -199,7 +212,7 @@ class Conduit(Protocol):
         """
 
     def counters(self) -> Counters:
-        """Bytes so far. Costs a system call in a splice."""
+        """So far. Read from memory: a splice shares its entry with the kernel."""
 
     def close(self, *, reset: bool) -> None:
         """End it: the server gets RST (`reset`) or the orderly end that both directions have agreed on.
@@ -260,6 +273,12 @@ class Datapath(Protocol):
 
         `resumable` is False for plain SOCKS5 clients: their only leg's RST is the program's, and a splice lets it
         through to the server.
+        """
+
+    async def troubles(self) -> dict[str, dict[str, int]]:
+        """What the datapath as a whole has lost or refused since it began, for the operator: counts by kind and cause.
+
+        Empty where it counts nothing. Raises no error of the host's: what cannot be asked is left out.
         """
 
     def close(self) -> None:

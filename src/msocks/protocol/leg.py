@@ -119,8 +119,8 @@ class DatapathReason(IntEnum):
     PATH_MTU = 6
     NO_ROOM = 7
     """The table or the port range of the splice is full."""
-    REBUILT = 8
-    """The server leg was rebuilt as a socket at a reconnect."""
+    TINY_WINDOW = 8
+    """The server's window does not hold two of the segments that the mobile was told it may send."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from msocks.datapath.interface import Datapath
 from msocks.proxy.proxied_session import SessionView
 from msocks.store.running_proxy import short_socket_path
 
@@ -17,22 +18,29 @@ SCHEMA = 1
 
 
 class AdminApi:
-    """``GET /sessions`` lists the sessions; ``POST /users-changed`` makes the proxy look at its users now."""
+    """What it answers.
+
+    ``GET /sessions`` lists the sessions; ``GET /troubles`` counts what the datapath has lost or refused; ``POST
+    /users-changed`` makes the proxy look at its users now.
+    """
 
     def __init__(
         self,
         path: Path,
         *,
         sessions: Callable[[], Iterable[SessionView]],
+        datapath: Datapath,
         now: Callable[[], float],
         users_changed: Callable[[], None],
     ) -> None:
         self._path = path
         self._sessions = sessions
+        self._datapath = datapath
         self._now = now
         self._users_changed = users_changed
         application = web.Application()
         application.router.add_get("/sessions", self._get_sessions)
+        application.router.add_get("/troubles", self._get_troubles)
         application.router.add_post("/users-changed", self._post_users_changed)
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
 
@@ -60,6 +68,10 @@ class AdminApi:
         now = self._now()
         return web.json_response({"schema": SCHEMA, "sessions": [_as_json(view, now) for view in self._sessions()]})
 
+    async def _get_troubles(self, _request: web.Request) -> web.Response:
+        kind = self._datapath.kind.name.lower()
+        return web.json_response({"schema": SCHEMA, "datapath": kind, "troubles": await self._datapath.troubles()})
+
     async def _post_users_changed(self, _request: web.Request) -> web.Response:
         self._users_changed()
         return web.json_response({"schema": SCHEMA})
@@ -77,6 +89,10 @@ def _as_json(view: SessionView, now: float) -> dict[str, Any]:
         "generation": record.generation,
         "bytes_up": view.counters.up,
         "bytes_down": view.counters.down,
+        "packets_up": view.counters.packets_up,
+        "packets_down": view.counters.packets_down,
+        "dropped": view.counters.dropped,
+        "idle": None if view.counters.idle_s is None else round(view.counters.idle_s, 3),
         "age": round(now - record.opened_at, 3),
         "client": str(view.client),
     }

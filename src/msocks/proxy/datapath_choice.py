@@ -19,7 +19,7 @@ from msocks.transport.reactor import Reactor
 _log = structlog.get_logger("msocks.proxy")
 
 _BPF_FILE_SYSTEM = Path("/sys/fs/bpf")
-# Ended sessions keep their place for TIME-WAIT; more than that many, and new ones are relayed.
+# Ended sessions keep their place for TIME-WAIT, unless it is needed; then the one that ended first gives its up.
 _SLOTS_PER_SESSION = 2
 
 

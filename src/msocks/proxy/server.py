@@ -20,7 +20,7 @@ from msocks.datapath.interface import Datapath
 from msocks.errors import ConfigurationError, EndReason
 from msocks.protocol.control import Goodbye
 from msocks.protocol.greeting import Announcement
-from msocks.protocol.leg import Connect
+from msocks.protocol.leg import Connect, DatapathKind
 from msocks.protocol.socks5_server import Socks5Server
 from msocks.proxy import log
 from msocks.proxy.admin_api import AdminApi, lock_state
@@ -34,6 +34,7 @@ from msocks.proxy.dialler import Dialler
 from msocks.proxy.incoming import Incoming, Reception, Speaker, new_lingering
 from msocks.proxy.leg_connection import LegConnection
 from msocks.proxy.listener import Listener, open_listeners
+from msocks.proxy.privileges import drop_privileges
 from msocks.proxy.probe_responder import ProbeResponder
 from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.session_registry import SessionRegistry
@@ -94,18 +95,14 @@ class Proxy:
             stack.callback(reactor.close)
             store = UserStore(state.users, create=True)
             stack.callback(store.close)
-            core = _Core(
-                self._config,
-                reactor,
-                store,
-                tls.server_context(identity.path),
-                open_datapath(self._config, reactor),
-            )
+            datapath = open_datapath(self._config, reactor)
+            core = _Core(self._config, reactor, store, tls.server_context(identity.path), datapath)
             stack.callback(core.close)
             core.listen()
             api = AdminApi(
                 state.admin_socket,
                 sessions=lambda: core.sessions,
+                datapath=datapath,
                 now=reactor.loop.time,
                 users_changed=core.look_at_users,
             )
@@ -122,6 +119,11 @@ class Proxy:
                 remedy="--open lets anybody who reaches this port use it without a password; "
                 "keep it to networks where everybody may",
             )
+
+    @property
+    def splices(self) -> bool:
+        """Whether the datapath is one in the kernel; while it runs."""
+        return self._core is not None and self._core.datapath_kind is DatapathKind.SPLICE
 
     async def serve(self) -> None:
         """Wait until `stop` has come to its end."""
@@ -179,6 +181,10 @@ class _Core:
         self._listeners: list[Listener] = []
         self._responders: list[ProbeResponder] = []
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def datapath_kind(self) -> DatapathKind:
+        return self._datapath.kind
 
     def listen(self) -> None:
         """Take the ports."""
@@ -343,6 +349,7 @@ async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     proxy = Proxy(config)
     await proxy.start()
+    drop_privileges(config.state, splices=proxy.splices)
     _spare_collections()
     asked = asyncio.Event()
     hurried = asyncio.Event()

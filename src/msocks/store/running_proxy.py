@@ -93,6 +93,18 @@ def tell_users_changed(state: StateDirectory) -> bool:
     return True
 
 
+def troubles(state: Path) -> tuple[str, dict[str, dict[str, int]]]:
+    """The datapath of the running proxy, and what it has lost or refused, as ``GET /troubles`` gives it.
+
+    Raises as `sessions` does.
+    """
+    answer = request(StateDirectory.existing(state), "GET", "/troubles")
+    kind, found = answer.get("datapath"), answer.get("troubles")
+    if not isinstance(kind, str) or not isinstance(found, dict):
+        raise ConfigurationError("the proxy's answer holds no counts", remedy="restart the proxy with this version")
+    return kind, found
+
+
 def sessions(state: Path) -> list[dict[str, Any]]:
     """The sessions of the running proxy, as ``GET /sessions`` gives them.
 

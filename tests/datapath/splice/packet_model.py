@@ -102,6 +102,8 @@ class Model:
             raise Dropped(DropReason.STALE_FLOW)
         if self.from_mobile and (self.leg != session.active or self.into.state != LegState.LIVE):
             raise Dropped(DropReason.STALE_LEG)
+        if not self.arrived.tcp_checksum and not self.gso_size:
+            raise Dropped(DropReason.CHECKSUM)
         end = self.offset + len(segment.payload)
         if segment.hop_limit <= 1:
             raise Dropped(DropReason.HOP_LIMIT)
@@ -110,13 +112,13 @@ class Model:
         if self.offset > signed(self.data.edge, 64) + SLACK:
             raise Dropped(DropReason.BEYOND_WINDOW)
         if session.flags & SessionFlag.STOPPED:
-            if flags & RST:
+            if flags & RST and self._implausible_reset() is None:
                 self._reset()
             raise Dropped(DropReason.STOPPED)
         if not self.out.path.known:
             raise Dropped(DropReason.NO_PATH)
         if flags & RST:
-            reason = self._reset()
+            reason = self._implausible_reset()
             if reason is not None:
                 raise Dropped(reason)
         elif not flags & (ACK | SYN):
@@ -124,6 +126,10 @@ class Model:
         acknowledges, window = self._acknowledge() if flags & ACK else (-self.out.in_base, 0)
         self._fits()
         options = self._options(acknowledges)
+        if flags & RST:
+            reason = self._reset()
+            if reason is not None:
+                raise Dropped(reason)
         if not flags & (SYN | RST):
             self._note(end)
         if not session.finished and finished(session.up) and finished(session.down):
@@ -158,12 +164,22 @@ class Model:
             self.session.complained_ns = 1
             self._tell(kind, offset)
 
+    def _is_exact(self) -> bool:
+        return self.offset in {signed(self.data.acked, 64), signed(self.data.sent, 64), signed(self.into.arrived, 64)}
+
+    def _implausible_reset(self) -> DropReason | None:
+        """RFC 5961 section 3.2: where the mobile is not to judge, the server is asked."""
+        if self._is_exact() or not self.session.flags & SessionFlag.RESUMABLE:
+            return None
+        if not self.from_mobile:
+            self._complain(EventType.INEXACT_RESET, 0)
+        return DropReason.INEXACT_RESET
+
     def _reset(self) -> DropReason | None:
-        """RFC 5961 section 3.2; what detaches a leg is not passed on."""
+        """What detaches a leg is not passed on."""
         session, resumable = self.session, self.session.flags & SessionFlag.RESUMABLE
-        known = {signed(self.data.acked, 64), signed(self.data.sent, 64), signed(self.into.arrived, 64)}
-        if self.offset not in known:
-            return DropReason.INEXACT_RESET if self.from_mobile and resumable else None
+        if not self._is_exact():
+            return None
         self._tell(EventType.LEG_RESET if self.from_mobile else EventType.SERVER_RESET, self.into.generation)
         if self.from_mobile and resumable:
             self.into.state = LegState.STOPPED
@@ -253,7 +269,11 @@ class Model:
                     shift, tsecr = echo
                     made = numbers(int.from_bytes(body[:4], "big") + shift, tsecr)
             elif kind == _SACK and body and len(body) % 8 == 0:
-                made = self._blocks(body, acknowledges) if self.out.flags & LegFlag.SACK else None
+                made = self._blocks(body, acknowledges) if self.out.flags & LegFlag.SACK else b""
+                # What is left out leaves room at the end.
+                kept = bytes([_SACK, 2 + len(made)]) + made if made else b""
+                options[at : at + 2 + len(body)] = kept.ljust(2 + len(body), bytes([_NOP]))
+                continue
             else:
                 continue
             if made is None:
@@ -287,11 +307,11 @@ class Model:
             )
             if right <= acknowledges:  # a duplicate, RFC 2883
                 if left < signed(self.into.begins_out, 64):
-                    left = right = acknowledges
+                    continue
             else:
                 left, right = max(left, acknowledges), min(right, signed(self.out.arrived, 64))
                 if left >= right:
-                    left = right = acknowledges
+                    continue
             made += numbers(self.out.in_base + left, self.out.in_base + right)
         return made
 

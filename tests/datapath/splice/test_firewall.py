@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def test_the_kernel_does_not_answer_for_a_tuple_that_it_does_not_know(
     with hosts.capture_there() as capture:
         stray(hosts, family, port)
         assert flags_seen(hosts, capture) == []
-    assert firewall.dropped() == {
+    assert asyncio.run(firewall.dropped()) == {
         "msocks-server-legs": int(port != LISTENER),
         "msocks-mobile-legs": int(port == LISTENER),
         "msocks-listeners": 0,
@@ -118,7 +119,7 @@ def test_what_a_marked_listener_accepts_carries_the_mark_from_the_first_packet_t
         with pytest.raises(ConnectionResetError):
             mobile.recv(1)
         mobile.close()
-    assert set(firewall.dropped().values()) == {0}
+    assert set(asyncio.run(firewall.dropped()).values()) == {0}
 
 
 def test_a_marked_leg_toward_a_server_lives_and_ends_in_time_wait(
@@ -149,7 +150,7 @@ def test_a_marked_leg_toward_a_server_lives_and_ends_in_time_wait(
         )
         output.close()
         assert ACK in flags_seen(hosts, capture)
-    assert set(firewall.dropped().values()) == {0}
+    assert set(asyncio.run(firewall.dropped()).values()) == {0}
 
 
 def test_a_program_cannot_take_over_a_port_of_the_splice(
@@ -172,7 +173,7 @@ def test_a_listener_does_not_answer_for_a_connection_that_it_does_not_know(
     with listening(family, mark=MARK), hosts.capture_there() as capture:
         stray(hosts, family, LISTENER)
         assert flags_seen(hosts, capture) == []
-    assert firewall.dropped()["msocks-listeners"] == 1
+    assert asyncio.run(firewall.dropped())["msocks-listeners"] == 1
 
 
 def test_another_program_on_the_listeners_port_goes_on(
@@ -216,10 +217,10 @@ def test_a_packet_made_here_goes_out(hosts: TwoHosts, firewall: Firewall, family
 
 def test_installing_again_replaces_the_rules_whole(hosts: TwoHosts, firewall: Firewall):
     stray(hosts, socket.AF_INET, PORTS.first)
-    assert firewall.dropped()["msocks-server-legs"] == 1
+    assert asyncio.run(firewall.dropped())["msocks-server-legs"] == 1
     firewall.install(PortRange(40000, 40001), [])
-    assert firewall.present()
-    assert set(firewall.dropped().values()) == {0}
+    assert asyncio.run(firewall.present())
+    assert set(asyncio.run(firewall.dropped()).values()) == {0}
     with hosts.capture_there() as capture:
         stray(hosts, socket.AF_INET, 40001)
         stray(hosts, socket.AF_INET, LISTENER)
@@ -229,15 +230,15 @@ def test_installing_again_replaces_the_rules_whole(hosts: TwoHosts, firewall: Fi
 
 
 def test_it_notices_that_it_was_taken_away(firewall: Firewall):
-    assert firewall.present()
-    assert not Firewall("msocks_other", MARK).present()
+    assert asyncio.run(firewall.present())
+    assert not asyncio.run(Firewall("msocks_other", MARK).present())
     subprocess.run(["nft", "flush", "ruleset"], check=True)
-    assert not firewall.present()
+    assert not asyncio.run(firewall.present())
     firewall.remove()
     firewall.install(PORTS, [LISTENER])
-    assert firewall.present()
+    assert asyncio.run(firewall.present())
     subprocess.run(["nft", "flush", "chain", "inet", "msocks_test", "output"], check=True)
-    assert not firewall.present()
+    assert not asyncio.run(firewall.present())
 
 
 def test_without_the_privilege_the_error_says_what_to_do(hosts: TwoHosts):

@@ -16,7 +16,7 @@ from tests.own_network import OwnNetwork
 
 from msocks.datapath.splice import libbpf
 from msocks.datapath.splice._libbpf import ffi, lib
-from msocks.datapath.splice.hooks import Hooks
+from msocks.datapath.splice.hooks import Hooks, remove_filters
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.link_monitor.route_socket import Interface, RouteSocket
 from msocks.transport.reactor import Reactor
@@ -172,7 +172,7 @@ async def test_what_happened_while_events_were_lost_is_made_up_for(host: Host, r
             host.network.ip("link set uplink mtu 1400\nlink set uplink mtu 1500")
         host.network.ip("link delete goes")
         host.network.add_veth("comes")
-        hooks.follow(reactor)
+        hooks.follow(reactor, lambda _index: None)
         await until(lambda: all(pin.exists() for pin in host.pins("comes")))
         assert host.attached("comes") == host.wanted()
         assert not any(pin.exists() for pin in gone)
@@ -244,12 +244,15 @@ def test_the_clsact_qdisc_serves_where_there_is_no_tcx(host: Host):
 async def test_an_interface_that_comes_is_attached_at_once_and_forgotten_when_it_goes(
     host: Host, reactor: Reactor, clsact: bool
 ):
+    gone: list[int] = []
     with attached(host.program, clsact=clsact) as hooks:
-        hooks.follow(reactor)
+        hooks.follow(reactor, gone.append)
         host.network.add_veth("late")
         if clsact:
             await until(lambda: "splice_egress" in filters("late", "egress"))
+            index = socket.if_nametoindex("late")
             host.network.ip("link delete late")
+            await until(lambda: index in gone)
             return
         pins = host.pins("late")
         await until(lambda: all(pin.exists() for pin in pins))
@@ -257,3 +260,20 @@ async def test_an_interface_that_comes_is_attached_at_once_and_forgotten_when_it
         host.network.ip("link delete late")
         await until(lambda: not any(pin.exists() for pin in pins))
         assert hooks.verify() == []
+
+
+def test_two_proxies_have_filters_of_their_own_on_one_interface(host: Host):
+    """A second one with the clsact qdisc: neither replaces the other's, nor takes it away."""
+    with loaded(host.program.pin_directory.with_name("neighbour")) as neighbour:
+        with attached(host.program, clsact=True) as one, attached(neighbour, clsact=True) as other:
+            assert [filters("uplink", direction).count("direct-action") for direction in DIRECTIONS] == [2, 2]
+            other.detach_all()
+            assert one.verify() == []
+            other.attach_all()
+            remove_filters(host.program.pin_directory, host.wanted())
+            assert sorted(one.verify()) == ["peer-uplink", "uplink"]
+            assert other.verify() == []
+            one.detach_all()
+            assert other.verify() == []
+            other.detach_all()
+        neighbour.unload()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -18,7 +20,8 @@ from tests.bpf_maps import pin_new_map, program_exists
 from tests.datapath.splice.loading import SLOTS, loaded, own_host
 from tests.own_network import own_bpffs, own_network
 
-from msocks.datapath.splice import discarding, libbpf, loader
+from msocks.datapath.splice import discarding, libbpf, loader, open_splice
+from msocks.datapath.splice.datapath import SpliceDatapath
 from msocks.datapath.splice.firewall import Firewall, table_name
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.layout import (
@@ -35,6 +38,7 @@ from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.proxy.datapath_choice import pin_directory
+from msocks.transport.reactor import Reactor
 
 
 def names(directory: Path) -> set[str]:
@@ -177,10 +181,54 @@ def test_what_a_dead_proxy_left_is_discarded_with_its_filters_and_its_table_and_
         assert "splice" in filters_of("uplink")
         discarding.discard(pins)
         assert not discarding.is_there(pins)
-        assert not firewall.present()
+        assert not asyncio.run(firewall.present())
         assert filters_of("uplink") == ""
         assert names(others) == {"table"}
         discarding.discard(pins)  # nothing there: no-op
+
+
+async def test_what_cannot_be_opened_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    """The second program that is attached is refused; then everything; with a session in the tables they stay."""
+    reactor = Reactor(asyncio.get_running_loop())
+    refused: list[int] = []
+
+    def create_link(
+        program: int, ifindex: int, attach_type: int, *, real: Callable[..., int] = libbpf.create_link
+    ) -> int:
+        refused.append(ifindex)
+        if len(refused) % 2 == 0:
+            raise BpfError(errno.ENOSPC, "no more")
+        return real(program, ifindex, attach_type)
+
+    def opened(pins: Path) -> SpliceDatapath:
+        return open_splice(reactor, pin_directory=pins, ports=PortRange(20000, 20010), slots=4, half_closed_s=60)
+
+    with own_host() as (network, pins):
+        network.add_veth("uplink")
+        firewall = Firewall(table_name(pins.name), MARK_OF_DAEMON)
+        with monkeypatch.context() as patch:
+            patch.setattr(libbpf, "create_link", create_link)
+            with pytest.raises(BpfError, match="no more"):
+                opened(pins)
+        assert not pins.exists()
+        assert not await firewall.present()
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", "/nowhere")
+            with pytest.raises(SpliceRefused, match="nft is missing"):
+                opened(pins)
+        assert not pins.exists()
+        datapath = opened(pins)
+        slot = datapath.tables.take_slot()
+        assert slot is not None
+        datapath.tables.session(slot).state = SessionState.OPEN
+        datapath.close()
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", "/nowhere")
+            with pytest.raises(SpliceRefused, match="nft is missing"):
+                opened(pins)
+        assert {"maps", "programs", "links"} <= names(pins)
+        assert names(pins / "links")
+    reactor.close()
 
 
 def test_msocks_doctor_discards_what_the_proxy_of_a_state_directory_left(tmp_path: Path):

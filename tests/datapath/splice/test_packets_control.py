@@ -98,9 +98,38 @@ def test_a_reset_of_the_server_is_not_passed_on_where_it_would_say_that_the_leg_
     assert rig.session.state == SessionState.RESET
 
 
+@pytest.mark.parametrize("flags", RESETS)
+@pytest.mark.parametrize("index", range(6))
+def test_a_server_whose_reset_is_inexact_is_asked_and_not_the_mobile(distinct: Rig, index: int, flags: int):
+    rig = distinct
+    rig.session.flags = SessionFlag.RESUMABLE
+    result = resets(rig, SERVER, INEXACT[SERVER][index], flags)
+    assert (result.drops, result.told) == ({"inexact_reset": 1}, [Told(EventType.INEXACT_RESET, SERVER, 0)])
+    assert rig.session.state == SessionState.OPEN
+    assert resets(rig, SERVER, INEXACT[SERVER][index], flags).told == []  # not again at once
+
+
+@pytest.mark.parametrize("flags", RESETS)
+@pytest.mark.parametrize("resumable", [0, SessionFlag.RESUMABLE])
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_reset_that_does_not_get_through_ends_nothing(rig: Rig, leg: int, resumable: int, flags: int):
+    rig.session.flags = resumable
+    out = rig.session.legs[SERVER if leg == MOBILE else MOBILE]
+    out.path_mtu = 576
+    reset = rig.segment(leg, *place(leg), flags, payload=bytes(1000))
+    result = check(rig, leg, reset)
+    assert result.drops == {"too_big": 1}
+    assert rig.session.state == SessionState.OPEN
+    assert not rig.session.flags & SessionFlag.STOPPED
+    assert EventType.LEG_RESET not in {told.type for told in result.told}
+    out.path_mtu, out.path.known = 0, 0
+    assert check(rig, leg, reset).drops == {"no_path": 1}
+    assert rig.session.state == SessionState.OPEN
+
+
 def test_a_server_resets_while_no_leg_carries(rig: Rig):
     rig.session.flags = SessionFlag.RESUMABLE | SessionFlag.STOPPED
-    assert resets(rig, SERVER, 8500, RST).told == []
+    assert resets(rig, SERVER, 8500, RST).told == [Told(EventType.INEXACT_RESET, SERVER, 0)]
     result = resets(rig, SERVER, 9000, RST)
     assert (result.drops, result.told) == ({"stopped": 1}, [Told(EventType.SERVER_RESET, SERVER, 70)])
     assert rig.session.state == SessionState.RESET

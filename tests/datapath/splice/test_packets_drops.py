@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -159,6 +160,14 @@ def test_a_mobile_that_uses_the_addresses_again_comes_to_the_listener(rig: Rig, 
     result = rig.run(again)
     assert (result.verdict, result.drops, result.told) == (NEXT, {}, [])
     assert read(result.frame).segment.flags == SYN
+    # Anybody can have sent it: the flow stays until the mobile shows that it has got the listener's answer.
+    assert rig.run(segment_of(rig, MOBILE)).verdict != NEXT
+    answer = replace(rig.segment(MOBILE, 0, 0), sequence=777000, acknowledgment=0, flags=SYN | ACK)
+    sent = rig.run(rig.outgoing(MOBILE, answer), program="splice_egress", ifindex=rig.interface)
+    assert (sent.verdict, sent.drops) == (NEXT, {})
+    stranger = replace(rig.segment(MOBILE, 123457, 0), acknowledgment=777002)
+    assert rig.run(rig.frame(MOBILE, stranger)).verdict != NEXT
+    untouched(rig, rig.frame(MOBILE, replace(stranger, acknowledgment=777001)))
     untouched(rig, segment_of(rig, MOBILE))  # the flow is gone
     rig.splice()
     rig.session.state = state

@@ -173,7 +173,8 @@ def test_the_kernel_is_silenced(bare_rig: Rig, leg: int, family: int, flags: int
         session.legs[leg].state = leg_state
         silenced()
     session.state = SessionState.RESET
-    silenced()
+    if (leg, flags) != (MOBILE, SYN | ACK):  # the listener's, to a host that uses the addresses again
+        silenced()
     session.legs[leg].state = LegState.HANDSHAKE
     session.incarnation += 1
     silenced()

@@ -239,7 +239,7 @@ STATUSES = {
 UNMACED = {"UNKNOWN_ASSOCIATION", "BAD_MAC", "MALFORMED"}
 ENDING = {"BAD_OFFSETS", "REFUSED", "UNKNOWN_SESSION"} | {name for name in STATUSES if name.startswith("ENDED")}
 DATAPATHS = {"NONE": 0, "RELAY": 1, "SPLICE": 2}
-REASONS = {"UNSPECIFIED": 0, "NO_PRIVILEGE": 3, "UNEQUAL_OPTIONS": 5, "REBUILT": 8}
+REASONS = {"UNSPECIFIED": 0, "NO_PRIVILEGE": 3, "UNEQUAL_OPTIONS": 5, "TINY_WINDOW": 8}
 
 
 def reply_unsigned(fields: Case) -> bytes:
@@ -322,7 +322,7 @@ def leg_replies() -> list[Case]:
             down_fin_at=1500,
             up_fin_at=700,
             datapath="RELAY",
-            datapath_reason="REBUILT",
+            datapath_reason="TINY_WINDOW",
             proxy_ms=1_000_020,
         ),
         reply_case(

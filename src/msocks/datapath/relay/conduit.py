@@ -210,5 +210,8 @@ class RelayDatapath:
         # A plain client's RST reaches the owner like any other leg's end, and the owner then closes.
         return RelayConduit(self._reactor, self._sweep, server, owner, self._reason)
 
+    async def troubles(self) -> dict[str, dict[str, int]]:
+        return {}
+
     def close(self) -> None:
         """Nothing is held beside the conduits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def open_splice(
         from msocks.datapath.splice.hooks import Hooks
         from msocks.datapath.splice.layout import MARK_OF_DAEMON
         from msocks.datapath.splice.loader import load
+        from msocks.datapath.splice.tables import carries_nothing
     except ImportError as error:
         raise SpliceRefused(
             f"this msocks lacks the compiled parts of the splice: {error}",
@@ -48,15 +50,25 @@ def open_splice(
 
     reserve(ports)
     program = load(pin_directory, slots=slots)
+    firewall = Firewall(table_name(pin_directory.name), MARK_OF_DAEMON)
     try:
-        firewall = Firewall(table_name(pin_directory.name), MARK_OF_DAEMON)
         # Before anything is hooked: a host without nft shall relay, not fail when it begins to listen.
         firewall.install(ports, ())
         hooks = Hooks(program)
         datapath = SpliceDatapath(reactor, program, hooks, firewall, ports=ports, half_closed_s=half_closed_s)
-        hooks.attach_all()
-        hooks.follow(reactor)
     except BaseException:
-        program.close()
+        # Sessions that an earlier process has left go on; else nothing may stay.
+        if carries_nothing(program):
+            program.unload()
+            with contextlib.suppress(SpliceRefused):
+                firewall.remove()
+        else:
+            program.close()
+        raise
+    try:
+        hooks.attach_all()
+        hooks.follow(reactor, datapath.tables.forget_interface)
+    except BaseException:
+        datapath.close()
         raise
     return datapath

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
 from msocks.datapath.relay.conduit import RelayConduit
-from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, leg_key, stream_state
-from msocks.datapath.splice.farewell import Farewell
+from msocks.datapath.splice import flows
+from msocks.datapath.splice.entries import (
+    Side,
+    counters,
+    fill_leg,
+    fill_session,
+    key_of,
+    misfit,
+    stream_state,
+)
+from msocks.datapath.splice.farewell import Farewell, reset_both
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.options import reconcile
-from msocks.datapath.splice.segments import RST
+from msocks.datapath.splice.owed import OwedBytes
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import say
 from msocks.datapath.splice.takeover import Takeover
@@ -36,11 +44,12 @@ class SpliceConduit:
         "_generation",
         "_host",
         "_over",
-        "_owed_until",
+        "_owed",
         "_owner",
         "_preparation",
         "_reason",
         "_relay",
+        "_reset_generation",
         "_resumable",
         "_server",
         "_server_side",
@@ -67,9 +76,10 @@ class SpliceConduit:
         self._reason = DatapathReason.UNSPECIFIED
         self._asked: tuple[socket.socket, Carriage, Side | None] | None = None  # by carriage_for(), last
         self._generation = 0
+        self._reset_generation = 0  # of the last leg of which that was told
         self._spliced = False
         self._takeover: Takeover | None = None  # of the present mobile leg
-        self._owed_until = 0
+        self._owed: OwedBytes | None = None
         self._farewell: Farewell | None = None
         self._over = False
         self._closed = False
@@ -99,7 +109,12 @@ class SpliceConduit:
         except OSError:  # it is lost, and has no peer any more
             self._asked = leg, _SPLICED, None
             return _SPLICED
-        reason = self._misfit(side) if self._spliced else self._why_not(side)
+        reason = misfit(side, self._session.legs[SERVER]) if self._spliced else self._why_not(side)
+        if reason is None and not self._spliced:
+            assert self._preparation is not None
+            assert self._server_side is not None
+            if not flows.enter(self._host, self._preparation.slot, side, self._server_side):
+                reason = DatapathReason.NO_ROOM
         if reason is None:
             carriage = _SPLICED
         else:
@@ -123,13 +138,6 @@ class SpliceConduit:
             return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
         believed = self._host.told_mtus.segment(server.key[:16], server.family)
         return reconcile(mobile.options, server.options, tolerant=self._resumable, believed=believed)
-
-    def _misfit(self, mobile: Side) -> DatapathReason | None:
-        """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
-        needs_timestamps = self._session.legs[SERVER].flags & LegFlag.TIMESTAMPS
-        if mobile.options.ecn or (needs_timestamps and not mobile.options.timestamps):
-            return DatapathReason.UNEQUAL_OPTIONS
-        return DatapathReason.LOCAL_SERVER if mobile.is_local else None
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
@@ -156,8 +164,7 @@ class SpliceConduit:
             return self._relay.state()
         if not self._spliced:
             return _NOTHING
-        owed = self._takeover.owed_until if self._takeover is not None else 0
-        return stream_state(self._session, owed=max(owed, self._owed_until))
+        return stream_state(self._session, owed=self._owed.end if self._owed is not None else 0)
 
     def counters(self) -> Counters:
         if self._relay is not None:
@@ -177,17 +184,12 @@ class SpliceConduit:
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
             self._become_relay(asked[1].reason)
         if self._relay is not None:
-            self._uncap(leg)
+            flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return
         self._check(leg, self.state())
         assert asked is not None
         self._take_leg(leg, asked[2])
-
-    def _uncap(self, leg: Attachment) -> None:
-        """What follows a RECONNECT that is relayed is this kernel's to acknowledge."""
-        with contextlib.suppress(OSError):  # it is lost, and the relay finds out how
-            self._host.tables.delete_cap(leg_key(leg.sock))
 
     def _check(self, leg: Attachment, state: StreamState) -> None:
         """Raise ValueError where the leg cannot be attached."""
@@ -206,31 +208,41 @@ class SpliceConduit:
         old, self._takeover = self._takeover, None
         self._generation = leg.generation
         if old is not None:
-            self._owed_until = max(self._owed_until, old.owed_until)
             old.cancel()
         old_number = old.number if old is not None else 0
         if side is None:
-            host.reactor.unwatch(leg.sock.fileno())
-            leg.sock.close()
-            self._tell_leg_ended(leg.generation)
+            self._takeover = old
+            self._refuse(leg)
             return
         number = 2 if old_number == 1 else 1
         takeover = self._takeover = Takeover(host, session, number, resumable=self._resumable)
         offered = takeover.fill(side, leg)
-        flows = [(side.key, number)]
         if not self._spliced:
             assert self._server_side is not None
             fill_session(session, self._server_side, offered=offered, resumable=self._resumable)
-            server = session.legs[SERVER]
-            server.state = LegState.HANDSHAKE
-            flows.append((self._server_side.key, SERVER))
             host.enter(preparation.slot, self)
-        host.tables.put_flows(flows, preparation.slot)
+        elif not flows.put(host, preparation.slot, [(side.key, number)]):
+            self._takeover = old
+            self._refuse(leg)
+            return
         takeover.begin(
             self._server,
+            self._owe,
             lambda: self._on_spliced(old_number, number),
             lambda: self._on_leg_lost(leg.generation, number),
         )
+
+    def _refuse(self, leg: Attachment) -> None:
+        """It comes to nothing; the mobile node, which has its reply or not, opens another."""
+        self._host.reactor.unwatch(leg.sock.fileno())
+        with contextlib.suppress(OSError):
+            reset_on_close(leg.sock)
+        leg.sock.close()
+        self._tell_leg_ended(leg.generation)
+
+    def _owe(self, begin: int, early: bytes) -> None:
+        """Bytes that the mobile may have forgotten, and the server has not: this conduit's, whatever leg comes next."""
+        self._owed = OwedBytes(self._host.reactor, self._session, self._host.output, begin, early)
 
     def _on_spliced(self, old_number: int, number: int) -> None:
         """The leg is carried, and its socket gone; so is the server's."""
@@ -260,6 +272,7 @@ class SpliceConduit:
         if preparation is not None:
             session = self._session
             entry = session.legs[SERVER]
+            flows.leave(host.tables, session)
             host.tables.delete_opening(preparation.key)
             if entry.flags & LegFlag.NOTED and side is not None:
                 # Its window was shown as zero; nobody has said otherwise yet.
@@ -273,12 +286,14 @@ class SpliceConduit:
 
     def on_leg_reset(self, generation: int) -> None:
         """An exact RST of the mobile's side has come."""
-        if generation == self._generation:
+        if generation == self._generation and generation != self._reset_generation:
+            self._reset_generation = generation
             self._tell_leg_ended(generation)
 
     def on_server_reset(self) -> None:
         """An exact RST of the server's has come."""
-        self._tell_last(lambda: self._owner.on_server_lost(LegEnd.RESET))
+        if self._farewell is None:
+            self._tell_last(lambda: self._owner.on_server_lost(LegEnd.RESET))
 
     def on_finished(self) -> None:
         """Both FINs are acknowledged."""
@@ -330,12 +345,13 @@ class SpliceConduit:
             self._host.reactor,
             session,
             up_end,
+            owed=self._owed.rest() if self._owed is not None else b"",
             on_finished=lambda: self._tell_last(self._owner.on_finished),
             on_lost=lambda: self._tell_last(lambda: self._owner.on_server_lost(LegEnd.RESET)),
         )
-        for leg in session.legs:
-            if leg.state != LegState.NONE:
-                self._host.tables.delete_flow(key_of(leg))
+        if self._owed is not None:
+            self._owed.cancel()
+        flows.leave(self._host.tables, session)
         session.state = SessionState.RESET
         self._farewell.begin()
 
@@ -347,6 +363,8 @@ class SpliceConduit:
         host, preparation = self._host, self._preparation
         if self._takeover is not None:
             self._takeover.cancel()
+        if self._owed is not None:
+            self._owed.cancel()
         if self._relay is not None:
             self._relay.close(reset=reset)
             if preparation is not None:
@@ -358,7 +376,8 @@ class SpliceConduit:
             self._close_server(self._server, reset)
             return
         if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
-            self._reset()
+            number = self._takeover.number if self._takeover is not None else SERVER
+            reset_both(self._session, number, host.output)
         assert preparation is not None
         host.leave(preparation.slot)
         host.server_legs.ended(preparation.slot)
@@ -368,23 +387,10 @@ class SpliceConduit:
         host, preparation = self._host, self._preparation
         self._server = None
         if preparation is not None:
-            session = self._session
-            for leg in session.legs:
-                if leg.state != LegState.NONE:
-                    host.tables.delete_flow(key_of(leg))
-                    leg.state = LegState.NONE
+            flows.leave(host.tables, self._session)
             host.leave(preparation.slot)
         host.reactor.unwatch(server.fileno())
         reset_on_close(server, reset)
         server.close()
         if preparation is not None:
             host.server_legs.release(preparation)
-
-    def _reset(self) -> None:
-        """RST to both ends; an end for which it is not exact says where it stands (RFC 5961), and is told again."""
-        session, output = self._session, self._host.output
-        session.state = SessionState.RESETTING
-        session.last_ns = time.monotonic_ns()
-        output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
-        if self._takeover is not None and session.legs[self._takeover.number].state == LegState.LIVE:
-            output.send(say(session, self._takeover.number, max(session.down.acked, session.down.sent), b"", RST))

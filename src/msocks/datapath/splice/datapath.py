@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import socket
 import struct
 
@@ -11,11 +12,12 @@ import structlog
 
 from msocks.datapath.interface import ConduitOwner
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice.caretaker import Caretaker
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, EventType, PacketEvent, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, EventType, LegState, PacketEvent, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
@@ -26,6 +28,7 @@ from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
+from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.speech import ends, say
 from msocks.datapath.splice.tables import Tables
 from msocks.datapath.splice.told_mtus import ToldMtus
@@ -38,8 +41,8 @@ _log = structlog.get_logger("msocks.datapath.splice")
 _SO_MARK = 36
 # An IPv4 leg's segments must fit when they leave over IPv6, whose header is longer.
 _LISTENER_MSS = 1440
-# Somebody else may take away what the splice stands on.
-_LOOK_AFTER_S = 5.0
+# While all places are taken, or events are lost all the time.
+_BETWEEN_SWEEPS_S = 5.0
 _EVENT = struct.Struct("=IIIIQ")  # struct event
 _PACKET_EVENT_BYTES = ctypes.sizeof(PacketEvent)
 
@@ -63,7 +66,8 @@ class SpliceDatapath:
         self.residuals = ResidualClock(reactor.loop)
         self.told_mtus = ToldMtus()
         self._ports = PortAllocator(ports)
-        self.server_legs = ServerLegs(self.tables, self._ports)
+        self.shortage = Shortage()
+        self.server_legs = ServerLegs(self.tables, self._ports, self.shortage)
         self._range = ports
         self._program = program
         self._hooks = hooks
@@ -72,9 +76,11 @@ class SpliceDatapath:
         self._conduits: dict[int, SlotEvents] = {}
         self._listeners: set[int] = set()
         self._claim_survivors()
+        self._known_lost = self.tables.lost_events()
+        self._swept_at = 0.0
         self._events = RingBuffer(program.map("events"))
         reactor.watch(self._events.fileno(), self._on_events)
-        self._looking_after = reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
+        self._caretaker = Caretaker(reactor, hooks, firewall, ports, lambda: self._listeners)
 
     @property
     def kind(self) -> DatapathKind:
@@ -89,20 +95,6 @@ class SpliceDatapath:
                 local, remote = ends(session.legs[0])
                 with contextlib.suppress(ValueError):
                     self._ports.claim(*remote, local[1])
-
-    def _look_after(self) -> None:
-        """Put back what somebody has taken away: until then the other of the two keeps the sessions from harm."""
-        for name in self._hooks.verify():
-            _log.warning(
-                "programs_attached_again", interface=name, reason="somebody had detached the splice's programs"
-            )
-        try:
-            if self._listeners and not self._firewall.present():
-                self._firewall.install(self._range, sorted(self._listeners))
-                _log.warning("firewall_installed_again", reason="somebody had removed the splice's nftables table")
-        except SpliceRefused as error:
-            _log.error("firewall_missing", reason=str(error), remedy=error.remedy)
-        self._looking_after = self.reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
 
     # -- Datapath ---------------------------------------------------------------------------------------------------
 
@@ -124,15 +116,29 @@ class SpliceDatapath:
         leg: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
+        if not self.tables.free_slots:
+            self._sweep()
         mobile = read_options(leg, unread=False) if leg is not None else None
         self.server_legs.prepare(sock, destination, mobile, smallest_mtu)
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
         return SpliceConduit(self, server, owner, self.server_legs.claim(server), resumable=resumable)
 
+    async def troubles(self) -> dict[str, dict[str, int]]:
+        """`dropped` by the programs, `refused` by the kernel of what was crafted, by the `firewall`, and more."""
+        found = {
+            "dropped": self.tables.drops(),
+            "refused": {errno.errorcode.get(code, str(code)): count for code, count in self.output.refused.items()},
+            "events": {"lost": self.tables.lost_events()},
+            "slots": {"all": self.tables.slots, "free": self.tables.free_slots},
+        }
+        with contextlib.suppress(SpliceRefused, TimeoutError):
+            found["firewall"] = await self._firewall.dropped()
+        return found
+
     def close(self) -> None:
         """Sessions of the kernel's half go on; what this process holds of it is let go."""
-        self._looking_after.cancel()
+        self._caretaker.close()
         self.reactor.unwatch(self._events.fileno())
         self._events.close()
         self.residuals.close()
@@ -166,6 +172,32 @@ class SpliceDatapath:
 
     def _on_events(self, _events: int) -> None:
         self._events.consume(self._on_event)
+        lost = self.tables.lost_events()
+        if lost != self._known_lost:
+            _log.warning("events_lost", count=lost - self._known_lost, reason="the daemon stood still for a while")
+            self._known_lost, self._swept_at = lost, 0.0
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Look for what should have been told and was not, in all sessions; not again within a few seconds."""
+        now = self.reactor.loop.time()
+        if now - self._swept_at < _BETWEEN_SWEEPS_S:
+            return
+        self._swept_at = now
+        for slot in tuple(self.tables.taken_slots()):
+            session = self.tables.session(slot)
+            conduit = self._conduits.get(slot)
+            leg = session.legs[session.active]
+            if session.state == SessionState.FREE:
+                self._on_freed(slot)
+            elif conduit is None:
+                continue
+            elif session.finished:
+                conduit.on_finished()
+            elif session.state == SessionState.RESET:
+                conduit.on_server_reset()
+            elif session.active != SERVER and leg.state == LegState.STOPPED:
+                conduit.on_leg_reset(leg.generation)
 
     def _on_event(self, raw: bytes) -> None:
         kind, slot, incarnation, leg, offset = _EVENT.unpack_from(raw)
@@ -186,6 +218,9 @@ class SpliceDatapath:
                 conduit.on_reply_missing()
             case EventType.SPOKE:
                 self.output.send(say(session, leg, 0, b"", RST, sequence=offset))
+            case EventType.INEXACT_RESET:
+                # A challenge ACK in the mobile's name (RFC 5961 section 3.2): who has no connection says RST to that.
+                self.output.send(say(session, SERVER, session.up.acked))
             case EventType.NO_PATH:
                 # A packet that the kernel routes shows the programs which way there is now.
                 other = SERVER if leg else session.active
@@ -195,11 +230,12 @@ class SpliceDatapath:
                 tell_sender(session, packet_event, self.output, self.told_mtus)
 
     def _on_freed(self, slot: int) -> None:
+        if not self.tables.freed(slot):
+            return
         session = self.tables.session(slot)
         local, remote = ends(session.legs[0])
         with contextlib.suppress(KeyError):
             self._ports.release(*remote, local[1])
-        self.tables.freed(slot)
         conduit = self._conduits.pop(slot, None)
         if conduit is not None:
             conduit.on_expired()

@@ -32,7 +32,7 @@ def discard(pin_directory: Path) -> None:
             programs.add(libbpf.program_id(program))
         finally:
             os.close(program)
-    hooks.remove_filters(programs)
+    hooks.remove_filters(pin_directory, programs)
     loader.discard(pin_directory)
     # Without a mark: the table is only taken away.
     Firewall(table_name(pin_directory.name), 0).remove()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import time
 from dataclasses import dataclass
 
 from msocks.datapath.interface import Attachment, Counters
-from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, Session, SessionFlag
+from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, LegState, Session, SessionFlag
 from msocks.datapath.splice.options import LegOptions, read_leg, stays_near
 from msocks.datapath.splice.segments import MAPPED_PREFIX
+from msocks.protocol.leg import DatapathReason
 from msocks.session.resume import StreamState
 
 _KEY_BYTES = ctypes.sizeof(FlowKey)
@@ -40,8 +42,15 @@ class Side:
 
     @property
     def is_local(self) -> bool:
-        """Whether packets to the peer pass no interface that could be hooked, or name none."""
+        """Whether it cannot be spliced because of where the peer is: on this host, or link-local."""
         return stays_near(self.key[16:32], self.key[:16])
+
+
+def misfit(mobile: Side, server: Leg) -> DatapathReason | None:
+    """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
+    if mobile.options.ecn or (server.flags & LegFlag.TIMESTAMPS and not mobile.options.timestamps):
+        return DatapathReason.UNEQUAL_OPTIONS
+    return DatapathReason.LOCAL_SERVER if mobile.is_local else None
 
 
 def leg_key(sock: socket.socket) -> bytes:
@@ -80,14 +89,18 @@ def fill_leg(leg: Leg, side: Side) -> None:
 
 def fill_mobile_leg(leg: Leg, side: Side, attachment: Attachment) -> None:
     """All of a new leg that is known before its reply has left."""
-    ctypes.memset(ctypes.addressof(leg), 0, _LEG_BYTES)
-    fill_leg(leg, side)
+    made = Leg()
+    fill_leg(made, side)
     options = side.options
-    leg.generation = attachment.generation
-    leg.begins_in = leg.arrived = attachment.up_from
-    leg.begins_out = attachment.down_from
-    leg.reply_length = len(attachment.reply)
-    leg.consumed = options.bytes_received - options.bytes_unread - len(attachment.early)
+    made.state = LegState.HANDSHAKE
+    made.generation = attachment.generation
+    made.begins_in = made.arrived = attachment.up_from
+    made.begins_out = attachment.down_from
+    made.reply_length = len(attachment.reply)
+    made.out_base = options.bytes_said & 0xFFFFFFFF
+    made.consumed = options.bytes_received - options.bytes_unread - len(attachment.early)
+    # In one piece: its packets may be looked up already.
+    ctypes.memmove(ctypes.addressof(leg), ctypes.addressof(made), _LEG_BYTES)
 
 
 def stream_state(session: Session, *, owed: int) -> StreamState:
@@ -107,9 +120,16 @@ def stream_state(session: Session, *, owed: int) -> StreamState:
 
 
 def counters(session: Session) -> Counters:
-    """Bytes of both streams that have come to the splice."""
+    """Of both streams, as they have come to the splice."""
     up, down = session.up, session.down
-    return Counters(up=min(up.sent, up.fin), down=min(down.sent, down.fin))
+    return Counters(
+        up=min(up.sent, up.fin),
+        down=min(down.sent, down.fin),
+        packets_up=up.packets,
+        packets_down=down.packets,
+        dropped=up.dropped + down.dropped,
+        idle_s=max(0, time.monotonic_ns() - session.last_ns) / 1e9,
+    )
 
 
 def _without_fin(offset: int, fin: int | None) -> int:

@@ -12,9 +12,11 @@ import socket
 import time
 from collections.abc import Callable
 
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, Session
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, LegState, Session, SessionState
+from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.rebuild import rebuild
-from msocks.datapath.splice.speech import ends
+from msocks.datapath.splice.segments import RST
+from msocks.datapath.splice.speech import ends, say
 from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
 from msocks.transport.reactor import FAILED, Reactor
 
@@ -24,8 +26,23 @@ _LOOK_S = 0.05
 _RECEIVE_WINDOW = 1 << 16
 
 
+def reset_both(session: Session, mobile: int, output: RawOutput) -> None:
+    """RST to the server and to the mobile leg of that number, where it is live.
+
+    An end for which it is not exact says where it stands (RFC 5961), and is told again: EVENT_SPOKE.
+    """
+    session.state = SessionState.RESETTING
+    session.last_ns = time.monotonic_ns()
+    output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
+    if mobile != SERVER and session.legs[mobile].state == LegState.LIVE:
+        output.send(say(session, mobile, max(session.down.acked, session.down.sent), b"", RST))
+
+
 class Farewell:
-    """See the module. `on_finished` or `on_lost` is called once, not within `begin`."""
+    """See the module. `owed` are the last bytes before `up_end` that the server has not got.
+
+    `on_finished` or `on_lost` is called once, not within `begin`.
+    """
 
     def __init__(
         self,
@@ -33,6 +50,7 @@ class Farewell:
         session: Session,
         up_end: int,
         *,
+        owed: bytes,
         on_finished: Callable[[], None],
         on_lost: Callable[[], None],
     ) -> None:
@@ -48,9 +66,9 @@ class Farewell:
             passed = max(0, time.monotonic_ns() - leg.ts_out_at) // 1_000_000
             clock = leg.ts_out + passed & _WORD
         self._numbers = {
-            "snd_nxt": leg.out_base + up_end + (1 if self._said_all else 0) & _WORD,
+            "snd_nxt": leg.out_base + up_end - len(owed) + (1 if self._said_all else 0) & _WORD,
             "rcv_nxt": leg.in_base + session.down.acked & _WORD,
-            "snd_wnd": max(0, session.up.edge - up_end),
+            "snd_wnd": max(0, session.up.edge - up_end + len(owed)),
             "rcv_wnd": max(0, min(_RECEIVE_WINDOW, session.down.edge - session.down.acked)),
             "snd_wscale": leg.in_scale,
             "rcv_wscale": leg.out_scale,
@@ -59,6 +77,7 @@ class Farewell:
         }
         self._ends = local, remote
         self._clock = clock
+        self._owed = memoryview(owed)
         self._sock: socket.socket | None = None
 
     def begin(self) -> None:
@@ -69,8 +88,7 @@ class Farewell:
         try:
             sock = rebuild(*self._ends, **self._numbers, tsval=self._clock, mark=MARK_OF_DAEMON)  # type: ignore[arg-type]
             self._sock = sock
-            if not self._said_all:
-                sock.shutdown(socket.SHUT_WR)
+            self._say_rest(sock)
         except OSError:
             self._reactor.call_soon(self._on_lost)
             return
@@ -87,6 +105,17 @@ class Farewell:
                 reset_on_close(sock, reset)
             sock.close()
 
+    def _say_rest(self, sock: socket.socket) -> None:
+        """What is owed, then the FIN. Raises OSError where the connection is lost."""
+        if self._said_all:
+            return
+        try:
+            while self._owed:
+                self._owed = self._owed[sock.send(self._owed) :]
+        except BlockingIOError:
+            return  # an event tells that there is room again
+        sock.shutdown(socket.SHUT_WR)
+
     def _on_events(self, events: int) -> None:
         sock = self._sock
         if sock is None:
@@ -95,6 +124,12 @@ class Farewell:
             del code
             self._lost()
             return
+        if self._owed:
+            try:
+                self._say_rest(sock)
+            except OSError:
+                self._lost()
+                return
         while True:
             try:
                 data = sock.recv(_DISCARD_BYTES)
@@ -114,7 +149,7 @@ class Farewell:
         sock = self._sock
         if sock is None:
             return
-        if self._said_all or not bytes_unacknowledged(sock):
+        if self._said_all or not (self._owed or bytes_unacknowledged(sock)):
             self._reactor.call_soon(self._on_finished)
         else:
             self._reactor.loop.call_later(_LOOK_S, self._look)

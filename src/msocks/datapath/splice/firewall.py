@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import json
+import socket
 import subprocess
 from collections.abc import Sequence
 
@@ -13,6 +17,9 @@ from msocks.protocol.leg import DatapathReason
 _SERVER_LEGS, _MOBILE_LEGS, _LISTENERS = "msocks-server-legs", "msocks-mobile-legs", "msocks-listeners"
 _RULES = {_SERVER_LEGS, _MOBILE_LEGS, _LISTENERS}
 _TIMEOUT_S = 10
+# linux/netlink.h and linux/netfilter/nfnetlink.h.
+_NETLINK_NETFILTER, _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES = 12, 270, 1, 7
+_NOTICE_BYTES = 1 << 16
 
 
 class Firewall:
@@ -49,19 +56,23 @@ class Firewall:
         """Take the table away; no-op where there is none. Raises SpliceRefused as `install` does."""
         _nft(f"table inet {self.name}\ndelete table inet {self.name}\n")
 
-    def present(self) -> bool:
+    async def install_again(self, ports: PortRange, listeners: Sequence[int]) -> None:
+        """As `install`, while the event loop goes on."""
+        _judge(await _run_beside(["nft", "-f", "-"], self._rules(ports, listeners)))
+
+    async def present(self) -> bool:
         """Whether the table stands with all that belongs to it; ``flush ruleset`` takes it away.
 
         Raises SpliceRefused where nft is missing.
         """
-        return self.dropped().keys() >= _RULES
+        return (await self.dropped()).keys() >= _RULES
 
-    def dropped(self) -> dict[str, int]:
+    async def dropped(self) -> dict[str, int]:
         """How many packets each rule has dropped, by the rule's comment; empty where the table is missing.
 
         Raises SpliceRefused where nft is missing.
         """
-        listing = _run(["nft", "-j", "list", "table", "inet", self.name], "")
+        listing = await _run_beside(["nft", "-j", "list", "table", "inet", self.name], "")
         if listing.returncode != 0:
             return {}
         rules = [item["rule"] for item in json.loads(listing.stdout)["nftables"] if "rule" in item]
@@ -97,8 +108,43 @@ def table_name(proxy: str) -> str:
     return f"msocks_{proxy.replace('-', '_')}"
 
 
+class RulesetWatch:
+    """Tells that somebody has changed nftables' rules in the network namespace of the thread that makes it."""
+
+    def __init__(self) -> None:
+        """Raises OSError where the kernel has no nf_tables, or CAP_NET_ADMIN is missing."""
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
+        try:
+            self._sock.bind((0, 0))  # a socket without a number is taken for the sender, and not told
+            self._sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def fileno(self) -> int:
+        """Readable when there was a change."""
+        return self._sock.fileno()
+
+    def drain(self) -> None:
+        """What it was is not looked at: the table is, after that."""
+        while True:
+            try:
+                self._sock.recv(_NOTICE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more than fits: a change all the same
+                    raise
+
+    def close(self) -> None:
+        self._sock.close()
+
+
 def _nft(commands: str) -> None:
-    done = _run(["nft", "-f", "-"], commands)
+    _judge(_run(["nft", "-f", "-"], commands))
+
+
+def _judge(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode != 0:
         # nft repeats the rules behind the first line.
         why = (done.stderr.strip() or "no reason given").splitlines()[0]
@@ -114,8 +160,32 @@ def _run(command: list[str], text: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
     except FileNotFoundError as error:
-        raise SpliceRefused(
-            "the program nft is missing",
-            remedy="install nftables (Debian: apt install nftables), or run the proxy with the relay",
-            reason=DatapathReason.NO_KERNEL_SUPPORT,
-        ) from error
+        raise _no_nft() from error
+
+
+async def _run_beside(command: list[str], text: str) -> subprocess.CompletedProcess[str]:
+    """The same, while the event loop goes on."""
+    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe if text else nothing, stdout=pipe, stderr=pipe
+        )
+    except FileNotFoundError as error:
+        raise _no_nft() from error
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            output, complaint = await process.communicate(text.encode() if text else None)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode or 0, output.decode(), complaint.decode())
+
+
+def _no_nft() -> SpliceRefused:
+    return SpliceRefused(
+        "the program nft is missing",
+        remedy="install nftables (Debian: apt install nftables), or run the proxy with the relay",
+        reason=DatapathReason.NO_KERNEL_SUPPORT,
+    )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterable
+import zlib
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import structlog
@@ -28,9 +29,7 @@ _TCX_INGRESS = 46
 _TCX_EGRESS = 47
 _DIRECTIONS = {"ingress": _TCX_INGRESS, "egress": _TCX_EGRESS}
 _NO_TCX = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
-# Of the clsact filters: recognisable, and before those of others.
-_HANDLE = 0x4D53
-_PRIORITY = 1
+_PRIORITY = 1  # of the clsact filters: before those of others
 # Without a link-layer header: PPP, IP tunnels, WireGuard, TUN, modems.
 _WITHOUT_HEADER = {512, 519, 65534, 768, 769, 776, 778, 823}
 
@@ -43,9 +42,11 @@ class Hooks:
         self._program = program
         self._links = program.pin_directory / "links"
         self._clsact = clsact
+        self._handle = handle(program.pin_directory)
         self._attached: dict[int, Interface] = {}
         self._socket: RouteSocket | None = None
         self._reactor: Reactor | None = None
+        self._on_gone: Callable[[int], None] = lambda _index: None
 
     def attach_all(self) -> None:
         """Attach to every interface that there is; where an earlier process did, only the program changes.
@@ -65,9 +66,10 @@ class Hooks:
             if int(pinned.name.partition("-")[0]) not in self._attached:
                 pinned.unlink()
 
-    def follow(self, reactor: Reactor) -> None:
-        """Attach to interfaces that come, from now on."""
+    def follow(self, reactor: Reactor, on_gone: Callable[[int], None]) -> None:
+        """Attach to interfaces that come, from now on; `on_gone` is told the index of one that goes."""
         assert self._socket is not None
+        self._on_gone = on_gone
         self._reactor = reactor
         reactor.watch(self._socket.fileno(), lambda _events: self._on_change())
 
@@ -108,9 +110,10 @@ class Hooks:
         if interface.is_loopback or not (interface.hardware == ARPHRD_ETHER or interface.hardware in _WITHOUT_HEADER):
             return
         suffix = "" if interface.hardware == ARPHRD_ETHER else "_l3"
+        # Before: what is half attached has to be taken off as well.
+        self._attached[interface.index] = interface
         for direction in directions:
             self._hang(interface.index, direction, self._program.program(f"splice_{direction}{suffix}"))
-        self._attached[interface.index] = interface
 
     def _hang(self, index: int, direction: str, program: int) -> None:
         if not self._clsact:
@@ -122,7 +125,7 @@ class Hooks:
                 self._clsact = True
         if self._clsact:
             egress = direction == "egress"
-            clsact.attach_filter(index, program, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+            clsact.attach_filter(index, program, egress=egress, handle=self._handle, priority=_PRIORITY)
 
     def _link(self, index: int, direction: str, program: int) -> None:
         pin = self._pin(index, direction)
@@ -143,7 +146,7 @@ class Hooks:
 
     def _is_attached(self, index: int, direction: str) -> bool:
         if self._clsact:
-            return clsact.filter_of(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY) != 0
+            return clsact.filter_of(index, egress=direction == "egress", handle=self._handle, priority=_PRIORITY) != 0
         pin = self._pin(index, direction)
         if not pin.exists():
             return False
@@ -155,7 +158,7 @@ class Hooks:
 
     def _detach(self, index: int, direction: str) -> None:
         if self._clsact:
-            clsact.detach_filter(index, egress=direction == "egress", handle=_HANDLE, priority=_PRIORITY)
+            clsact.detach_filter(index, egress=direction == "egress", handle=self._handle, priority=_PRIORITY)
             return
         pin = self._pin(index, direction)
         if pin.exists():
@@ -196,7 +199,10 @@ class Hooks:
             _report(interface, error)
 
     def _forget(self, index: int) -> None:
-        if self._attached.pop(index, None) is not None and not self._clsact:
+        if self._attached.pop(index, None) is None:
+            return
+        self._on_gone(index)
+        if not self._clsact:
             for direction in _DIRECTIONS:
                 self._pin(index, direction).unlink(missing_ok=True)
 
@@ -206,8 +212,13 @@ def _report(interface: Interface, error: BpfError) -> None:
         _log.error("interface_not_spliced", interface=interface.name, reason=str(error))
 
 
-def remove_filters(programs: Collection[int]) -> None:
-    """Take those of our filters off the clsact qdiscs that run one of these programs (ids), whoever attached them.
+def handle(pin_directory: Path) -> int:
+    """Names a proxy's clsact filters among those of others on the same interface."""
+    return zlib.crc32(pin_directory.name.encode()) or 1
+
+
+def remove_filters(pin_directory: Path, programs: Collection[int]) -> None:
+    """Take a proxy's filters off the clsact qdiscs where they run one of these programs (ids), whoever attached them.
 
     Raises:
         OSError: There is no NETLINK_ROUTE here.
@@ -216,6 +227,7 @@ def remove_filters(programs: Collection[int]) -> None:
         for interface in routes.interfaces():
             for direction in _DIRECTIONS:
                 egress = direction == "egress"
-                found = clsact.filter_of(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+                named = handle(pin_directory)
+                found = clsact.filter_of(interface.index, egress=egress, handle=named, priority=_PRIORITY)
                 if found in programs:
-                    clsact.detach_filter(interface.index, egress=egress, handle=_HANDLE, priority=_PRIORITY)
+                    clsact.detach_filter(interface.index, egress=egress, handle=named, priority=_PRIORITY)

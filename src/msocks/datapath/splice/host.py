@@ -8,6 +8,7 @@ from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.server_legs import ServerLegs
+from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.tables import Tables
 from msocks.datapath.splice.told_mtus import ToldMtus
 from msocks.protocol.leg import DatapathReason
@@ -59,6 +60,10 @@ class SpliceHost(Protocol):
     @property
     def server_legs(self) -> ServerLegs:
         """Slots and ports."""
+
+    @property
+    def shortage(self) -> Shortage:
+        """Whom to tell when room has run out."""
 
     def relay(self, reason: DatapathReason) -> RelayDatapath:
         """The relay, for a session that cannot be spliced for that reason."""

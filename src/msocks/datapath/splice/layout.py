@@ -47,6 +47,7 @@ class LegFlag(IntEnum):
     SHIFT_OUT_SET = 8
     NOTED = 16
     REPLY_ACKED = 32
+    SUCCEEDED = 64
 
 
 class SessionFlag(IntEnum):
@@ -69,6 +70,7 @@ class EventType(IntEnum):
     ICMP = 7
     NO_PATH = 8
     REPLY_MISSING = 9
+    INEXACT_RESET = 10
 
 
 class DropReason(IntEnum):
@@ -94,6 +96,7 @@ class DropReason(IntEnum):
     KERNEL_SPOKE = 17
     UNTIMELY_ACK = 18
     OPTIONS = 19
+    CHECKSUM = 20
 
 
 _Address = ctypes.c_uint8 * 16

@@ -11,6 +11,7 @@ from msocks.datapath.splice.libbpf import ffi, lib
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.segments import MAPPED_PREFIX
 from msocks.protocol.leg import DatapathReason
+from msocks.transport.kernel import bytes_unacknowledged
 
 ESTABLISHED = 1
 # A direction that had ended before is not known to the splice. (What is lost altogether is told of soon.)
@@ -20,9 +21,11 @@ _TIMESTAMPS = 1
 _SACK = 2
 _ECN = 8 | 16
 _TIMESTAMPS_BYTES = 12
-# struct leg_look of bindings/legs.c: of struct tcp_info of linux/tcp.h state, options, both scales, snd_mss, rtt,
-# advmss, bytes_received, snd_wnd, rcv_wnd; then how much of it the kernel has told, bytes unread, a struct flow_key.
-_LOOK = struct.Struct("=B4xBB9xI48xI12xI40xQ92xII12xII36s4x")
+# struct leg_look of bindings/legs.c: of struct tcp_info of linux/tcp.h state, options, both scales, snd_mss, unacked,
+# rtt, advmss, bytes_acked, bytes_received, notsent_bytes, snd_wnd, rcv_wnd; then how much of it the kernel has told,
+# bytes unread, a struct flow_key.
+_LOOK = struct.Struct("=B4xBB9xI4xI40xI12xI32xQQ8xI80xII12xII36s4x")
+_ACKNOWLEDGED = struct.Struct("=120xQ")
 _BEFORE_RECEIVE_WINDOW, _WITH_RECEIVE_WINDOW = 232, 236  # the latter from Linux 6.2 on
 _WIDEST_UNSCALED = 65535
 _look = bytearray(_LOOK.size)
@@ -49,6 +52,8 @@ class LegOptions:
         receive_window: The window that this host offers.
         bytes_received: In order, since the connection began; a FIN is not counted.
         bytes_unread: Of these, what still waits in the socket.
+        bytes_said: That this host has written since the connection began; a FIN is not counted.
+        bytes_unheard: Of these, what the peer has not acknowledged.
         round_trip_ms: Smoothed; at least 1.
     """
 
@@ -64,6 +69,8 @@ class LegOptions:
     receive_window: int
     bytes_received: int
     bytes_unread: int
+    bytes_said: int
+    bytes_unheard: int
     round_trip_ms: int
 
 
@@ -71,7 +78,7 @@ def read_options(sock: socket.socket, *, unread: bool = True) -> LegOptions:
     """Ask the kernel about a TCP socket; without `unread`, `bytes_unread` is 0 whatever waits.
 
     Raises:
-        SpliceRefused: The kernel is older than Linux 5.4, and does not tell the peer's window.
+        SpliceRefused: The kernel is far older than Linux 6.1, and does not tell the peer's window.
         OSError: It is no TCP socket, or closed.
     """
     return _look_at(sock, unread, False)[0]
@@ -91,18 +98,42 @@ def _look_at(sock: socket.socket, unread: bool, ends: bool) -> tuple[LegOptions,
     result = lib.msocks_look(sock.fileno(), unread, ends, _look_pointer)
     if result < 0:
         raise OSError(-result, os.strerror(-result))
-    return interpret(_look)
+    found, key = interpret(_look)
+    if found.bytes_unheard:
+        heard, found.bytes_unheard = _heard_and_unheard(sock)
+        found.bytes_said = heard + found.bytes_unheard
+    return found, key
+
+
+def _heard_and_unheard(sock: socket.socket) -> tuple[int, int]:
+    """Bytes that the peer has acknowledged, and those that it has not, at one moment."""
+    while True:
+        (before,) = _acknowledged(sock)
+        unheard = bytes_unacknowledged(sock)
+        if _acknowledged(sock) == (before,):
+            return before, unheard
+
+
+def _acknowledged(sock: socket.socket) -> tuple[int]:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.size)
+    (acknowledged,) = _ACKNOWLEDGED.unpack(info)
+    return (acknowledged,)
 
 
 def interpret(look: bytes | bytearray) -> tuple[LegOptions, bytes]:
-    """What the kernel has told, as a struct leg_look of ``bindings/legs.c``. Raises SpliceRefused as `read_options`."""
-    fields = _LOOK.unpack(look)
-    state, options, scales, snd_mss, rtt_us, advmss, received, send_window, receive_window, told, waiting, ends = fields
+    """What the kernel has told, as a struct leg_look of ``bindings/legs.c``; `bytes_unheard` is not in it exactly.
+
+    Raises SpliceRefused as `read_options`.
+    """
+    (
+        state, options, scales, snd_mss, unacked, rtt_us, advmss, heard, received, unsent, send_window, receive_window,
+        told, waiting, ends,
+    ) = _LOOK.unpack(look)  # fmt: skip
     if told < _WITH_RECEIVE_WINDOW:
         if told < _BEFORE_RECEIVE_WINDOW:
             raise SpliceRefused(
                 f"this kernel tells only {told} bytes of TCP_INFO, without the peer's window",
-                remedy="run Linux 5.4 or newer, or run the proxy with the relay",
+                remedy="run Linux 6.1 or newer, or run the proxy with the relay",
                 reason=DatapathReason.NO_KERNEL_SUPPORT,
             )
         receive_window = _WIDEST_UNSCALED
@@ -122,6 +153,8 @@ def interpret(look: bytes | bytearray) -> tuple[LegOptions, bytes]:
         # The kernel counts a FIN here, and not among the unread.
         received - (state in _PEER_HAS_ENDED),
         waiting,
+        heard,
+        unacked + unsent,  # segments and bytes: whether there are any
         (rtt_us + 999) // 1000 or 1,
     )
     return found, ends
@@ -150,7 +183,10 @@ def reconcile(
         return DatapathReason.UNEQUAL_OPTIONS
     narrow = server.largest_segment < mobile.announced_segment
     if narrow and (believed is None or server.largest_segment < believed):
-        return DatapathReason.PATH_MTU
+        # Linux sends no segment of more than half the widest window that it has seen. The mobile's TCP has seen this
+        # host's, and would wait for more than the server ever offers.
+        bound = server.largest_segment - (_TIMESTAMPS_BYTES if server.timestamps else 0)
+        return DatapathReason.TINY_WINDOW if bound == server.send_window // 2 else DatapathReason.PATH_MTU
     return None
 
 

@@ -22,6 +22,7 @@ _TCP_REPAIR_WINDOW = 29
 _ON = 1
 _OFF_WITHOUT_PROBE = -1  # TCP_REPAIR_OFF_NO_WP: leaving repair by 0 would send a window probe
 _RECEIVE_QUEUE, _SEND_QUEUE = 1, 2
+_LONGEST_QUEUE_BYTES = 1 << 16
 _OPTION_MSS, _OPTION_WINDOW_SCALE, _OPTION_SACK, _OPTION_TIMESTAMPS = 2, 3, 4, 8
 
 
@@ -39,6 +40,16 @@ def vanish(sock: socket.socket) -> None:
     except OSError:
         pass  # there is nothing left that could be said
     sock.close()
+
+
+def unheard(sock: socket.socket) -> bytes:
+    """What was written to a socket and its peer has not acknowledged; it is in repair from then on, to be closed.
+
+    Raises OSError where the connection is lost.
+    """
+    _enter_repair(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
+    return sock.recv(_LONGEST_QUEUE_BYTES, socket.MSG_PEEK)
 
 
 def rebuild(

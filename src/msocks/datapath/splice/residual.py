@@ -1,9 +1,8 @@
-"""Bytes for which this host stays responsible after its sockets have vanished: sent again until they are acknowledged.
+"""What this host has said on a leg and not heard the answer to when its socket vanished: said again until it has.
 
-There are two kinds. The *reply* to a mobile leg, which the kernel's socket wrote before it went. And what a program had
-sent behind its request before it knew whether it would be spliced: the kernel has acknowledged that, so nobody else has
-it. Both are small, and gone with the first round trip. Loss is found by the clock (RFC 6298), or sooner, by the peer's
-speaking of what came behind.
+It is the *reply* to a mobile leg, with what belongs to it: a method selection before, a banner or a FIN behind. It is
+small, and gone with the first round trip. Loss is found by the clock (RFC 6298), or sooner, by the peer's speaking of
+what came behind. (What is owed to the server is another matter: `owed`.)
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.options import LegOptions
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
+from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.speech import ends
 from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.errors import MsocksError
@@ -28,6 +29,8 @@ _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
 _IPV4_HEADERS = 40
 _IPV6_HEADERS = 60
 _LEAST_MSS = 536
+_ORDINARY_SCALE = 7  # of Linux, unless a program or its operator has chosen its buffers
+_MORE_SESSIONS = "raise limits.sessions; sessions that have ended keep theirs for a minute"
 
 
 @dataclass(slots=True, eq=False)
@@ -65,9 +68,10 @@ class Preparation:
 class ServerLegs:
     """See the module."""
 
-    def __init__(self, tables: Tables, ports: PortAllocator) -> None:
+    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage) -> None:
         self._tables = tables
         self._ports = ports
+        self._shortage = shortage
         self._by_descriptor: dict[int, Preparation] = {}
         self._waiting: deque[Preparation] = deque()
         self._ended: deque[tuple[int, int]] = deque()
@@ -87,13 +91,15 @@ class ServerLegs:
         if slot is None:
             slot = self._reuse()
         if slot is None:
+            self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
             return
         remote = _end(destination)
         family = socket.AF_INET if destination[0].version == 4 else socket.AF_INET6
         try:
             port = self._bind(sock, family, remote)
-        except OSError:
+        except OSError as error:
             tables.free_slot(slot)
+            self._shortage.report("ports", error.strerror or str(error), "widen proxy.splice_ports")
             return
         session = tables.session(slot)
         preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
@@ -101,9 +107,13 @@ class ServerLegs:
             session.flags = SessionFlag.STRIP_TIMESTAMPS
         # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
         session.legs[SERVER].announced = _largest_segment(family, mobile, smallest_mtu)
+        if mobile is not None and mobile.snd_wscale < _ORDINARY_SCALE:
+            # Its windows are expressed for the server in this host's unit: not in a coarser one than its own.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 0xFFFF << mobile.snd_wscale)
         try:
             tables.put_opening(preparation.key, slot)
-        except MsocksError:
+        except MsocksError as error:
+            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
             self.release(preparation)
             return
         self._by_descriptor[sock.fileno()] = preparation

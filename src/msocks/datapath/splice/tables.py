@@ -11,6 +11,7 @@ import ctypes
 import struct
 import time
 from collections import deque
+from collections.abc import Iterator
 
 from msocks.datapath.splice.layout import (
     SERVER,
@@ -34,6 +35,7 @@ _OPENING_S = 120
 _OPEN_S = 5 * 86400  # vanished peers
 _CLOSING_S = 60  # TIME-WAIT of either end, and FINs that come again
 _RESET_S = 20
+MISSES_TELL = 2  # of bpf/path.h
 _OVER = frozenset(SessionState) - {SessionState.OPEN}
 
 
@@ -47,6 +49,13 @@ def opening_key(remote: End, local_port: int) -> bytes:
     return remote[0] + remote[1].to_bytes(2, "big") + local_port.to_bytes(2, "big")
 
 
+def carries_nothing(program: SpliceProgram) -> bool:
+    """Whether the kernel has no session that these programs would be missed by."""
+    table = program.map("sessions")
+    sessions = (Session * table.max_entries).from_buffer(table.mmap())
+    return all(session.state in _OVER for session in sessions)
+
+
 class Tables:
     """See the module. One for each loaded program; `close` lets go of the memory, the tables stay."""
 
@@ -56,10 +65,11 @@ class Tables:
         self._listeners = program.map("listeners")
         self._caps = program.map("caps")
         self._drops = program.map("drops")
-        sessions, config, busy = (program.map(name) for name in ("sessions", "config", "busy"))
+        sessions, config, busy, lost = (program.map(name) for name in ("sessions", "config", "busy", "lost"))
         self.slots = sessions.max_entries
         self._sessions = (Session * self.slots).from_buffer(sessions.mmap())
         self._busy = (Busy * busy.max_entries).from_buffer(busy.mmap())
+        self._lost = ctypes.c_uint64.from_buffer(lost.mmap())
         settings = Config.from_buffer(config.mmap())
         settings.opening_ns = _OPENING_S * _NANOSECONDS
         settings.open_ns = _OPEN_S * _NANOSECONDS
@@ -69,7 +79,8 @@ class Tables:
         settings.slots = self.slots
         settings.first_port, settings.last_port = ports.first, ports.last
         # An entry of an earlier process keeps its slot until it expires.
-        self._free = deque(slot for slot in range(self.slots) if self._sessions[slot].state == SessionState.FREE)
+        self._taken = bytearray(self._sessions[slot].state != SessionState.FREE for slot in range(self.slots))
+        self._free = deque(slot for slot, taken in enumerate(self._taken) if not taken)
 
     # -- sessions ---------------------------------------------------------------------------------------------------
 
@@ -88,6 +99,7 @@ class Tables:
         if not self._free:
             return None
         slot = self._free.popleft()
+        self._taken[slot] = 1
         session = self._sessions[slot]
         incarnation = (session.incarnation + 1) & 0xFFFFFFFF
         ctypes.memset(ctypes.addressof(session), 0, ctypes.sizeof(session))
@@ -99,11 +111,27 @@ class Tables:
     def free_slot(self, slot: int) -> None:
         """A slot whose entry nobody can find any more."""
         self._sessions[slot].state = SessionState.FREE
-        self._free.append(slot)
+        self.freed(slot)
 
-    def freed(self, slot: int) -> None:
-        """The kernel's half has freed the slot."""
+    def freed(self, slot: int) -> bool:
+        """The kernel's half has freed the slot; whether that is news."""
+        if not self._taken[slot]:
+            return False
+        self._taken[slot] = 0
         self._free.append(slot)
+        return True
+
+    def taken_slots(self) -> Iterator[int]:
+        """Those that have been taken, and not been freed as far as is known here."""
+        return (slot for slot in range(self.slots) if self._taken[slot])
+
+    def forget_interface(self, index: int) -> None:
+        """It is gone: the next packet that would leave there makes the programs ask for another way (EVENT_NO_PATH)."""
+        for slot in self.taken_slots():
+            for leg in self._sessions[slot].legs:
+                path = leg.path
+                if path.known and path.ifindex == index:
+                    path.ethernet, path.misses, path.fresh_until = 1, MISSES_TELL, 0
 
     # -- found by key -----------------------------------------------------------------------------------------------
 
@@ -122,6 +150,12 @@ class Tables:
     def delete_flow(self, key: bytes) -> None:
         """The opposite; no-op where there is none."""
         self._flows.delete(key)
+
+    def delete_flow_of(self, key: bytes, slot: int) -> None:
+        """The same, unless another session's leg has these addresses by now."""
+        found = self._flows.lookup(key)
+        if found is not None and _FLOW.unpack(found)[:2] == (slot, self._sessions[slot].incarnation):
+            self._flows.delete(key)
 
     def forget_flows(self, slot: int) -> None:
         """Delete those of all legs of a session, where their addresses are not another session's leg's by now."""
@@ -162,13 +196,17 @@ class Tables:
             found[reason.name.lower()] = sum(words)
         return found
 
+    def lost_events(self) -> int:
+        """Events for which the ring buffer had no room, since the tables were made. No system call."""
+        return int(self._lost.value)
+
     def is_empty(self) -> bool:
         """Whether the kernel carries nothing that this host's programs would miss."""
         return all(session.state in _OVER for session in self._sessions)
 
     def close(self) -> None:
         """Let go of the mapped memory."""
-        del self._sessions, self._busy
+        del self._sessions, self._busy, self._lost
 
     async def settle(self) -> None:
         """Wait until every packet that is inside the programs now has left them: tens of microseconds at most."""

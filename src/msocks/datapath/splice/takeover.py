@@ -18,7 +18,7 @@ from msocks.datapath.splice.entries import Side, fill_mobile_leg
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session
 from msocks.datapath.splice.libbpf import lib
-from msocks.datapath.splice.rebuild import vanish
+from msocks.datapath.splice.rebuild import unheard, vanish
 from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN, PSH
 from msocks.datapath.splice.speech import largest_payload, say
@@ -26,17 +26,16 @@ from msocks.transport.kernel import bytes_unread
 
 _NOT_YET_S = 0.001  # the kernel has not sent the reply at once: its pacing, or a full queue
 _NEVER_S = 5.0
-_MOST_EARLY_BYTES = 1 << 20
+_MOST_COPIED_BYTES = 1 << 20
 _STATE_AT = Leg.state.offset  # type: ignore[attr-defined]  # ctypes gives the class a descriptor
 _SAFE_SEGMENT = 1220  # fits every IPv6 path (RFC 8200 section 5)
 
 
 class Takeover:
-    """One mobile leg from its reply on, until all that this host owes on it is acknowledged.
+    """One mobile leg from its reply on, until that is acknowledged.
 
     Attributes:
         number: Of the leg in the session's entry, 1 or 2.
-        owed_until: Upstream bytes that this host has taken on itself.
     """
 
     __slots__ = (
@@ -44,6 +43,7 @@ class Takeover:
         "_deadline",
         "_host",
         "_offered",
+        "_on_early",
         "_on_lost",
         "_on_spliced",
         "_owes_fin",
@@ -52,16 +52,16 @@ class Takeover:
         "_resumable",
         "_server",
         "_session",
+        "_unheard",
         "number",
-        "owed_until",
     )
 
     def __init__(self, host: SpliceHost, session: Session, number: int, *, resumable: bool) -> None:
         self.number = number
-        self.owed_until = 0
         self._host = host
         self._session = session
         self._resumable = resumable
+        self._unheard = False  # something that was said before the reply, by the mobile
         self._owes_window = False
         self._residuals: tuple[Residual, ...] = ()
         self._server: socket.socket | None = None
@@ -71,37 +71,48 @@ class Takeover:
         """Fill in the leg's entry; returns how many bytes of the stream the mobile takes."""
         self._attachment = attachment
         session = self._session
-        entry = session.legs[self.number]
-        fill_mobile_leg(entry, side, attachment)
-        entry.state = LegState.HANDSHAKE
+        fill_mobile_leg(session.legs[self.number], side, attachment)
+        self._unheard = bool(side.options.bytes_unheard)
         offered = self._offered = max(0, side.options.send_window - len(attachment.reply))
         down = session.down
         session.mobile_edge = attachment.down_from + offered
         self._owes_fin = down.fin != NO_FIN and down.acked > down.fin
         return offered
 
-    def begin(self, server: socket.socket | None, on_spliced: Callable[[], None], on_lost: Callable[[], None]) -> None:
+    def begin(
+        self,
+        server: socket.socket | None,
+        on_early: Callable[[int, bytes], None],
+        on_spliced: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
         """Write the reply; the flows are installed.
 
         Args:
             server: The server leg's socket, at the first leg.
+            on_early: Called before `on_spliced` where there are upstream bytes that nobody but this host has any more,
+                with the offset of the first, and all of them.
             on_spliced: Called when the sockets have vanished, perhaps within this call.
             on_lost: Called where the leg came to nothing, not within this call; `server` is as it was.
         """
         self._server = server
+        self._on_early = on_early
         self._on_spliced = on_spliced
         self._on_lost = on_lost
         self._deadline = time.monotonic() + _NEVER_S
         attachment = self._attachment
         assert attachment is not None
         mobile, reply = attachment.sock, attachment.reply
+        if self._unheard:
+            self._write(attachment)
+            return
         state = ctypes.addressof(self._session.legs[self.number]) + _STATE_AT
         step = lib.msocks_join(mobile.fileno(), reply, len(reply), server.fileno() if server is not None else -1, state)
         if step == lib.JOIN_GONE:
             self._attachment = self._server = None
             for sock in (mobile, server) if server is not None else (mobile,):
                 self._host.reactor.forget(sock.detach())
-            self._joined(attachment, server is not None, attachment.early, b"")
+            self._joined(attachment, server is not None, attachment.early, reply, b"")
         elif step == lib.JOIN_LOST:
             self._lose()
         else:
@@ -123,6 +134,15 @@ class Takeover:
             residual.again()
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _write(self, attachment: Attachment) -> None:
+        """The reply, and no more: what is unheard is to be read before the socket vanishes."""
+        try:
+            attachment.sock.send(attachment.reply)
+        except OSError:
+            self._lose()
+            return
+        self._look()
 
     def _look(self) -> None:
         """Whether the reply has left."""
@@ -148,28 +168,37 @@ class Takeover:
         vanish(sock)
 
     def _finish(self, attachment: Attachment) -> None:
-        early = attachment.early + _unread(attachment.sock)
+        most = _MOST_COPIED_BYTES if self._is_capped(attachment) else None
+        early = attachment.early + _unread(attachment.sock, most)
+        said = _unheard(attachment.sock, attachment.reply) if self._unheard else attachment.reply
         self._let_go(attachment.sock)
         banner = b""
         server, self._server = self._server, None
         if server is not None:
             banner = _unread(server)
             self._let_go(server)
-        self._joined(attachment, server is not None, early, banner)
+        self._joined(attachment, server is not None, early, said, banner)
 
-    def _joined(self, attachment: Attachment, first: bool, early: bytes, banner: bytes) -> None:
-        """The sockets have vanished; `early` and `banner` lay in them."""
+    def _is_capped(self, attachment: Attachment) -> bool:
+        """Whether bytes behind the request are the mobile's still; else this host's kernel has acknowledged them."""
+        return self._resumable and attachment.generation > 1
+
+    def _joined(self, attachment: Attachment, first: bool, early: bytes, said: bytes, banner: bytes) -> None:
+        """The sockets have vanished; `early` and `banner` lay in them, and `said` ends with the reply."""
         session = self._session
         # The first word to the server says what the mobile's window is.
-        if early:
-            self._pass_on(early, attachment.up_from, self._offered)
+        if early and self._is_capped(attachment):
+            self._copy(early, attachment.up_from)
+        elif early:
+            self._note(attachment.up_from, early)
+            self._on_early(attachment.up_from, early)
         elif not first:
             self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
         else:
             self._owes_window = True
             self._host.reactor.call_soon(self._tell_window)
-        self._watch_reply(attachment, banner)
-        on_spliced, self._on_spliced, self._on_lost = self._on_spliced, _nothing, _nothing
+        self._watch_reply(attachment.down_from, said, banner)
+        on_spliced, self._on_spliced, self._on_lost, self._on_early = self._on_spliced, _nothing, _nothing, _forget
         on_spliced()
 
     def _tell_window(self) -> None:
@@ -178,15 +207,16 @@ class Takeover:
         if self._owes_window and not session.up.packets:
             self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
 
-    def _watch_reply(self, attachment: Attachment, banner: bytes) -> None:
+    def _watch_reply(self, first: int, said: bytes, banner: bytes) -> None:
         """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it.
 
-        `banner` are bytes of the server's that this host's kernel has acknowledged.
+        `said` ends with the reply, before the stream's byte `first`. `banner` are bytes of the server's that this
+        host's kernel has acknowledged.
         """
         session, number = self._session, self.number
         entry = session.legs[number]
-        first = attachment.down_from
-        said = attachment.reply + banner
+        offset = first - len(said)
+        said += banner
         flags = PSH
         if banner:
             end = first + len(banner)
@@ -197,7 +227,6 @@ class Takeover:
             # An earlier leg has acknowledged the server's FIN, so the server says it no more: this leg needs its own.
             entry.begins_out = session.down.fin + 1
             flags |= FIN
-        offset = first - len(attachment.reply)
 
         def again() -> None:
             self._host.output.send(say(session, number, offset, said, flags))
@@ -206,31 +235,27 @@ class Takeover:
             again()
         self._owe(again, lambda: bool(entry.flags & LegFlag.REPLY_ACKED), entry)
 
-    def _pass_on(self, early: bytes, offset: int, offered: int) -> None:
-        """Bytes that came behind the request.
-
-        Those of a leg that was capped are the mobile's still: the server gets a copy. Others this host's kernel has
-        acknowledged; they are sent again until the server has them.
-        """
+    def _copy(self, early: bytes, offset: int) -> None:
+        """Bytes behind the request of a leg that was capped: the mobile's still, the server gets a copy."""
         session = self._session
-        server, mobile = session.legs[SERVER], session.legs[self.number]
-        size = largest_payload(server, _SAFE_SEGMENT)
+        size = largest_payload(session.legs[SERVER], _SAFE_SEGMENT)
+        end = offset + len(early)
+        self._note(offset, early)
+        limit = min(end, session.up.edge)
+        begin = max(offset, session.up.acked)
+        if begin >= limit:
+            self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
+        while begin < limit:
+            piece = early[begin - offset : min(limit, begin + size) - offset]
+            self._host.output.send(say(session, SERVER, begin, piece, PSH, window=self._offered))
+            begin += len(piece)
+
+    def _note(self, offset: int, early: bytes) -> None:
+        """They have come on this leg."""
+        session, mobile = self._session, self._session.legs[self.number]
         end = offset + len(early)
         session.up.sent = max(session.up.sent, end)
         mobile.arrived = max(mobile.arrived, end)
-
-        def pass_on() -> None:
-            limit = min(end, session.up.edge)
-            begin = max(offset, session.up.acked)
-            while begin < limit:
-                piece = early[begin - offset : min(limit, begin + size) - offset]
-                self._host.output.send(say(session, SERVER, begin, piece, PSH, window=offered))
-                begin += len(piece)
-
-        pass_on()
-        if not (self._resumable and mobile.generation > 1):
-            self.owed_until = end
-            self._owe(pass_on, lambda: bool(session.up.acked >= end), server)
 
     def _owe(self, say_again: Callable[[], None], is_acknowledged: Callable[[], bool], leg: Leg) -> None:
         timeout_s = 3 * leg.round_trip_ms / 1000
@@ -246,11 +271,25 @@ def _nothing() -> None:
     """In place of a callback that is not needed any more."""
 
 
-def _unread(sock: socket.socket) -> bytes:
-    """What the kernel has acknowledged and nobody has read."""
+def _forget(_begin: int, _early: bytes) -> None:
+    """The same."""
+
+
+def _unheard(sock: socket.socket, reply: bytes) -> bytes:
+    """The reply, and what was said before it that the mobile has not acknowledged (a method selection)."""
+    try:
+        waiting = unheard(sock)
+    except OSError:
+        return reply
+    return waiting if waiting.endswith(reply) else reply
+
+
+def _unread(sock: socket.socket, most: int | None = None) -> bytes:
+    """What the kernel has acknowledged and nobody has read; no more than `most` bytes of it."""
     pieces = []
     try:
-        left = min(bytes_unread(sock), _MOST_EARLY_BYTES)
+        left = bytes_unread(sock)
+        left = left if most is None else min(left, most)
         while left > 0:
             piece = sock.recv(left)
             if not piece:

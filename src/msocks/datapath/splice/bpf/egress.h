@@ -102,40 +102,6 @@ static __always_inline void forget_opening(const struct leg *server)
 	bpf_map_delete_elem(&opening, &key);
 }
 
-/*
- * The reply leaves, and with it the leg belongs to the splice. Its numbers are those of this segment: the stream begins
- * behind it downstream, and upstream behind the request, whatever the kernel has taken beyond.
- */
-static __always_inline int reply(struct __sk_buff *skb, struct packet *packet, const struct flow *flow,
-				 struct session *session, struct leg *leg, const __u32 l2)
-{
-	struct bpf_sock *sock = skb->sk ? bpf_sk_fullsock(skb->sk) : NULL;
-	struct bpf_tcp_sock *tcp = sock ? bpf_tcp_sock(sock) : NULL;
-	__u32 request_end;
-	__s64 room;
-
-	if (!tcp)
-		return NEXT;
-	request_end = packet->acknowledgment - ((__u32)tcp->bytes_received - leg->consumed);
-	leg->in_base = request_end - (__u32)leg->begins_in;
-	leg->out_base = packet->sequence + leg->reply_length - (__u32)leg->begins_out;
-	leg->arrived = leg->begins_in;
-	note_timestamps(skb, packet, leg);
-	learn_path(skb, leg, l2 != 0);
-	room = distance(leg->begins_in, session->up.edge);
-	room = room < 0 ? 0 : room >> leg->out_scale;
-	leg->flags |= LEG_NOTED;
-	leg->state = LEG_LIVE;
-	if (session->state == SESSION_OPENING) {
-		forget_opening(&session->legs[LEG_SERVER]);
-		session->legs[LEG_SERVER].state = LEG_LIVE;
-		session->state = SESSION_OPEN;
-	}
-	session->active = flow->leg;
-	session->flags &= ~SESSION_STOPPED;
-	return put_words(skb, packet, request_end, room > 65535 ? 65535 : room) < 0 ? DROP : NEXT;
-}
-
 /* This kernel's acknowledgments of what only the server may acknowledge; said once, up to the end of the request. */
 static __always_inline int capped(struct __sk_buff *skb, struct packet *packet)
 {
@@ -152,6 +118,44 @@ static __always_inline int capped(struct __sk_buff *skb, struct packet *packet)
 	}
 	cap->acknowledged = 1;
 	return put_words(skb, packet, cap->request_end, packet->window) < 0 ? DROP : NEXT;
+}
+
+/*
+ * The reply leaves, and with it the leg belongs to the splice. Its numbers are those of this segment: the stream begins
+ * behind it downstream, and upstream behind the request, whatever the kernel has taken beyond.
+ */
+static __always_inline int reply(struct __sk_buff *skb, struct packet *packet, const struct flow *flow,
+				 struct session *session, struct leg *leg, const __u32 l2)
+{
+	struct bpf_sock *sock = skb->sk ? bpf_sk_fullsock(skb->sk) : NULL;
+	struct bpf_tcp_sock *tcp = sock ? bpf_tcp_sock(sock) : NULL;
+	__u32 request_end;
+	__s64 room;
+
+	if (!tcp)
+		return NEXT;
+	/* By its place, not by its length: what the socket had said before may come again, in one packet with the reply. */
+	if (packet->sequence - tcp->snd_una + (__u32)tcp->bytes_acked + packet->payload !=
+	    leg->out_base + leg->reply_length)
+		return capped(skb, packet);
+	request_end = packet->acknowledgment - ((__u32)tcp->bytes_received - leg->consumed);
+	leg->in_base = request_end - (__u32)leg->begins_in;
+	leg->out_base = packet->sequence + packet->payload - (__u32)leg->begins_out;
+	leg->arrived = leg->begins_in;
+	note_timestamps(skb, packet, leg);
+	learn_path(skb, leg, l2 != 0);
+	room = distance(leg->begins_in, session->up.edge);
+	room = room < 0 ? 0 : room >> leg->out_scale;
+	leg->flags |= LEG_NOTED;
+	leg->state = LEG_LIVE;
+	if (session->state == SESSION_OPENING) {
+		forget_opening(&session->legs[LEG_SERVER]);
+		session->legs[LEG_SERVER].state = LEG_LIVE;
+		session->state = SESSION_OPEN;
+	}
+	session->active = flow->leg;
+	session->flags &= ~SESSION_STOPPED;
+	return put_words(skb, packet, request_end, room > 65535 ? 65535 : room) < 0 ? DROP : NEXT;
 }
 
 /* The daemon's raw socket, not a TCP socket with the same mark, nor the kernel's own for answers without a socket. */
@@ -182,9 +186,16 @@ static __always_inline int of_spliced_leg(struct __sk_buff *skb, struct packet *
 	if (leg->state == LEG_HANDSHAKE) {
 		if (flow->leg == LEG_SERVER)
 			return server_handshake(skb, packet, flow, l2);
-		if (packet->payload && packet->payload == leg->reply_length)
+		if (packet->payload && leg->reply_length)
 			return reply(skb, packet, flow, session, leg, l2);
 		return capped(skb, packet);
+	}
+	/* The listener's answer to a host that uses the addresses of a session that is over. */
+	if (flow->leg != LEG_SERVER && session->state != SESSION_OPEN &&
+	    (packet->flags & (SYN | ACK | RST)) == (SYN | ACK)) {
+		leg->consumed = packet->sequence + 1;
+		leg->flags |= LEG_SUCCEEDED;
+		return NEXT;
 	}
 	count_drop(DROP_KERNEL_SPOKE);
 	return DROP;

@@ -7,6 +7,7 @@
 #define MSOCKS_INGRESS_H
 
 #include "arrivals.h"
+#include "damage.h"
 #include "layout.h"
 #include "maps.h"
 #include "options.h"
@@ -103,27 +104,36 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 }
 
 /*
- * RFC 5961: an RST ends something here only if it is exact. One of a leg that can be followed by another is never
- * passed on: it says that the leg is gone, not that the program wants to abort.
+ * RFC 5961: an RST ends something here only if it is exact. Another one is the receiver's to judge, who may ask for an
+ * exact one by a challenge ACK; but where the mobile can reconnect, an RST on its leg would say no more than that the
+ * leg is gone, so that it is this host that asks the server.
  */
+static __always_inline int implausible_reset(struct crossing *crossing)
+{
+	struct session *session = crossing->session;
+
+	if (!(session->flags & SESSION_RESUMABLE) || exact(crossing->data, crossing->in, crossing->offset))
+		return -1;
+	if (!crossing->from_mobile && may_complain(session, crossing->now))
+		tell(EVENT_INEXACT_RESET, crossing->flow, 0);
+	return DROP_INEXACT_RESET;
+}
+
+/* One that is plausible; on a leg that can be followed by another it is not passed on. */
 static __always_inline int take_reset(struct crossing *crossing)
 {
 	struct session *session = crossing->session;
-	int is_exact = exact(crossing->data, crossing->in, crossing->offset);
 
+	if (!exact(crossing->data, crossing->in, crossing->offset))
+		return -1;
 	if (crossing->from_mobile && session->flags & SESSION_RESUMABLE) {
-		if (!is_exact)
-			return DROP_INEXACT_RESET;
 		crossing->in->state = LEG_STOPPED;
 		session->flags |= SESSION_STOPPED;
 		tell(EVENT_LEG_RESET, crossing->flow, crossing->in->generation);
 		return DROP_RESET_DETACHES;
 	}
-	if (!is_exact)
-		return -1;
 	session->state = SESSION_RESET;
 	tell(crossing->from_mobile ? EVENT_LEG_RESET : EVENT_SERVER_RESET, crossing->flow, crossing->in->generation);
-	/* On a leg that could be followed by another, an RST would say no more than that the leg is gone. */
 	return session->flags & SESSION_RESUMABLE ? DROP_RESET_DETACHES : -1;
 }
 
@@ -174,7 +184,7 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 /* No mobile leg carries: nothing is passed on, but either end may say that it is gone. */
 static __always_inline int without_mobile_leg(struct packet *packet, struct crossing *crossing)
 {
-	if (packet->flags & RST)
+	if (packet->flags & RST && implausible_reset(crossing) < 0)
 		take_reset(crossing);
 	return dropped(crossing, DROP_STOPPED);
 }
@@ -224,7 +234,7 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 		return dropped(crossing, DROP_NO_PATH);
 
 	if (packet->flags & RST) {
-		reason = take_reset(crossing);
+		reason = implausible_reset(crossing);
 		if (reason >= 0)
 			return dropped(crossing, reason);
 	} else if (!(packet->flags & (ACK | SYN))) {
@@ -248,6 +258,12 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	}
 	if (cross_timestamps_and_sack(skb, packet, crossing, &segment) < 0)
 		return dropped(crossing, DROP_OPTIONS);
+	/* Nobody drops it any more: only now may it end anything. */
+	if (packet->flags & RST) {
+		reason = take_reset(crossing);
+		if (reason >= 0)
+			return dropped(crossing, reason);
+	}
 	if (!(packet->flags & (SYN | RST)))
 		note_data(crossing->data, in, crossing->end, has_fin);
 	session->last_ns = crossing->now;
@@ -294,8 +310,16 @@ static __always_inline int spliced(struct __sk_buff *skb, struct packet *packet,
 	}
 	if (crossing.in->state == LEG_HANDSHAKE)
 		return NEXT;
-	/* The mobile's host uses the addresses again, for a new connection to the listener (RFC 6191). */
-	if (crossing.from_mobile && session->state != SESSION_OPEN && (packet->flags & (SYN | ACK | RST)) == SYN) {
+	/*
+	 * The mobile's host uses the addresses again, for a new connection to the listener (RFC 6191). Anybody can send such
+	 * a SYN: the flow goes when the mobile has shown that it got the listener's answer.
+	 */
+	if (crossing.from_mobile && session->state != SESSION_OPEN && (packet->flags & (SYN | ACK | RST)) == SYN)
+		return arrival(skb, packet);
+	if (damaged(skb, packet))
+		return dropped(&crossing, DROP_CHECKSUM);
+	if (crossing.from_mobile && session->state != SESSION_OPEN && crossing.in->flags & LEG_SUCCEEDED &&
+	    packet->flags & ACK && packet->acknowledgment == crossing.in->consumed) {
 		bpf_map_delete_elem(&flows, &packet->key);
 		return arrival(skb, packet);
 	}

@@ -49,6 +49,7 @@ enum leg_flags {
 	LEG_SHIFT_OUT_SET = 1 << 3,
 	LEG_NOTED = 1 << 4, /* the kernel's handshake ACK (server leg) or reply (mobile leg) has been seen */
 	LEG_REPLY_ACKED = 1 << 5,
+	LEG_SUCCEEDED = 1 << 6, /* the listener has answered a SYN with this leg's addresses: see `consumed` */
 };
 
 enum session_flags {
@@ -67,6 +68,7 @@ enum event_type {
 	EVENT_ICMP,	/* `packet` is an ICMP error about a segment that left on this leg */
 	EVENT_NO_PATH,	/* what arrives on this leg finds no way on to the other one's peer */
 	EVENT_REPLY_MISSING, /* the mobile has data of the stream but not the reply before it */
+	EVENT_INEXACT_RESET, /* the server says RST with a number that it may not have: it is to be asked */
 };
 
 enum drop_reason {
@@ -90,6 +92,7 @@ enum drop_reason {
 	DROP_KERNEL_SPOKE,    /* the host's kernel for a spliced connection */
 	DROP_UNTIMELY_ACK,    /* the host's kernel, of bytes that only the server may acknowledge */
 	DROP_OPTIONS,
+	DROP_CHECKSUM,
 	DROP_REASONS,
 };
 
@@ -140,7 +143,7 @@ struct leg {
 	__u32 flags;
 	__u32 generation;
 	__u32 in_base;	/* sequence number of stream offset 0, modulo 2^32, of what arrives */
-	__u32 out_base; /* the same of what leaves */
+	__u32 out_base; /* the same of what leaves; before the reply, how many bytes this host has sent, modulo 2^32 */
 	__u64 begins_in;  /* A: the first offset that can arrive */
 	__u64 begins_out; /* D: the first offset that can leave; a smaller ACK acknowledges the reply only */
 	__u64 arrived;	  /* the end of what has arrived: no ACK that leaves goes beyond */
@@ -151,7 +154,8 @@ struct leg {
 	__u64 ts_in_at;	 /* ns */
 	__u64 ts_out_at;
 	__u32 reply_length; /* bytes of the reply, and of what the daemon sends behind it in one piece */
-	__u32 consumed;	    /* bytes that the daemon has read from the socket before the stream */
+	__u32 consumed;	    /* bytes that the daemon has read from the socket before the stream; with LEG_SUCCEEDED,
+			       the ACK that ends the handshake of the connection which has these addresses next */
 	__u32 round_trip_ms;
 	__u16 path_mtu; /* from ICMP; 0 unknown */
 	__u16 announced; /* server leg: no larger segment is asked of the server in the SYN; 0 as the kernel says */

@@ -79,6 +79,15 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
+/* Events that found no room: the daemon looks through the sessions when this has changed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} lost SEC(".maps");
+
 static __always_inline struct config *configuration(void)
 {
 	__u32 zero = 0;
@@ -110,8 +119,14 @@ static __always_inline struct event event_of(__u32 type, const struct flow *flow
 static __always_inline void tell(__u32 type, const struct flow *flow, __u64 offset)
 {
 	struct event event = event_of(type, flow, offset);
+	__u32 zero = 0;
+	__u64 *count;
 
-	bpf_ringbuf_output(&events, &event, sizeof(event), 0);
+	if (bpf_ringbuf_output(&events, &event, sizeof(event), 0) == 0)
+		return;
+	count = bpf_map_lookup_elem(&lost, &zero);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 }
 
 /* `size` is that of the packet on the wire; its IP header lies at `at` in the skb. */

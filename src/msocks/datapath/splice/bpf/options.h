@@ -74,27 +74,30 @@ static __always_inline void put_nops(__u8 *bytes, __u32 at)
 }
 
 /*
- * A block below the cumulative ACK reports a duplicate (RFC 2883); it is passed on where this leg has carried those
- * bytes. A block of what the other leg does not know becomes an empty one at the cumulative ACK, which says nothing.
+ * Puts the block at `at` to `to`, changed; returns where the next one goes. A block below the cumulative ACK reports a
+ * duplicate (RFC 2883); it is passed on where this leg has carried those bytes. A block of what the other leg does not
+ * know is left out: an empty one in its place would lie inside the next, and read as the report of a duplicate.
  */
-static __always_inline void change_block(struct option_work *work, __u32 at)
+static __always_inline __u32 change_block(struct option_work *work, __u32 at, __u32 to)
 {
 	__u32 left = get_word(work->bytes, at) + work->sack_shift;
 	__u32 right = get_word(work->bytes, at + 4) + work->sack_shift;
 
+	__u32 sign; /* its highest bit says that something is left */
+
 	if ((__s32)(right - work->sack_base) <= 0) {
-		if ((__s32)(left - work->sack_floor) < 0)
-			left = right = work->sack_base;
+		sign = ~(left - work->sack_floor);
 	} else {
 		if ((__s32)(left - work->sack_base) < 0)
 			left = work->sack_base;
 		if ((__s32)(right - work->sack_end) > 0)
 			right = work->sack_end;
-		if ((__s32)(right - left) <= 0)
-			left = right = work->sack_base;
+		sign = left - right;
 	}
-	put_word(work->bytes, at, left);
-	put_word(work->bytes, at + 4, right);
+	put_word(work->bytes, to, left);
+	put_word(work->bytes, to + 4, right);
+	/* Without a branch: the verifier would follow each block's way through all that comes behind. */
+	return to + (sign >> 31) * 8;
 }
 
 /* bpf_loop() passes on a pointer into the stack alone. */
@@ -139,21 +142,26 @@ static long change_next_option(__u32 turn, struct option_turn *context)
 			work->bytes[(at + 3) & 63] = work->mss;
 		}
 	} else if (kind == OPTION_SACK && length >= 10 && (length & 7) == 2) {
-		if (work->changes & STRIP_SACK) {
-			__u32 i;
+		__u32 kept = length, i;
 
-			for (i = 0; i < 34; i++)
-				if (i < length)
-					work->bytes[(at + i) & 63] = OPTION_NOP;
+		if (work->changes & STRIP_SACK) {
+			kept = 0;
 		} else if (work->changes & CHANGE_SACK) {
-			change_block(work, at + 2);
+			__u32 to = change_block(work, at + 2, at + 2);
+
 			if (length >= 18)
-				change_block(work, at + 10);
+				to = change_block(work, at + 10, to);
 			if (length >= 26)
-				change_block(work, at + 18);
+				to = change_block(work, at + 18, to);
 			if (length >= 34)
-				change_block(work, at + 26);
+				to = change_block(work, at + 26, to);
+			kept = to - at;
+			kept -= kept == 2 ? 2 : 0;
+			work->bytes[(at + 1) & 63] = kept;
 		}
+		for (i = 0; i < 34; i++)
+			if (i - kept < length - kept)
+				work->bytes[(at + i) & 63] = OPTION_NOP;
 	}
 	work->at = at + length;
 	return 0;

@@ -12,6 +12,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "checksum.h"
 #include "layout.h"
 
 #define FIN 0x01
@@ -136,6 +137,9 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		}
 		if (ip->frag_off & bpf_htons(0x2000))
 			return TCP_FRAGMENT;
+		if (fold((word_sum)((__u32 *)ip)[0] + ((__u32 *)ip)[1] + ((__u32 *)ip)[2] + ((__u32 *)ip)[3] +
+			 ((__u32 *)ip)[4]) != 0xffff)
+			return TCP_MALFORMED;
 		return parse_tcp(skb, packet, tcp, sizeof(*ip));
 	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {

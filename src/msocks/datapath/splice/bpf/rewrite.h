@@ -79,7 +79,7 @@ static __always_inline void rewrite_ip(void *header, const struct leg *out)
 	}
 }
 
-/* Another family: the header is made anew, so the old one's checksum must have been right. */
+/* Another family: the header is made anew; the old one's checksum was right. */
 __noinline int change_family(struct __sk_buff *skb, struct packet *packet, struct leg *out)
 {
 	__u32 l2, service, length;
@@ -101,9 +101,6 @@ __noinline int change_family(struct __sk_buff *skb, struct packet *packet, struc
 		if (!data)
 			return -1;
 		ip = data + l2;
-		if (fold((word_sum)((__u32 *)ip)[0] + ((__u32 *)ip)[1] + ((__u32 *)ip)[2] + ((__u32 *)ip)[3] +
-			 ((__u32 *)ip)[4]) != 0xffff)
-			return -1;
 		service = ip->tos;
 		length = packet->wire_length - sizeof(*ip);
 		if (bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0) < 0)

@@ -43,7 +43,7 @@ static __always_inline struct echo timestamps_from_mobile(struct leg *mobile, st
 		echo.tsecr = server->ts_in;
 	else
 		echo.tsecr = server->ts_in + ticks_since(server->ts_in_at, now) - mobile->round_trip_ms;
-	/* Never before what the server has sent. */
+	/* Never ahead of what the server has sent. */
 	if ((__s32)(echo.tsecr - server->ts_in) > 0 && mobile->flags & LEG_SHIFT_OUT_SET)
 		echo.tsecr = server->ts_in;
 	if ((__s32)(tsval + echo.shift - server->ts_out) > 0) {
