@@ -9,12 +9,19 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says something of the machine, nothing of the code.
-settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("project", _ANY_MACHINE, max_examples=50)
+settings.register_profile("soak", _ANY_MACHINE, max_examples=500)
 settings.load_profile("project")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="more and longer, where a test knows how")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--soak"):
+        settings.load_profile("soak")
 
 
 @pytest.fixture

@@ -404,7 +404,7 @@ async def test_graceful_close_gives_the_server_everything_and_a_fin(proxy: Runni
     written = pattern(400_000, 3)
     await send(leg.sock, written)
     async with asyncio.timeout(10):
-        while (await node.query(session)).up_acked < len(written):
+        while (await node.query(session)).up_acked < len(written):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert bytes_unread(remote) < len(written) // 2
     for wrong in (len(written) + 1, len(written) - 1):
