@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SCRIPT := PYTHONPATH=. $(PYTHON)
 
-.PHONY: help install test demo lint fmt docs bpf dist lock soak chaos bench-install bench-handoff bench-relay bench-splice bench-policy clean distclean
+.PHONY: help install test demo lint fmt docs bpf dist lock soak soak-install chaos bench-install bench-handoff bench-relay bench-splice bench-policy clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +49,11 @@ lock:  ## rewrite requirements/*.txt from pyproject.toml
 bench-install: install
 	@tools/install bench
 
-soak: install  ## the long runs
-	$(PYTHON) -m pytest tests/end_to_end --soak --timeout=1200
+soak-install: install
+	@tools/install soak
+
+soak: soak-install  ## the long runs
+	$(PYTHON) -m pytest tests/end_to_end tests/protocol tests/session tests/values --soak --timeout=1200
 	@$(SCRIPT) benchmarks/soak.py
 
 chaos: install  ## seeded storms over mixed traffic for an hour; a failing seed is printed and replays

@@ -289,11 +289,12 @@ def _print_measurement(lab: Lab, found: LinkMeasurement) -> None:
 
 
 @main.command()
+@_lab
 @click.argument("name", required=False)
-def down(name: str | None) -> None:
-    """End a lab and everything that runs in it."""
+def down(name: str | None, lab_name: str | None) -> None:
+    """End a lab and everything that runs in it: the one called NAME, else the only one."""
     with _told():
-        launch.end(_choose(name))
+        launch.end(_choose(name or lab_name))
 
 
 if __name__ == "__main__":

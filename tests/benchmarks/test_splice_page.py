@@ -50,7 +50,7 @@ def row(page: str, title: str) -> list[str]:
 
 def test_every_contender_has_a_title_and_every_measurement_its_contenders():
     assert {kind.name: kind.title for kind in CONTENDERS} == {**TITLES}
-    assert all(kind in CONTENDERS for kinds in splice.TAKING_PART.values() for kind in kinds)
+    assert {kind.name for kinds in splice.TAKING_PART.values() for kind in kinds} <= set(TITLES)
 
 
 def test_latency_is_paired_by_round_and_judged():

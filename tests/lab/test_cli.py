@@ -125,7 +125,7 @@ def test_errors_name_the_remedy(name: str, arguments: list[str], code: int, comp
 
 
 def test_a_lab_that_does_not_run_is_told(name: str):
-    for arguments in (["status", "--lab", "nowhere"], ["down", "nowhere"]):
+    for arguments in (["status", "--lab", "nowhere"], ["down", "nowhere"], ["down", "--lab", "nowhere"]):
         done = lab_program(*arguments)
         assert done.returncode == 1
         assert "There is no lab 'nowhere'" in done.stderr
