@@ -75,8 +75,9 @@ class AgentLab:
             assert task is not None
             tasks.add(task)
             try:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await service(reader, writer)
+                await service(reader, writer)
+            except asyncio.CancelledError:
+                writer.transport.abort()  # who does not read any more would not let it close
             finally:
                 tasks.discard(task)
                 writer.close()
@@ -87,8 +88,10 @@ class AgentLab:
             yield Endpoint.of(self.server_host, listening.sockets[0].getsockname()[1])
         finally:
             listening.close()
-            for task in tasks:
+            left = list(tasks)
+            for task in left:
                 task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
             await asyncio.sleep(0)
 
 

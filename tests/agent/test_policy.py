@@ -220,13 +220,12 @@ async def test_a_flow_returns_when_the_better_link_has_been_there_for_the_hold_d
             reading = asyncio.create_task(asyncio.to_thread(receive_all, sock))
             wifi.cut(CutMode.ADMIN)
             await roamer.until(lambda: roamer.flow(destination)["link"] == "lte")
-            wifi.restore()
-            restored = time.monotonic()
+            restored = wifi.restore().began
             await roamer.until(lambda: roamer.flow(destination)["link"] == "wifi")
             took_s = time.monotonic() - restored
             sock.shutdown(socket.SHUT_WR)
             lines = (await asyncio.wait_for(reading, 10)).split()
-    assert 1.9 < took_s < 4
+    assert 2 < took_s < 9  # well below the default
     assert [int(line) for line in lines] == list(range(len(lines)))
 
 
@@ -380,13 +379,13 @@ async def test_a_flow_follows_the_lowest_round_trip_time(tmp_path: Path):
     with Lab(LabConfig([LinkConfig("wifi", rtt_ms=20), LinkConfig("lte", rtt_ms=60)])) as slow:
         lab = AgentLab(slow, tmp_path)
         agent = lab.start_agent("quick")
-        await asyncio.to_thread(agent.wait_authorised)
+        await asyncio.to_thread(agent.wait_authorised, 30)
         async with lab.server(drip) as destination:
             await use(agent, rule("quick", destination, prefer=["lowest:rtt"]), hold_down_s=1)
             with await asyncio.to_thread(agent.connect, destination) as sock:
-                assert agent.flow(destination)["link"] == "wifi"
+                await agent.until(lambda: agent.flow(destination)["link"] == "wifi", timeout_s=30)
                 slow.link("wifi").set(rtt_ms=200)
-                await agent.until(lambda: agent.flow(destination)["link"] == "lte")
+                await agent.until(lambda: agent.flow(destination)["link"] == "lte", timeout_s=30)
                 sock.shutdown(socket.SHUT_WR)
                 lines = (await asyncio.to_thread(receive_all, sock)).split()
         agent.process.stop()

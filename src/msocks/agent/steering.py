@@ -124,17 +124,15 @@ class Steering:
     def explain(self, flow: Flow) -> Explanation:
         """What decides where a flow goes, and what else was considered."""
         steered = self._flows[flow.session]
-        # What is known this moment; the snapshot stays, since flows are compared with it.
-        links = self._picture.facts(self._node.usable_links, self._loop.time())
-        return explain(self._policy, steered.facts, steered.hand, links, flow.connection.carried_by)
+        return explain(self._policy, steered.facts, steered.hand, self.links(), flow.connection.carried_by)
 
     def facts(self, flow: Flow) -> FlowFacts:
         """What rules can know of a flow."""
         return self._flows[flow.session].facts
 
     def links(self) -> list[LinkFacts]:
-        """The links as rules see them."""
-        return self._now_known().links
+        """The links as rules would see them this moment."""
+        return self._picture.facts(self._node.usable_links, self._loop.time())
 
     def pin(self, flow: Flow, link: str) -> None:
         """Let a flow use `link`, which exists, and no other, whatever the rules say."""
