@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from msocks.proxy.proxied_session import SessionView
+from msocks.proxy.session_host import SessionView
 from msocks.store.running_proxy import short_socket_path
 
 SCHEMA = 1
@@ -79,6 +79,7 @@ def _as_json(view: SessionView, now: float) -> dict[str, Any]:
         "bytes_down": view.counters.down,
         "age": round(now - record.opened_at, 3),
         "client": str(view.client),
+        "durable": view.durable,
     }
 
 

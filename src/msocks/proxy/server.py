@@ -24,6 +24,7 @@ from msocks.protocol.socks5_server import Socks5Server
 from msocks.proxy import log
 from msocks.proxy.admin_api import AdminApi, lock_state
 from msocks.proxy.admission import Admission, Source
+from msocks.proxy.adoption import adopt_sessions, open_session_store
 from msocks.proxy.associations import Association, AssociationRegistry
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.control_connection import ControlConnection, KeepAlive, UserLimits
@@ -40,6 +41,7 @@ from msocks.proxy.socks_connection import ANYBODY, SocksConnection
 from msocks.proxy.users import UserDirectory
 from msocks.proxy.waiting_leg import WaitingLeg
 from msocks.store.identity import ProxyIdentity
+from msocks.store.sessions import SessionStore
 from msocks.store.state_directory import StateDirectory, StoreError
 from msocks.store.users import UserStore
 from msocks.transport import service_manager, tls
@@ -92,10 +94,13 @@ class Proxy:
             stack.callback(reactor.close)
             store = UserStore(state.users, create=True)
             stack.callback(store.close)
+            records = open_session_store(self._config.store, state)
+            stack.callback(records.close)
             core = _Core(
                 self._config,
                 reactor,
                 store,
+                records,
                 tls.server_context(identity.path),
                 open_datapath(self._config, reactor),
             )
@@ -144,6 +149,7 @@ class _Core:
         config: ProxyConfig,
         reactor: Reactor,
         store: UserStore,
+        records: SessionStore,
         tls_context: ssl.SSLContext,
         datapath: Datapath,
     ) -> None:
@@ -165,7 +171,8 @@ class _Core:
             resolutions=limits.resolutions,
             own_endpoints=lambda: self.endpoints,
         )
-        self.sessions = SessionRegistry(reactor, config, self._dialler, datapath)
+        self._records = records
+        self.sessions = SessionRegistry(reactor, config, self._dialler, datapath, records, self._users.fingerprint)
         self._admission = Admission(
             loop,
             timeout_s=config.handshake_timeout_s,
@@ -184,7 +191,12 @@ class _Core:
         self.endpoints = tuple(listener.endpoint for listener in self._listeners)
 
     def begin(self) -> None:
-        """Accept connections and answer probes."""
+        """Go on with what an earlier process has left, accept connections and answer probes.
+
+        Raises:
+            StoreError: Records of sessions cannot be read.
+        """
+        adopt_sessions(self._datapath, self._records, self._users, self.associations, self.sessions)
         for listener in self._listeners:
             self._datapath.prepare_listener(listener.tcp)
             listener.begin(self.reactor, self._on_accepted)

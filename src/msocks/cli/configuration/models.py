@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,11 +14,12 @@ from msocks.agent.settings import DEFAULT_LISTEN, AgentLimits
 from msocks.cli.network import parse_network
 from msocks.datapath.splice.ports import PortRange
 from msocks.errors import ConfigurationError
-from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimits
+from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimits, StoreChoice
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 
 Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def _text(read: Callable[[str], Value], what: str) -> PlainValidator:
@@ -29,12 +31,15 @@ def _text(read: Callable[[str], Value], what: str) -> PlainValidator:
     return PlainValidator(validate)
 
 
-def _choice(value: str) -> DatapathChoice:
-    try:
-        return DatapathChoice(value)
-    except ValueError:
-        known = ", ".join(DatapathChoice)
-        raise ConfigurationError(f"there is no datapath {value!r}", remedy=f"choose one of {known}") from None
+def _choice(kind: type[Choice], what: str) -> Callable[[str], Choice]:
+    def read(value: str) -> Choice:
+        try:
+            return kind(value)
+        except ValueError:
+            known = ", ".join(kind)
+            raise ConfigurationError(f"there is no {what} {value!r}", remedy=f"choose one of {known}") from None
+
+    return read
 
 
 def _link_name(value: str) -> str:
@@ -64,7 +69,8 @@ def _path(value: str) -> Path:
 EndpointText = Annotated[Endpoint, _text(Endpoint.parse, "an address")]
 NetworkText = Annotated[IPv4Network | IPv6Network, _text(parse_network, "a network")]
 AccessLinkText = Annotated[AccessLink, _text(AccessLink.parse, "an access link")]
-DatapathText = Annotated[DatapathChoice, _text(_choice, "the datapath")]
+DatapathText = Annotated[DatapathChoice, _text(_choice(DatapathChoice, "datapath"), "the datapath")]
+StoreText = Annotated[StoreChoice, _text(_choice(StoreChoice, "store"), "the store")]
 PortRangeText = Annotated[tuple[int, int], _text(_port_range, "a range of ports")]
 LinkName = Annotated[str, _text(_link_name, "a link's name")]
 PathText = Annotated[Path, _text(_path, "a path")]
@@ -134,6 +140,7 @@ class ProxyTable(_Table):
     open: bool = Field(default=False, examples=["false"])
     datapath: DatapathText = Field(default=DatapathChoice.AUTO, examples=['"auto"'])
     splice_ports: PortRangeText = Field(default=DEFAULT_SPLICE_PORTS, examples=['"16384-32767"'])
+    store: StoreText = Field(default=StoreChoice.SQLITE, examples=['"sqlite"'])
     half_closed_s: Seconds = Field(default=86400.0, examples=["86400"])
     detach_grace_s: Seconds = Field(default=86400.0, examples=["86400"])
     handshake_timeout_s: Seconds = Field(default=10.0, examples=["10"])

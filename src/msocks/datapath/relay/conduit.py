@@ -10,7 +10,7 @@ import errno
 import socket
 from collections.abc import Callable
 
-from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
+from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Survivor
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import StreamState
@@ -54,6 +54,10 @@ class RelayConduit:
     @property
     def reason(self) -> DatapathReason:
         return self._reason if self._generation else DatapathReason.UNSPECIFIED
+
+    @property
+    def identity(self) -> bytes | None:
+        return None
 
     def carriage_for(self, leg: socket.socket) -> Carriage:
         return Carriage(DatapathKind.RELAY, self._reason, handover=self._pump.stream.live_socket is not None)
@@ -209,6 +213,13 @@ class RelayDatapath:
             server.setsockopt(level, option, value)
         # A plain client's RST reaches the owner like any other leg's end, and the owner then closes.
         return RelayConduit(self._reactor, self._sweep, server, owner, self._reason)
+
+    def survivors(self) -> list[Survivor]:
+        """None: a relayed session ends with its process."""
+        return []
+
+    def adopt(self, survivor: Survivor, owner: ConduitOwner, *, resumable: bool) -> RelayConduit:
+        raise LookupError(f"there is no session {survivor.place} to adopt")
 
     def close(self) -> None:
         """Nothing is held beside the conduits."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
 from msocks.datapath.relay.conduit import RelayConduit
+from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
 from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
 from msocks.datapath.splice.farewell import Farewell
 from msocks.datapath.splice.host import SpliceHost
@@ -50,14 +51,14 @@ class SpliceConduit:
     def __init__(
         self,
         host: SpliceHost,
-        server: socket.socket,
+        server: socket.socket | None,
         owner: ConduitOwner,
         preparation: Preparation | None,
         *,
         resumable: bool,
     ) -> None:
         self._host = host
-        self._server: socket.socket | None = server
+        self._server = server
         self._server_side: Side | None = None
         self._owner = owner
         self._preparation = preparation
@@ -67,7 +68,7 @@ class SpliceConduit:
         self._asked: tuple[socket.socket, Carriage, Side | None] | None = None  # by carriage_for(), last
         self._generation = 0
         self._spliced = False
-        self._takeover: Takeover | None = None  # of the present mobile leg
+        self._takeover: Takeover | AdoptedLeg | None = None  # of the present mobile leg
         self._owed_until = 0
         self._farewell: Farewell | None = None
         self._over = False
@@ -84,6 +85,10 @@ class SpliceConduit:
     @property
     def reason(self) -> DatapathReason:
         return self._relay.reason if self._relay is not None else DatapathReason.UNSPECIFIED
+
+    @property
+    def identity(self) -> bytes | None:
+        return identity_of(self._session) if self._relay is None and self._generation else None
 
     @property
     def _session(self) -> Session:

@@ -76,6 +76,10 @@ class Tables:
         """How many more sessions fit."""
         return len(self._free)
 
+    def unused_slots(self) -> frozenset[int]:
+        """Those that can be taken."""
+        return frozenset(self._free)
+
     def session(self, slot: int) -> Session:
         """The entry itself."""
         found: Session = self._sessions[slot]
@@ -131,6 +135,11 @@ class Tables:
     def delete_opening(self, key: bytes) -> None:
         """It is over, or somebody else's affair; no-op where there is none."""
         self._opening.delete(key)
+
+    def delete_openings(self) -> None:
+        """Nobody's handshake with a server is under way."""
+        for key in list(self._opening.keys()):
+            self._opening.delete(key)
 
     def flow_count(self) -> int:
         """Entries in the table of flows. Walks through it."""

@@ -108,6 +108,9 @@ class Takeover:
         self._on_spliced = on_spliced
         self._on_lost = on_lost
         self._deadline = time.monotonic() + _NEVER_S
+        if server is not None:
+            # Nobody knows yet what lies in the sockets. If the process dies, an ACK of the first byte tells: none.
+            self._session.owed_up = self._session.owed_down = 1
         attachment = self._attachment
         assert attachment is not None
         try:
@@ -165,6 +168,7 @@ class Takeover:
         if server is not None:
             banner = _unread(server)
             self._let_go(server)
+            session.owed_up, session.owed_down = len(early), len(banner)
         # The first word to the server says what the mobile's window is.
         offered = max(0, self._side.options.send_window - len(attachment.reply))
         if early:
