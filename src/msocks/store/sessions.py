@@ -49,7 +49,7 @@ _COLUMNS = (
 )
 _PUT = f"INSERT OR REPLACE INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _FORGET = "DELETE FROM sessions WHERE user = ? AND session = ?"
-_BUSY_TIMEOUT_S = 5.0
+_BUSY_TIMEOUT_S = 1.0
 _RETRY_S = 1.0
 
 Key: TypeAlias = tuple[str, SessionId]
