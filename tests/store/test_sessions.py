@@ -202,7 +202,7 @@ store.close()
 def test_a_full_disk_is_told_and_recovered_from(tmp_path: Path):
     mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1" "$4"'
     root = Path(__file__).parents[2]
-    command = ["unshare", "-m", "sh", "-c", mount, "-", tmp_path, sys.executable, ON_A_FULL_DISK, root]
+    command = ["unshare", "-m", "sh", "-c", mount, "-", str(tmp_path), sys.executable, ON_A_FULL_DISK, str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "disk is full; make room on the disk" in done.stdout

@@ -80,6 +80,11 @@ class ProxiedSession:
         """Where the newest leg comes from."""
         return Endpoint.from_sockaddr(self._sockaddr)
 
+    @property
+    def outlives_process(self) -> bool:
+        """Whether the datapath carries it on when this process is gone."""
+        return self._conduit is not None and self._conduit.identity is not None
+
     def view(self, durable: bool) -> SessionView:
         """The state for the operator."""
         conduit = self._conduit

@@ -130,12 +130,15 @@ class Proxy:
         """Wait until `stop` has come to its end."""
         await self._stopped.wait()
 
-    async def stop(self) -> None:
-        """Accept nothing more, give sessions the grace to end, reset the others, say good-bye, close everything."""
+    async def stop(self, *, leave: bool = False) -> None:
+        """Accept nothing more, give sessions the grace to end, reset the others, say good-bye, close everything.
+
+        With `leave`, spliced sessions go on, and the next process adopts them.
+        """
         core, self._core = self._core, None
         if core is not None:
             try:
-                await core.wind_down()
+                await core.wind_down(leave=leave)
             finally:
                 await self._exit.aclose()
         self._stopped.set()
@@ -203,12 +206,15 @@ class _Core:
             self._responders.append(ProbeResponder(self.reactor, listener.udp, self.associations.find))
         self.spawn(self._watch_users())
 
-    async def wind_down(self) -> None:
-        """Let the sessions end by themselves for the grace, then end them."""
+    async def wind_down(self, *, leave: bool) -> None:
+        """Let the sessions end by themselves for the grace, then end them; with `leave`, not those that outlive us."""
         self.stopping = True
         for listener in self._listeners:
             listener.stop()
         self._admission.close()
+        if leave:
+            await asyncio.sleep(_PARTING_S)  # what this process alone has of them is said again meanwhile
+            self.sessions.leave()
         await _until(lambda: not len(self.sessions), self._config.stop_grace_s)
         if len(self.sessions):
             _log.warning("sessions_reset", count=len(self.sessions))
@@ -328,7 +334,8 @@ def _raise_descriptor_limit() -> None:
 
 
 async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
-    """Run a proxy until SIGTERM or SIGINT; a second one ends it at once.
+    """Run a proxy until SIGTERM or SIGINT, or SIGUSR2, which leaves spliced sessions to the next process; a second
+    signal ends it at once.
 
     Args:
         config: What to run.
@@ -345,20 +352,24 @@ async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
     asked = asyncio.Event()
     hurried = asyncio.Event()
 
-    def on_signal() -> None:
+    leaving = False
+
+    def on_signal(number: signal.Signals) -> None:
+        nonlocal leaving
+        leaving = leaving or number is signal.SIGUSR2
         (hurried if asked.is_set() else asked).set()
 
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     for number in signals:
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         service_manager.notify(service_manager.READY)
         on_ready()
         await asked.wait()
-        _log.info("stopping")
+        _log.info("leaving" if leaving else "stopping")
     finally:
         service_manager.notify(service_manager.STOPPING)
-        stopping = loop.create_task(proxy.stop())
+        stopping = loop.create_task(proxy.stop(leave=leaving))
         hurrying = loop.create_task(hurried.wait())
         await asyncio.wait({stopping, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         for task in (stopping, hurrying):

@@ -217,6 +217,13 @@ class SessionRegistry:
             session.cut()
         self._hanging_up.close()
 
+    def leave(self) -> None:
+        """Let go of the sessions that the datapath carries on without this process, for the next one to adopt."""
+        for key, session in tuple(self._sessions.items()):
+            if session.outlives_process:
+                self._parked.discard(session)
+                del self._sessions[key]
+
     def users(self) -> list[str]:
         """The users who have sessions."""
         return list(self._count_of_user)
