@@ -61,7 +61,7 @@ def test_transfers_outlive_their_proxy_and_move_afterwards(spliced: Field, soak:
     field = spliced
     count = 100 if soak else 10
     rate = 10 * MB // count
-    size = str((20 if soak else 6) * rate)
+    size = str((90 if soak else 4) * rate)
     already = field.lab.server.accepted_connections()
     sizes = ("--download", size, "--upload", size, "--rate", str(rate))
     transfers = [field.transfer(*sizes) for _ in range(count)]
@@ -341,7 +341,7 @@ def test_a_proxy_that_is_restarted_for_an_upgrade(spliced: Field) -> None:
             advance(each)
         field.start_proxy("--open")
         assert {session["durable"] for session in sessions(field)} == {True, False}
-        assert field.msocks("move", "all", "--to", "lte", check=False).returncode == 0
+        eventually(lambda: field.msocks("move", "all", "--to", "lte", check=False).returncode == 0)
         for each in (ends, plain):
             advance(each)
 
@@ -373,11 +373,10 @@ def test_one_whose_user_was_removed_meanwhile_ends(spliced: Field) -> None:
         advance(ends)
         eventually(lambda: all_durable(field))
         crash(field)
-        for command in ("remove", "add"):  # one of the same name is another
-            field.lab.proxy.run([MSOCKS, "user", command, "alice", "--state", str(field.state)])
+        for command in (["remove"], ["add", "--address", "192.0.2.2:1080"]):  # one of the same name is another
+            field.lab.proxy.run([MSOCKS, "user", *command, "alice", "--state", str(field.state)])
         advance(ends)
         field.start_proxy("--open")
-        for end in (ends.client, ends.server):
-            with pytest.raises(ConnectionResetError):
-                end.recv(1)
+        with pytest.raises(ConnectionResetError):
+            ends.server.recv(1)
     assert sessions(field) == []
