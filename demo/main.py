@@ -18,7 +18,7 @@ from demo.world import WEB_PORT, World, build
 from msocks_lab import CutMode, LinkCounters
 from msocks_lab.measurement import measurement_lock
 
-FILE_BYTES = 320_000_000
+FILE_BYTES = 280_000_000
 LAST_BYTES = 10_000_000
 SETTLE_S = 3.0  # between moves, so that each one's stall is its own
 PATIENCE_S = 20.0
@@ -72,16 +72,14 @@ class Show:
             if flow["datapath"] != "none":  # no leg yet
                 self.carriers.add(Carrier(_program(flow), flow["datapath"], flow["datapath_reason"]))
 
-    def requested(self, programs: tuple[str, ...], to: str, *, patience_s: float = 0.0) -> None:
-        """`msocks move`, for one program's flow or for all; repeated until it can be done, for `patience_s`."""
+    def requested(self, programs: tuple[str, ...], to: str) -> None:
+        """`msocks move`, for one program's flow or for all."""
 
         def move() -> None:
             flow = "all" if len(programs) > 1 else self._flows[programs[0]]
-            deadline = time.monotonic() + patience_s
-            while (done := self.world.msocks("move", flow, "--to", to)).returncode:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(done.stderr.strip())
-                self.watch(0.05)
+            done = self.world.msocks("move", flow, "--to", to)
+            if done.returncode:
+                raise RuntimeError(done.stderr.strip())
 
         self.step("msocks move", programs, to, move)
 
@@ -183,17 +181,15 @@ def play(show: Show) -> None:
         show.watch(3.0)
         lte.restore()
 
-    show.step("no link for 3 s", both, "lte", no_link_for_three_seconds)
-    show.step("wifi is back", both, "wifi", wifi.restore)
-
     def kill_the_proxy() -> None:
         show.world.kill_proxy()
         show.watch(2.0)
         show.world.start_proxy()
 
+    show.step("no link for 3 s", both, "lte", no_link_for_three_seconds)
     if {carrier.datapath for carrier in show.carriers} == {"splice"}:  # what is relayed ends with its proxy
-        show.step("kill -9 of proxy", both, "wifi", kill_the_proxy)
-        show.requested(both, "lte", patience_s=5.0)  # the agent has to log in again
+        show.step("kill -9 of proxy", both, "lte", kill_the_proxy)
+    show.step("wifi is back", both, "wifi", wifi.restore)
 
 
 def main() -> int:
