@@ -367,6 +367,37 @@ def test_without_a_record_it_goes_on_but_cannot_be_reconnected(spliced: Field) -
         advance(again)
 
 
+def test_an_update_with_other_tables_relays_and_leaves_the_old_sessions_to_the_old_programs(spliced: Field) -> None:
+    field = spliced
+    with join(field, plain=True) as old:
+        crash(field)
+        maps = field.lab.proxy.run(["sh", "-c", "echo /sys/fs/bpf/msocks/*/layouts"]).stdout.strip()
+        known = field.lab.proxy.run(["readlink", f"{maps}/sessions"]).stdout.strip()
+        field.lab.proxy.run(["ln", "-sfn", "of-another-version", f"{maps}/sessions"])
+        field.datapath = "auto"
+        field.start_proxy("--open")
+        advance(old)
+        eventually(lambda: field.msocks("links", check=False).stdout.count(" up ") == 2)
+        with join(field, is_spliced=False) as relayed:
+            advance(relayed)
+            eventually(lambda: field.msocks("move", "all", "--to", "lte", check=False).returncode == 0)
+            relayed.client.sendall(bytes(MB))  # nothing is left that keeps the kernel from acknowledging it
+            assert read(relayed.server, MB) == bytes(MB)
+            assert {session["datapath_reason"] for session in sessions(field)} == {"no kernel support"}
+        with join(field, plain=True, is_spliced=False) as relayed:
+            relayed.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            relayed.server.close()
+            with pytest.raises(ConnectionResetError):
+                relayed.client.recv(1)
+        advance(old)
+        crash(field)
+        field.lab.proxy.run(["ln", "-sfn", known, f"{maps}/sessions"])
+        field.datapath = "splice"
+        field.start_proxy("--open")
+        advance(old)
+        assert [session["datapath"] for session in sessions(field)] == ["splice"]
+
+
 def test_one_whose_user_was_removed_meanwhile_ends(spliced: Field) -> None:
     field = spliced
     with join(field) as ends:

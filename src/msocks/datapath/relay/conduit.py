@@ -20,6 +20,7 @@ from msocks.transport.socket_pump import SocketPump
 from msocks.transport.sweep import Sweep
 from msocks.values.endpoint import Address
 
+_SO_MARK = 36
 # Dead servers are found, and NATs on the way kept open, while a session may be without data for hours. An urgent byte
 # stays in the stream, without its mark (RFC 6093 section 4): offsets would lose count.
 _SERVER_OPTIONS = (
@@ -183,9 +184,13 @@ def _end_of(error: OSError) -> LegEnd:
 
 
 class RelayDatapath:
-    """Implements `msocks.datapath.interface.Datapath`; `reason` says why sessions are relayed."""
+    """Implements `msocks.datapath.interface.Datapath`; `reason` says why sessions are relayed.
 
-    def __init__(self, reactor: Reactor, reason: DatapathReason) -> None:
+    `mark` is put on the listeners' connections (SO_MARK, which takes CAP_NET_ADMIN), 0 for none.
+    """
+
+    def __init__(self, reactor: Reactor, reason: DatapathReason, *, mark: int = 0) -> None:
+        self._mark = mark
         self._reactor = reactor
         self._sweep = Sweep(reactor)
         self._reason = reason
@@ -197,6 +202,8 @@ class RelayDatapath:
     def prepare_listener(self, sock: socket.socket) -> None:
         """Legs inherit it: an urgent byte stays in the stream (RFC 6093 section 4), or offsets would lose count."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if self._mark:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
 
     def prepare_server_leg(
         self,
