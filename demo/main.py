@@ -18,7 +18,7 @@ from demo.world import WEB_PORT, World, build
 from msocks_lab import CutMode, LinkCounters
 from msocks_lab.measurement import measurement_lock
 
-FILE_BYTES = 280_000_000
+FILE_BYTES = 320_000_000
 LAST_BYTES = 10_000_000
 SETTLE_S = 3.0  # between moves, so that each one's stall is its own
 PATIENCE_S = 20.0
