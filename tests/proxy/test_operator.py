@@ -59,6 +59,7 @@ async def test_sessions_are_shown(proxy: RunningProxy, server: Server):
         "bytes_up": 4,
         "bytes_down": 6,
         "client": str(Endpoint.from_sockaddr(leg.sock.getsockname())),
+        "durable": False,
     }
     reset(leg.sock)
     await eventually(lambda: bool(proxy.events("session_parked")))
