@@ -142,7 +142,7 @@ def test_a_damaged_file_is_refused_with_the_remedy_and_left_alone(
     store.close()
     path.write_bytes(damage(path.read_bytes()))
     damaged = path.read_bytes()
-    with pytest.raises(StoreError, match=f"({what}).*(--store memory|move the file away)"):
+    with pytest.raises(StoreError, match=f"({what}).*(--store *memory|move the file away)"):
         SqliteSessions(path, lambda _: None).load()
     assert path.read_bytes() == damaged
 
@@ -156,7 +156,7 @@ def test_a_row_that_cannot_be_is_damage(path: Path):
         database.execute("UPDATE sessions SET destination = 'nowhere'")
     database.close()
     again = SqliteSessions(path, lambda _: None)
-    with pytest.raises(StoreError, match=r"nowhere.*--store memory"):
+    with pytest.raises(StoreError, match=r"nowhere.*--store *memory"):
         again.load()
     again.close()
 

@@ -292,8 +292,9 @@ class SqliteSessions:
                 remedy = "check the state directory, its owner and the space on its disk"
             else:
                 remedy = (
-                    f"move it away (mv {self._path} {self._path}.damaged), or start with --store memory: sessions that "
-                    "the kernel still carries run to their end, but cannot be reconnected; it was not changed"
+                    f"move it away, together with {self._path.name}-wal and -shm where they are, or start with --store "
+                    "memory: sessions that the kernel still carries run to their end, but cannot be reconnected; "
+                    "it was not changed"
                 )
             raise StoreError(f"the session records in {self._path} cannot be used: {said}", remedy=remedy) from None
 
