@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.end_to_end.conftest import MSOCKS, PORT, Field
+from tests.end_to_end.conftest import MSOCKS, PORT, Field, Transfer
 from tests.end_to_end.ends import Ends, entered, eventually, join, listen, read, sockets_toward
 from tests.end_to_end.splice_fixtures import spliced
 
@@ -126,14 +126,18 @@ def moved(field: Field) -> set[tuple[str, str]]:
     return {(flow["link"], flow["state"]) for flow in field.flows() if flow["state"] != "ended"}
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_crashes_while_sessions_are_reconnecting(spliced: Field, soak: bool) -> None:
     field = spliced
     crashes, count = (200, 20) if soak else (2, 6)
     rate = 2 * MB // count
-    size = str(rate * 2 * crashes)
+    size = str(rate * (20 if soak else 4))
     moments = random.Random(count)
-    transfers = [field.transfer("--download", size, "--upload", size, "--rate", str(rate)) for _ in range(count)]
+
+    def begin() -> Transfer:
+        return field.transfer("--download", size, "--upload", size, "--rate", str(rate))
+
+    transfers = [begin() for _ in range(count)]
     for transfer in transfers:
         transfer.wait_for(rate // 10)
     stop = threading.Event()
@@ -148,10 +152,15 @@ def test_crashes_while_sessions_are_reconnecting(spliced: Field, soak: bool) -> 
         moving = pool.submit(move)
         try:
             for _ in range(crashes):
-                time.sleep(moments.uniform(0.1, 0.6))
+                time.sleep(moments.uniform(0, 0.5))
                 crash(field)
                 time.sleep(moments.uniform(0, 0.2))
                 field.start_proxy("--open")
+                eventually(lambda: {state for _, state in moved(field)} <= {"live"}, 40)
+                for index, transfer in enumerate(transfers):
+                    if soak and transfer.process.poll() is not None:
+                        assert transfer.result()["error"] == ""
+                        transfers[index] = begin()
         finally:
             stop.set()
         moving.result()
