@@ -53,6 +53,7 @@ class Tables:
         self._flows = program.map("flows")
         self._opening = program.map("opening")
         self._listeners = program.map("listeners")
+        self._caps = program.map("caps")
         self._drops = program.map("drops")
         sessions, config, busy = (program.map(name) for name in ("sessions", "config", "busy"))
         self.slots = sessions.max_entries
@@ -140,6 +141,10 @@ class Tables:
         """Nobody's handshake with a server is under way."""
         for key in list(self._opening.keys()):
             self._opening.delete(key)
+
+    def delete_cap(self, key: bytes) -> None:
+        """The kernel may acknowledge all that arrives with these addresses; no-op where it may already."""
+        self._caps.delete(key)
 
     def flow_count(self) -> int:
         """Entries in the table of flows. Walks through it."""
