@@ -368,10 +368,13 @@ def test_without_a_record_it_goes_on_but_cannot_be_reconnected(spliced: Field) -
         advance(ends)
         (listed,) = sessions(field)
         assert (listed["user"], listed["durable"], listed["bytes_up"]) == ("", False, 300_000)
-        field.lab.link("wifi").cut(CutMode.CARRIER)
-        with pytest.raises(ConnectionResetError):
-            ends.client.recv(1)
-    field.lab.link("wifi").restore()
+        ((link, _),) = moved(field)
+        field.lab.link(link).cut(CutMode.CARRIER)
+        try:
+            with pytest.raises(ConnectionResetError):
+                ends.client.recv(1)
+        finally:
+            field.lab.link(link).restore()
     with join(field) as again:
         advance(again)
 
