@@ -18,7 +18,7 @@ from demo.world import WEB_PORT, World, build
 from msocks_lab import CutMode, LinkCounters
 from msocks_lab.measurement import measurement_lock
 
-FILE_BYTES = 256_000_000
+FILE_BYTES = 320_000_000
 LAST_BYTES = 10_000_000
 SETTLE_S = 3.0  # between moves, so that each one's stall is its own
 PATIENCE_S = 20.0
@@ -181,7 +181,14 @@ def play(show: Show) -> None:
         show.watch(3.0)
         lte.restore()
 
+    def kill_the_proxy() -> None:
+        show.world.kill_proxy()
+        show.watch(2.0)
+        show.world.start_proxy()
+
     show.step("no link for 3 s", both, "lte", no_link_for_three_seconds)
+    if {carrier.datapath for carrier in show.carriers} == {"splice"}:  # what is relayed ends with its proxy
+        show.step("kill -9 of proxy", both, "lte", kill_the_proxy)
     show.step("wifi is back", both, "wifi", wifi.restore)
 
 

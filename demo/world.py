@@ -54,7 +54,7 @@ PermitRootLogin prohibit-password
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class World:
     """Everything that runs."""
 
@@ -62,6 +62,17 @@ class World:
     directory: Path
     digest: str  # SHA-256 of the file that nginx serves
     control: Path
+    proxy_argv: list[str]
+    proxy: LabProcess
+
+    def kill_proxy(self) -> None:
+        """`kill -9`."""
+        self.proxy.kill()
+        self.proxy.wait()
+
+    def start_proxy(self) -> None:
+        """Another one, on the same state directory."""
+        self.proxy = _start(self.lab.proxy.popen(self.proxy_argv, stdout=subprocess.PIPE))
 
     def msocks(self, *arguments: str, timeout: float = 20) -> subprocess.CompletedProcess[str]:
         """Run a verb of `msocks` on the mobile host; what it says on failure is in the result."""
@@ -117,24 +128,25 @@ def build(file_bytes: int, datapath: str) -> Iterator[World]:
         allowed = [f"{address}/{128 if ':' in address else 32}" for address in lab.server.addresses]
         listen = _each("--listen", [f"0.0.0.0:{PROXY_PORT}", f"[::]:{PROXY_PORT}"])
         proxy = [MSOCKS, "proxy", *listen, "--state", str(state), *_each("--allow", allowed), "--datapath", datapath]
-        _start(lab.proxy.popen(proxy, stdout=subprocess.PIPE))
+        running = _start(lab.proxy.popen(proxy, stdout=subprocess.PIPE))
         control = directory / "agent.sock"
         agent = [MSOCKS, "agent", "--access-file", str(access), "--listen", f"127.0.0.1:{LOCAL_PORT}"]
         agent += ["--control", str(control), "--link", "wifi", "--link", "lte"]
         _start(lab.mobile.popen(agent, stdout=subprocess.PIPE, unprivileged=True))
-        yield World(lab, directory, digest, control)
+        yield World(lab, directory, digest, control, proxy, running)
 
 
 def _each(option: str, values: list[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
 
-def _start(process: LabProcess) -> None:
+def _start(process: LabProcess) -> LabProcess:
     assert process.stdout is not None
     line = process.stdout.readline().decode().strip()
     if line != "ready":
         time.sleep(0.2)
         raise RuntimeError(f"{process.host}: msocks did not start:\n{process.tail()}")
+    return process
 
 
 def _write_file(path: Path, size: int) -> str:

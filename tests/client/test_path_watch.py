@@ -371,6 +371,7 @@ async def test_only_the_proxys_own_answers_count(lab: Lab, access: AccessLink):
         loop = asyncio.get_running_loop()
         transport, false_proxy = await loop.create_datagram_endpoint(lambda: FalseProxy(keys.down), sock=sock)
         answers: list[ProbeAnswer] = []
+        refused: list[bool] = []
         probe = ProbeSocket(
             node.reactor,
             node.association,
@@ -378,6 +379,7 @@ async def test_only_the_proxys_own_answers_count(lab: Lab, access: AccessLink):
             node.link("wifi"),
             Endpoint.of(lab.proxy.ipv4, SINK_PORT),
             lambda answer, _received_at: answers.append(answer),
+            lambda: refused.append(True),
         )
         for mode in ("garbage", "echo", "forged", "stranger"):
             false_proxy.mode = mode
@@ -393,5 +395,6 @@ async def test_only_the_proxys_own_answers_count(lab: Lab, access: AccessLink):
         await asyncio.sleep(0)
         assert probe.send(number, 1)
         await asyncio.sleep(0.03)
-        probe.send(number, 1)  # the ICMP error of the one before comes out here, and does no harm
+        probe.send(number, 1)  # the ICMP error of the one before comes out here at the latest, and does no harm
+        assert refused
         probe.close()

@@ -63,6 +63,7 @@ async def test_sessions_are_shown(proxy: RunningProxy, server: Server):
         "dropped": None,
         "idle": None,
         "client": str(Endpoint.from_sockaddr(leg.sock.getsockname())),
+        "durable": False,
     }
     reset(leg.sock)
     await eventually(lambda: bool(proxy.events("session_parked")))
@@ -291,7 +292,7 @@ import sys
 from pathlib import Path
 from typing import Any
 from msocks.proxy.config import DatapathChoice, ProxyConfig
-from msocks.proxy.server import run
+from msocks.proxy.daemon import run
 from msocks.values.endpoint import Endpoint
 config = ProxyConfig(
     listen=(Endpoint.parse("127.0.0.1:0"),), state=Path(sys.argv[1]), stop_grace_s=0, datapath=DatapathChoice.RELAY

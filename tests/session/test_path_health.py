@@ -527,3 +527,15 @@ def test_a_path_on_which_something_is_always_heard_is_never_silent(gaps: list[fl
         road.health.on_heard(road.now)
         road.health.on_traffic(road.now)
         assert road.is_in(PathState.ALIVE)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_proxy_that_is_gone_does_not_make_its_path_silent_as_long_as_its_host_says_so(refused: bool):
+    road = Road(lives=until(10), every=TYPING, heard=False)
+    if refused:
+        for second in range(10, 40):
+            road.at(second + 0.01, lambda: road.health.on_refused(road.now))
+    road.run(39)
+    assert bool(road.silences) is not refused
+    road.run(50)  # now the host is gone as well
+    assert len(road.silences) == 1

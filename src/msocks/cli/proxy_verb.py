@@ -62,6 +62,13 @@ from msocks.values.endpoint import Endpoint
     "and why.",
 )
 @click.option(
+    "--store",
+    type=click.Choice(["sqlite", "memory"]),
+    help="Where the proxy notes whose the spliced sessions are: `sqlite` (the default), in the state directory, so "
+    "that a proxy that is started after a crash can reconnect them; `memory` writes nothing, and after a crash they go "
+    "on to their end where they are.",
+)
+@click.option(
     "--config",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -76,6 +83,7 @@ def proxy(
     deny: tuple[IPv4Network | IPv6Network, ...],
     open_: bool | None,
     datapath: str | None,
+    store: str | None,
     config: Path | None,
 ) -> None:
     """Run the proxy in the foreground, until SIGTERM or SIGINT. It needs no privilege for ports from 1024 on.
@@ -92,7 +100,7 @@ def proxy(
         raise click.UsageError("Give --listen HOST:PORT and --state DIR, or --config FILE.")
     from msocks.cli.configuration.load import proxy_config
     from msocks.cli.log_setup import configure_log
-    from msocks.proxy.server import run
+    from msocks.proxy.daemon import run
 
     settings = proxy_config(
         config,
@@ -103,6 +111,7 @@ def proxy(
             "deny": [str(network) for network in deny] or None,
             "open": open_,
             "datapath": datapath,
+            "store": store,
         },
     )
     configure_log(verbose=invocation.is_verbose)

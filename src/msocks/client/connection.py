@@ -150,6 +150,13 @@ class Connection:
         """The proxy says on a control channel that it has accepted a leg; one of somebody else is displaced."""
         self._apply(self._machine.foreign_leg(self._now(), generation))
 
+    def keys_changed(self, key_up: bytes) -> None:
+        """The proxy was restarted: whoever was asked under other keys answers no more."""
+        for attempt in list(self._attempts.values()):
+            if attempt.said and attempt.key_up != key_up:
+                restarted = LinkUnavailable(attempt.link, "the proxy was restarted before it had answered")
+                self._on_failure(attempt, restarted)
+
     # -- carrying out -----------------------------------------------------------------------------------------------
 
     def _now(self) -> float:

@@ -225,6 +225,8 @@ class LinkChannel:
                 error = await self._ended
             except (MsocksError, OSError) as failure:
                 error = failure
+                if isinstance(failure, ConnectionRefusedError):
+                    self._context.watch.refused(self.link.name)
                 self._context.dialer.resolve_soon()
             pause_s = self._pause_after(error)
             self._close(goodbye=False)

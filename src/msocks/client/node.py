@@ -180,6 +180,8 @@ class MobileNode:
         del link, welcome
         self._problem = None
         self._offer_links()
+        for connection in list(self.connections.values()):
+            connection.keys_changed(self._authority.key_up)
 
     def on_control_lost(self, link: str, error: MsocksError | OSError | None) -> None:
         """A control channel is gone; what it has established stays."""

@@ -60,6 +60,7 @@ class ProbeSocket:
         link: Link,
         endpoint: Endpoint,
         on_answer: Callable[[ProbeAnswer, float], None],
+        on_refused: Callable[[], None],
     ) -> None:
         """
         Args:
@@ -70,6 +71,7 @@ class ProbeSocket:
             endpoint: Where to; an address.
             on_answer: Called with each answer of the proxy, and the time.monotonic() at which the kernel received it:
                 how long this process took to look must not count as round-trip time.
+            on_refused: Called when an ICMP error says that nobody listens there.
 
         Raises:
             OSError: The link cannot be used.
@@ -80,6 +82,7 @@ class ProbeSocket:
         self._association = association
         self._keys = keys
         self._on_answer = on_answer
+        self._on_refused = on_refused
         self._sock = bound_socket(link, Family.of(endpoint.address), socket.SOCK_DGRAM)
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
@@ -97,6 +100,9 @@ class ProbeSocket:
             return False
         try:
             self._sock.send(encode_probe(Probe(self._association.id, number, time_us), keys[0]))
+        except ConnectionRefusedError:  # an earlier one
+            self._on_refused()
+            return False
         except OSError:
             return False  # also where an ICMP error came back for an earlier one; the next may get through
         return True
@@ -113,6 +119,9 @@ class ProbeSocket:
                 datagram, ancillary, _flags, _source = self._sock.recvmsg(PROBE_BYTES + 1, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionRefusedError:
+                self._on_refused()
+                continue
             except OSError:
                 continue  # an ICMP error, now fetched
             answer = self._verified(datagram)

@@ -184,6 +184,11 @@ class PathWatch:
             path.health.on_heard(time.monotonic())
             self._after_news(path)
 
+    def refused(self, name: str) -> None:
+        """The proxy's host says, over that link, that nobody listens there."""
+        if (path := self._paths.get(name)) is not None and path.health is not None:
+            path.health.on_refused(time.monotonic())
+
     def set_captive(self, name: str, captive: bool) -> None:
         """Whether something else than the proxy answers on that link."""
         path = self._paths.get(name)
@@ -308,9 +313,13 @@ class PathWatch:
 
     def _probe_socket(self, path: LinkPath, endpoint: Endpoint) -> ProbeSocket:
         if endpoint not in path.probes:
-            on_answer = partial(self._on_probe_answer, path, endpoint)
+            on_answer, on_refused = (
+                partial(self._on_probe_answer, path, endpoint),
+                partial(self.refused, path.link.name),
+            )
+            link, keys = path.link, self._keys
             path.probes[endpoint] = ProbeSocket(
-                self._reactor, self._association, self._keys, path.link, endpoint, on_answer
+                self._reactor, self._association, keys, link, endpoint, on_answer, on_refused
             )
         return path.probes[endpoint]
 

@@ -24,6 +24,11 @@ And how it is reconnected, where everything that can be refused is refused befor
     begin = resume(position, conduit.state())   # exact now
     conduit.attach(Attachment(leg, ..))         # or conduit.restart_leg(), where the new leg came to nothing
 
+And how a process goes on with what an earlier one has left to the datapath, before it serves anybody::
+
+    for survivor in datapath.survivors():
+        datapath.adopt(survivor, owner, resumable=..)       # or, where it has ended, nothing
+
 Everything but `settle` is synchronous and returns at once. From the last `carriage_for` to `attach` nothing may be
 awaited. Neither datapaths nor conduits are thread-safe.
 """
@@ -35,10 +40,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from msocks.errors import EndReason
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.resume import StreamState
-from msocks.values.endpoint import Address
+from msocks.values.endpoint import Address, Endpoint
 
 
 class LegEnd(StrEnum):
@@ -149,6 +155,39 @@ class Attachment:
     handover: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """A session that the datapath has carried on since its process died.
+
+    Attributes:
+        place: The datapath's own name for it, good for this process.
+        identity: As the conduit of the process that died gave it.
+        server: The server leg's remote end.
+        bound: The server leg's local end.
+        client: The newest mobile leg's remote end.
+        generation: Of the newest mobile leg.
+        up_from: A of that leg.
+        down_from: D of that leg, or beyond.
+        resumable: As `Datapath.open` was told.
+        parked: That leg carries nothing any more.
+        end: How it has ended meanwhile; None while it goes on.
+        down_fin: The final length of the downstream, where the server has ended it.
+    """
+
+    place: int
+    identity: bytes
+    server: Endpoint
+    bound: Endpoint
+    client: Endpoint
+    generation: int
+    up_from: int
+    down_from: int
+    resumable: bool
+    parked: bool
+    end: EndReason | None
+    down_fin: int | None
+
+
 class Conduit(Protocol):
     """One session's datapath."""
 
@@ -159,6 +198,12 @@ class Conduit(Protocol):
     @property
     def reason(self) -> DatapathReason:
         """Why it is not the splice."""
+
+    @property
+    def identity(self) -> bytes | None:
+        """What names the session in a datapath that carries it on when this process dies: with all probability no
+        session before or after has the same. None where it would end with the process; before the first leg, too.
+        """
 
     def carriage_for(self, leg: socket.socket) -> Carriage:
         """What would carry the session over this leg, which stays the caller's. Changes nothing.
@@ -279,6 +324,19 @@ class Datapath(Protocol):
         """What the datapath as a whole has lost or refused since it began, for the operator: counts by kind and cause.
 
         Empty where it counts nothing. Raises no error of the host's: what cannot be asked is left out.
+        """
+
+    def survivors(self) -> list[Survivor]:
+        """The sessions of an earlier process that nobody has adopted, as they stand now."""
+
+    def adopt(self, survivor: Survivor, owner: ConduitOwner, *, resumable: bool) -> Conduit:
+        """The conduit of a survivor that has not ended. To be called in the turn of the event loop of `survivors`.
+
+        Nothing of the session is disturbed. Where bytes have died with the earlier process that nobody else has,
+        on_bytes_lost() follows, within seconds.
+
+        `resumable` may be False where the survivor was True, and nobody knows any more who may reconnect it: its leg
+        is its last, as a plain client's.
         """
 
     def close(self) -> None:

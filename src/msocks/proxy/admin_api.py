@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from msocks.datapath.interface import Datapath
-from msocks.proxy.proxied_session import SessionView
+from msocks.proxy.session_host import SessionView
 from msocks.store.running_proxy import short_socket_path
 
 SCHEMA = 1
@@ -95,6 +95,7 @@ def _as_json(view: SessionView, now: float) -> dict[str, Any]:
         "idle": None if view.counters.idle_s is None else round(view.counters.idle_s, 3),
         "age": round(now - record.opened_at, 3),
         "client": str(view.client),
+        "durable": view.durable,
     }
 
 

@@ -120,6 +120,21 @@ class AssociationRegistry:
         self._channels_of_user[user] = self._channels_of_user.get(user, 0) + 1
         return found
 
+    def expect(self, association: AssociationId, user: str) -> Association:
+        """The association that the client of an adopted session will come back to, with new keys.
+
+        Raises:
+            AssociationTaken: The id belongs to another user.
+            AssociationLimit: The user has too many associations.
+        """
+        found = self._associations.get(association)
+        if found is None:
+            found = self._create(association, user)
+            self._idle.add(found)
+        elif found.user != user:
+            raise AssociationTaken
+        return found
+
     def channel_closed(self, association: Association, channel: Channel) -> None:
         """A channel is gone."""
         if channel not in association.channels:

@@ -25,6 +25,13 @@ class DatapathChoice(StrEnum):
     RELAY = "relay"
 
 
+class StoreChoice(StrEnum):
+    """Where it is kept whose the sessions are, for the next process."""
+
+    SQLITE = "sqlite"
+    MEMORY = "memory"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
     """How much of everything at the same time; all counts are at least 1.
@@ -74,6 +81,7 @@ class ProxyConfig:
         open: Serve plain SOCKS5 clients without authentication.
         datapath: What carries the sessions.
         splice_ports: First and last of the local ports that the splice uses toward servers; nobody else may.
+        store: Where it is kept whose the spliced sessions are, so that the next process can reconnect them.
         half_closed_s: How long a spliced session of which one direction has ended may be silent.
         detach_grace_s: How long a session waits for its next leg, and an association for its next channel.
         handshake_timeout_s: From a connection's beginning until it has said what it wants.
@@ -91,6 +99,7 @@ class ProxyConfig:
     open: bool = False
     datapath: DatapathChoice = DatapathChoice.AUTO
     splice_ports: tuple[int, int] = DEFAULT_SPLICE_PORTS
+    store: StoreChoice = StoreChoice.SQLITE
     half_closed_s: float = 24 * 3600.0
     detach_grace_s: float = 24 * 3600.0
     handshake_timeout_s: float = 10.0

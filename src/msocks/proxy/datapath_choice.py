@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def open_datapath(config: ProxyConfig, reactor: Reactor) -> Datapath:
         ConfigurationError: The splice was asked for and cannot be had.
     """
     if config.datapath is DatapathChoice.RELAY:
-        return RelayDatapath(reactor, DatapathReason.CHOSEN_BY_OPERATOR)
+        return _open_relay(config, reactor, DatapathReason.CHOSEN_BY_OPERATOR)
     try:
         return _open_splice(config, reactor)
     except (MsocksError, OSError, ImportError) as error:
@@ -41,7 +42,20 @@ def open_datapath(config: ProxyConfig, reactor: Reactor) -> Datapath:
                 remedy="`msocks doctor` shows all that it needs; --datapath relay does without",
             ) from error
         _log.warning("relaying", reason=str(refusal), remedy="`msocks doctor` shows all that the splice needs")
-        return RelayDatapath(reactor, refusal.reason)
+        return _open_relay(config, reactor, refusal.reason)
+
+
+def _open_relay(config: ProxyConfig, reactor: Reactor, reason: DatapathReason) -> Datapath:
+    """The relay, beside what a proxy that spliced may have left in the kernel."""
+    mark = 0
+    with contextlib.suppress(MsocksError, OSError, ImportError):
+        from msocks.datapath.splice.layout import MARK_OF_DAEMON
+        from msocks.datapath.splice.loader import leave_alone
+
+        if leave_alone(pin_directory(config.state)):
+            mark = MARK_OF_DAEMON
+            _log.info("splice_left_alone", remedy="what it carries runs to its end; `msocks doctor` can discard it")
+    return RelayDatapath(reactor, reason, mark=mark)
 
 
 def _refusal(error: Exception, config: ProxyConfig) -> SpliceRefused:

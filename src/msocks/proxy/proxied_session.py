@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import structlog
 
-from msocks.datapath.interface import Conduit, Counters, Datapath, LegEnd
+from msocks.datapath.interface import Conduit, Counters, LegEnd
 from msocks.errors import EndReason
 from msocks.protocol.control import LegAccepted, Parked, SessionEnded
 from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
+from msocks.proxy.associations import Association
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
 from msocks.proxy.reconnection import consider, stale
+from msocks.proxy.session_host import SessionHost, SessionView
 from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.record import SessionRecord, SessionState
@@ -25,49 +25,6 @@ from msocks.values.endpoint import Address, Endpoint
 _log = structlog.get_logger("msocks.proxy.session")
 
 _FROM_THE_BEGINNING = ClientPosition(received=0, sends_from=0, up_fin=None, down_fin=None)
-
-
-class SessionHost(Protocol):
-    """Who keeps the sessions."""
-
-    @property
-    def datapath(self) -> Datapath:
-        """Makes conduits."""
-
-    def budget_of(self, user: str) -> ByteBudget:
-        """What the bytes held for a user's sessions count in."""
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` as a task."""
-
-    def on_parked(self, session: ProxiedSession) -> None:
-        """The session waits for a leg."""
-
-    def on_resumed(self, session: ProxiedSession) -> None:
-        """A leg carries the session."""
-
-    def on_ended(self, session: ProxiedSession) -> None:
-        """The session is over; forget it."""
-
-    def on_hanging_up(self, session: ProxiedSession) -> None:
-        """The session is over, but its server has not got everything yet: call `cut` after a while."""
-
-    def on_hung_up(self, session: ProxiedSession) -> None:
-        """No `cut` is needed any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionView:
-    """What the operator sees of a session."""
-
-    record: SessionRecord
-    client: Endpoint
-    datapath: str
-    datapath_reason: str
-    counters: Counters
 
 
 class ProxiedSession:
@@ -85,23 +42,33 @@ class ProxiedSession:
         "record",
     )  # fmt: skip
 
-    def __init__(self, record: SessionRecord, host: SessionHost, leg: WaitingLeg) -> None:
+    def __init__(
+        self,
+        record: SessionRecord,
+        host: SessionHost,
+        leg: WaitingLeg | None,
+        association: Association | None,
+        sockaddr: tuple[Any, ...],
+    ) -> None:
         """
         Args:
-            record: Of a new session.
+            record: Of the session.
             host: Who keeps it.
-            leg: The one whose CONNECT opens it.
+            leg: The one whose CONNECT opens it; None for a session that is adopted.
+            association: Of the newest leg.
+            sockaddr: Where that comes from.
         """
         self.record = record
         self._host = host
-        self._association = leg.association
-        self._sockaddr = leg.sockaddr
-        self._waiting: WaitingLeg | None = leg
+        self._association = association
+        self._sockaddr = sockaddr
+        self._waiting = leg
         self._dial: Dial | None = None
         self._conduit: Conduit | None = None
         self._bound: Endpoint | None = None
         self._settling: asyncio.Lock | None = None
-        record.claim(leg.generation)
+        if leg is not None:
+            record.claim(leg.generation)
 
     @property
     def budget(self) -> ByteBudget:
@@ -113,19 +80,28 @@ class ProxiedSession:
         """Where the newest leg comes from."""
         return Endpoint.from_sockaddr(self._sockaddr)
 
-    def view(self) -> SessionView:
+    @property
+    def outlives_process(self) -> bool:
+        """Whether the datapath carries it on when this process is gone."""
+        return self._conduit is not None and self._conduit.identity is not None
+
+    def view(self, durable: bool) -> SessionView:
         """The state for the operator."""
         conduit = self._conduit
         if conduit is None or conduit.kind is DatapathKind.NONE:
-            return SessionView(self.record, self.client, "", "", Counters(0, 0))
+            return SessionView(self.record, self.client, "", "", Counters(0, 0), durable)
         kind, reason = conduit.kind.name.lower(), conduit.reason.name.lower().replace("_", " ")
-        return SessionView(self.record, self.client, kind, reason, conduit.counters())
+        return SessionView(self.record, self.client, kind, reason, conduit.counters(), durable)
 
     # -- connecting -------------------------------------------------------------------------------------------------
 
     def dialling(self, dial: Dial) -> None:
         """The way to the server is being sought."""
         self._dial = dial
+
+    def adopted(self, conduit: Conduit, bound: Endpoint) -> None:
+        """An earlier process has connected and carried it."""
+        self._conduit, self._bound = conduit, bound
 
     def prepare_server_leg(self, sock: socket.socket, destination: tuple[Address, int]) -> None:
         """A socket is about to be connected to `destination`. Raises OSError where the datapath cannot take it."""
@@ -262,6 +238,9 @@ class ProxiedSession:
         except Exception:
             self._failed()
             leg.discard()
+            return
+        if record.resumable and self._association is not None and conduit.identity is not None:
+            self._host.on_carried(record, self._association, grant, conduit.identity)
 
     def _failed(self) -> None:
         """The exception that is being handled is a fault of the proxy's."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import resource
-import signal
 import socket
 import ssl
 import time
@@ -22,9 +20,9 @@ from msocks.protocol.control import Goodbye
 from msocks.protocol.greeting import Announcement
 from msocks.protocol.leg import Connect, DatapathKind
 from msocks.protocol.socks5_server import Socks5Server
-from msocks.proxy import log
 from msocks.proxy.admin_api import AdminApi, lock_state
 from msocks.proxy.admission import Admission, Source
+from msocks.proxy.adoption import adopt_sessions, open_session_store
 from msocks.proxy.associations import Association, AssociationRegistry
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.control_connection import ControlConnection, KeepAlive, UserLimits
@@ -34,7 +32,6 @@ from msocks.proxy.dialler import Dialler
 from msocks.proxy.incoming import Incoming, Reception, Speaker, new_lingering
 from msocks.proxy.leg_connection import LegConnection
 from msocks.proxy.listener import Listener, open_listeners
-from msocks.proxy.privileges import drop_privileges
 from msocks.proxy.probe_responder import ProbeResponder
 from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.session_registry import SessionRegistry
@@ -42,9 +39,10 @@ from msocks.proxy.socks_connection import ANYBODY, SocksConnection
 from msocks.proxy.users import UserDirectory
 from msocks.proxy.waiting_leg import WaitingLeg
 from msocks.store.identity import ProxyIdentity
+from msocks.store.sessions import SessionStore
 from msocks.store.state_directory import StateDirectory, StoreError
 from msocks.store.users import UserStore
-from msocks.transport import service_manager, tls
+from msocks.transport import tls
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId, SessionId
@@ -56,7 +54,6 @@ _USERS_PERIOD_S = 1.0
 _LOOK_S = 0.02
 # For last words to arrive.
 _PARTING_S = 1.0
-_COLLECT_AFTER = 5_000  # objects that were made and not freed
 
 
 class Proxy:
@@ -95,8 +92,10 @@ class Proxy:
             stack.callback(reactor.close)
             store = UserStore(state.users, create=True)
             stack.callback(store.close)
+            records = open_session_store(self._config.store, state)
+            stack.callback(records.close)
             datapath = open_datapath(self._config, reactor)
-            core = _Core(self._config, reactor, store, tls.server_context(identity.path), datapath)
+            core = _Core(self._config, reactor, store, records, tls.server_context(identity.path), datapath)
             stack.callback(core.close)
             core.listen()
             api = AdminApi(
@@ -129,12 +128,15 @@ class Proxy:
         """Wait until `stop` has come to its end."""
         await self._stopped.wait()
 
-    async def stop(self) -> None:
-        """Accept nothing more, give sessions the grace to end, reset the others, say good-bye, close everything."""
+    async def stop(self, *, leave: bool = False) -> None:
+        """Accept nothing more, give sessions the grace to end, reset the others, say good-bye, close everything.
+
+        With `leave`, spliced sessions go on, and the next process adopts them.
+        """
         core, self._core = self._core, None
         if core is not None:
             try:
-                await core.wind_down()
+                await core.wind_down(leave=leave)
             finally:
                 await self._exit.aclose()
         self._stopped.set()
@@ -148,6 +150,7 @@ class _Core:
         config: ProxyConfig,
         reactor: Reactor,
         store: UserStore,
+        records: SessionStore,
         tls_context: ssl.SSLContext,
         datapath: Datapath,
     ) -> None:
@@ -169,7 +172,8 @@ class _Core:
             resolutions=limits.resolutions,
             own_endpoints=lambda: self.endpoints,
         )
-        self.sessions = SessionRegistry(reactor, config, self._dialler, datapath)
+        self._records = records
+        self.sessions = SessionRegistry(reactor, config, self._dialler, datapath, records, self._users.fingerprint)
         self._admission = Admission(
             loop,
             timeout_s=config.handshake_timeout_s,
@@ -192,19 +196,27 @@ class _Core:
         self.endpoints = tuple(listener.endpoint for listener in self._listeners)
 
     def begin(self) -> None:
-        """Accept connections and answer probes."""
+        """Go on with what an earlier process has left, accept connections and answer probes.
+
+        Raises:
+            StoreError: Records of sessions cannot be read.
+        """
+        adopt_sessions(self._datapath, self._records, self._users, self.associations, self.sessions)
         for listener in self._listeners:
             self._datapath.prepare_listener(listener.tcp)
             listener.begin(self.reactor, self._on_accepted)
             self._responders.append(ProbeResponder(self.reactor, listener.udp, self.associations.find))
         self.spawn(self._watch_users())
 
-    async def wind_down(self) -> None:
-        """Let the sessions end by themselves for the grace, then end them."""
+    async def wind_down(self, *, leave: bool) -> None:
+        """Let the sessions end by themselves for the grace, then end them; with `leave`, not those that outlive us."""
         self.stopping = True
         for listener in self._listeners:
             listener.stop()
         self._admission.close()
+        if leave:
+            await asyncio.sleep(_PARTING_S)  # what this process alone has of them is said again meanwhile
+            self.sessions.leave()
         await _until(lambda: not len(self.sessions), self._config.stop_grace_s)
         if len(self.sessions):
             _log.warning("sessions_reset", count=len(self.sessions))
@@ -321,71 +333,3 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _spare_collections() -> None:
-    """Let the garbage collector look seldom, and never again at what was there from the start.
-
-    A session makes some dozens of objects; of a spliced one none is in a cycle, of a relayed one a few. With Python's
-    threshold, 700, the collector would look after every twentieth session, and mostly find nothing.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
-
-
-async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
-    """Run a proxy until SIGTERM or SIGINT; a second one ends it at once.
-
-    Args:
-        config: What to run.
-        on_ready: Called when connections are accepted.
-
-    Raises:
-        ConfigurationError: As `Proxy.start`; so do StoreError and ListenError.
-    """
-    if not structlog.is_configured():
-        log.configure()
-    loop = asyncio.get_running_loop()
-    proxy = Proxy(config)
-    await proxy.start()
-    drop_privileges(config.state, splices=proxy.splices)
-    _spare_collections()
-    asked = asyncio.Event()
-    hurried = asyncio.Event()
-
-    def on_signal() -> None:
-        (hurried if asked.is_set() else asked).set()
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, on_signal)
-    try:
-        service_manager.notify(service_manager.READY)
-        on_ready()
-        await asked.wait()
-        _log.info("stopping")
-    finally:
-        service_manager.notify(service_manager.STOPPING)
-        stopping = loop.create_task(proxy.stop())
-        hurrying = loop.create_task(hurried.wait())
-        await asyncio.wait({stopping, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (stopping, hurrying):
-            task.cancel()
-        await asyncio.gather(stopping, hurrying, return_exceptions=True)
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-
-def run(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
-    """`run_proxy` in an event loop of its own: uvloop's where it is installed."""
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        runner.run(run_proxy(config, on_ready))
-
-
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 
 import structlog
 
-from msocks.datapath.interface import Datapath
+from msocks.datapath.interface import Datapath, Survivor
 from msocks.errors import EndReason
 from msocks.protocol.leg import Close, CloseMode, Connect, LegReply, LegStatus, Query, Reconnect
 from msocks.protocol.socks5_wire import ReplyCode
+from msocks.proxy.associations import Association
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.dialler import Dialler
-from msocks.proxy.proxied_session import ProxiedSession, SessionView
-from msocks.proxy.waiting_leg import WaitingLeg, verdict
+from msocks.proxy.proxied_session import ProxiedSession
+from msocks.proxy.session_host import SessionView
+from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.record import SessionRecord, SessionState, Tombstones
 from msocks.session.resume import ClientPosition
+from msocks.store.sessions import SessionStore, StoredSession
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import ID_BYTES, SessionId
@@ -32,7 +36,7 @@ _MIB = 1024 * 1024
 
 
 class SessionRegistry:
-    """See the module. Implements `msocks.proxy.proxied_session.SessionHost`.
+    """See the module. Implements `msocks.proxy.session_host.SessionHost`.
 
     A session is found under its user and id together, so another user's id is simply unknown.
     """
@@ -43,8 +47,21 @@ class SessionRegistry:
         config: ProxyConfig,
         dialler: Dialler,
         datapath: Datapath,
+        store: SessionStore,
+        fingerprint: Callable[[str], bytes],
     ) -> None:
+        """
+        Args:
+            reactor: The event loop's part for sockets.
+            config: The proxy's settings.
+            dialler: Connects to servers.
+            datapath: Carries the bytes.
+            store: Where what the next process has to know is kept.
+            fingerprint: That of a user who is logged in.
+        """
         self.datapath = datapath
+        self._store = store
+        self._fingerprint = fingerprint
         self._loop = reactor.loop
         self._limits = config.limits
         self._dialler = dialler
@@ -61,7 +78,7 @@ class SessionRegistry:
         return len(self._sessions)
 
     def __iter__(self) -> Iterator[SessionView]:
-        return (session.view() for session in tuple(self._sessions.values()))
+        return (session.view(self._store.is_durable(key)) for key, session in tuple(self._sessions.items()))
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -158,11 +175,30 @@ class SessionRegistry:
             leg.answer(LegReply(status=LegStatus.LIMIT))
             return None
         record = SessionRecord(session, user, destination, self.now(), resumable)
-        opened = ProxiedSession(record, self, leg)
+        opened = ProxiedSession(record, self, leg, leg.association, leg.sockaddr)
         self._sessions[user, session] = opened
         self._count_of_user[user] = count + 1
         opened.dialling(self._dialler.dial(destination, opened.prepare_server_leg, opened.on_dialled))
         return opened
+
+    # -- what an earlier process has left ---------------------------------------------------------------------------
+
+    def adopt(self, record: SessionRecord, survivor: Survivor, association: Association | None) -> ProxiedSession:
+        """Go on with a session that the datapath has carried on."""
+        client = survivor.client
+        session = ProxiedSession(record, self, None, association, (str(client.host), client.port))
+        self._sessions[record.user, record.session] = session
+        self._count_of_user[record.user] = self._count_of_user.get(record.user, 0) + 1
+        session.adopted(self.datapath.adopt(survivor, session, resumable=record.resumable), survivor.bound)
+        if record.state is SessionState.PARKED:
+            self._parked.add(session)
+        elif survivor.parked:
+            session.end(EndReason.CLIENT_CLOSED)  # no other leg can follow
+        return session
+
+    def bury(self, record: SessionRecord) -> None:
+        """Remember how a session has ended before it could be adopted."""
+        self._tombstones.bury(record, self.now())
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
@@ -180,6 +216,13 @@ class SessionRegistry:
         for session in self._hanging_up.take_all():
             session.cut()
         self._hanging_up.close()
+
+    def leave(self) -> None:
+        """Let go of the sessions that the datapath carries on without this process, for the next one to adopt."""
+        for key, session in tuple(self._sessions.items()):
+            if session.outlives_process:
+                self._parked.discard(session)
+                del self._sessions[key]
 
     def users(self) -> list[str]:
         """The users who have sessions."""
@@ -214,7 +257,8 @@ class SessionRegistry:
         record = session.record
         assert record.state is SessionState.ENDED
         self._parked.discard(session)
-        del self._sessions[record.user, record.session]
+        if self._sessions.pop((record.user, record.session), None) is None:
+            return  # it was left to the next process, and has ended before this one
         left = self._count_of_user[record.user] - 1
         if left:
             self._count_of_user[record.user] = left
@@ -223,6 +267,23 @@ class SessionRegistry:
             self._budget_of_user.pop(record.user, None)
         if record.resumable:
             self._tombstones.bury(record, self.now())
+            self._store.forget((record.user, record.session))
+
+    def on_carried(self, record: SessionRecord, association: Association, grant: Grant, identity: bytes) -> None:
+        self._store.put(
+            StoredSession(
+                session=record.session,
+                user=record.user,
+                user_fingerprint=self._fingerprint(record.user),
+                association=association.id,
+                destination=record.destination,
+                opened_at=time.time() - (self.now() - record.opened_at),
+                generation=grant.generation,
+                up_from=grant.up_from,
+                down_from=grant.down_from,
+                identity=identity,
+            )
+        )
 
     def on_hanging_up(self, session: ProxiedSession) -> None:
         self._hanging_up.add(session)

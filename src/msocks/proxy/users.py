@@ -63,6 +63,21 @@ class UserDirectory:
         """
         return self._store.fingerprint(user) == self._fingerprints.get(user)
 
+    def recognise(self, user: str, fingerprint: bytes) -> bool:
+        """Whether `user` is the one who had this fingerprint when an earlier process let him in; he is logged in then.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        if self._store.fingerprint(user) != fingerprint:
+            return False
+        self._log_in(user)
+        return True
+
+    def fingerprint(self, user: str) -> bytes:
+        """What `recognise` of a later process wants to know of a user who is logged in; empty for one who is not."""
+        return self._fingerprints.get(user, b"")
+
     def limits(self, user: str) -> UserLimits:
         """What the user may have; the proxy's defaults for whoever has no limits of his own."""
         known = self._limits.get(user)

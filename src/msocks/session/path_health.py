@@ -59,6 +59,7 @@ RETURN_AFTER_S = 0.3
 RETURN_AFTER_MOST_S = 3.0
 FLAP_MEMORY_S = 60.0
 
+REFUSED_S = 3.0  # unanswered probes say nothing for so long: hosts send few ICMP errors, Linux one a second
 UDP_GIVEN_UP_AFTER = 6
 UDP_RETRY_S = 30.0
 _FORGET_PROBE_S = 10.0
@@ -145,6 +146,7 @@ class PathHealth:
         self._heard_tcp_at = -math.inf  # anything but an answer to a UDP probe
         self._traffic_at = now - 1.0  # a new path is worth a few samples
         self._legs = False
+        self._excused_until = -math.inf
         self._control_asked_at = -math.inf
         self._udp_sent_at = -math.inf
         self._udp_answered = False
@@ -209,6 +211,10 @@ class PathHealth:
             self._heard_tcp_at = now
             self._on_sign_of_life(now)
 
+    def on_refused(self, now: float) -> None:
+        """Nobody listens, says the proxy's host: the path lives, the proxy does not."""
+        self._excused_until = now + REFUSED_S
+
     def on_traffic(self, now: float) -> None:
         """The path is in use: bytes were written to it or came from it, or wait for their ACK."""
         self._traffic_at = max(self._traffic_at, now)
@@ -271,10 +277,11 @@ class PathHealth:
 
     def _overdue(self, now: float) -> list[_Probe]:
         """The probes that speak for silence: unanswered past their deadline, and nothing was received since."""
+        since = max(self.heard_at, self._excused_until)
         return [
             probe
             for probe in self._probes.values()
-            if probe.counts and probe.sent_at >= self.heard_at and now >= probe.sent_at + self._patience_s(probe)
+            if probe.counts and probe.sent_at >= since and now >= probe.sent_at + self._patience_s(probe)
         ]
 
     def _needed(self) -> int:

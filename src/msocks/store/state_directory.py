@@ -13,6 +13,7 @@ from msocks.errors import ConfigurationError, MsocksError
 _MODE = 0o700
 _IDENTITY = "identity.pem"
 _USERS = "users.sqlite"
+_SESSIONS = "sessions.sqlite"
 _ADMIN_SOCKET = "admin.sock"
 
 
@@ -86,6 +87,11 @@ class StateDirectory:
     def users(self) -> Path:
         """The SQLite database of users."""
         return self.path / _USERS
+
+    @property
+    def sessions(self) -> Path:
+        """The SQLite database of what the next proxy has to know of this one's sessions."""
+        return self.path / _SESSIONS
 
     @property
     def admin_socket(self) -> Path:

@@ -260,6 +260,7 @@ def _proxy(table: ProxyTable, base: Path) -> ProxyConfig:
         open=table.open,
         datapath=table.datapath,
         splice_ports=table.splice_ports,
+        store=table.store,
         half_closed_s=table.half_closed_s,
         detach_grace_s=table.detach_grace_s,
         handshake_timeout_s=table.handshake_timeout_s,

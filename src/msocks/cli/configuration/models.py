@@ -14,7 +14,7 @@ from msocks.cli.configuration.tables import Table, choice, is_link_name, text
 from msocks.cli.network import parse_network
 from msocks.datapath.splice.ports import PortRange
 from msocks.errors import ConfigurationError
-from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimits
+from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimits, StoreChoice
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 
@@ -47,6 +47,7 @@ EndpointText = Annotated[Endpoint, text(Endpoint.parse, "an address")]
 NetworkText = Annotated[IPv4Network | IPv6Network, text(parse_network, "a network")]
 AccessLinkText = Annotated[AccessLink, text(AccessLink.parse, "an access link")]
 DatapathText = Annotated[DatapathChoice, choice(DatapathChoice, "datapath")]
+StoreText = Annotated[StoreChoice, choice(StoreChoice, "store")]
 PortRangeText = Annotated[tuple[int, int], text(_port_range, "a range of ports")]
 LinkName = Annotated[str, text(_link_name, "a link's name")]
 PathText = Annotated[Path, text(_path, "a path")]
@@ -113,6 +114,7 @@ class ProxyTable(Table):
     open: bool = Field(default=False, examples=["false"])
     datapath: DatapathText = Field(default=DatapathChoice.AUTO, examples=['"auto"'])
     splice_ports: PortRangeText = Field(default=DEFAULT_SPLICE_PORTS, examples=['"16384-32767"'])
+    store: StoreText = Field(default=StoreChoice.SQLITE, examples=['"sqlite"'])
     half_closed_s: Seconds = Field(default=86400.0, examples=["86400"])
     detach_grace_s: Seconds = Field(default=86400.0, examples=["86400"])
     handshake_timeout_s: Seconds = Field(default=10.0, examples=["10"])

@@ -10,7 +10,7 @@ import errno
 import socket
 from collections.abc import Callable
 
-from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
+from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Survivor
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import StreamState
@@ -20,6 +20,7 @@ from msocks.transport.socket_pump import SocketPump
 from msocks.transport.sweep import Sweep
 from msocks.values.endpoint import Address
 
+_SO_MARK = 36
 # Dead servers are found, and NATs on the way kept open, while a session may be without data for hours. An urgent byte
 # stays in the stream, without its mark (RFC 6093 section 4): offsets would lose count.
 _SERVER_OPTIONS = (
@@ -54,6 +55,10 @@ class RelayConduit:
     @property
     def reason(self) -> DatapathReason:
         return self._reason if self._generation else DatapathReason.UNSPECIFIED
+
+    @property
+    def identity(self) -> bytes | None:
+        return None
 
     def carriage_for(self, leg: socket.socket) -> Carriage:
         return Carriage(DatapathKind.RELAY, self._reason, handover=self._pump.stream.live_socket is not None)
@@ -179,9 +184,13 @@ def _end_of(error: OSError) -> LegEnd:
 
 
 class RelayDatapath:
-    """Implements `msocks.datapath.interface.Datapath`; `reason` says why sessions are relayed."""
+    """Implements `msocks.datapath.interface.Datapath`; `reason` says why sessions are relayed.
 
-    def __init__(self, reactor: Reactor, reason: DatapathReason) -> None:
+    `mark` is put on the listeners' connections (SO_MARK, which takes CAP_NET_ADMIN), 0 for none.
+    """
+
+    def __init__(self, reactor: Reactor, reason: DatapathReason, *, mark: int = 0) -> None:
+        self._mark = mark
         self._reactor = reactor
         self._sweep = Sweep(reactor)
         self._reason = reason
@@ -193,6 +202,8 @@ class RelayDatapath:
     def prepare_listener(self, sock: socket.socket) -> None:
         """Legs inherit it: an urgent byte stays in the stream (RFC 6093 section 4), or offsets would lose count."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if self._mark:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
 
     def prepare_server_leg(
         self,
@@ -212,6 +223,13 @@ class RelayDatapath:
 
     async def troubles(self) -> dict[str, dict[str, int]]:
         return {}
+
+    def survivors(self) -> list[Survivor]:
+        """None: a relayed session ends with its process."""
+        return []
+
+    def adopt(self, survivor: Survivor, owner: ConduitOwner, *, resumable: bool) -> RelayConduit:
+        raise LookupError(f"there is no session {survivor.place} to adopt")
 
     def close(self) -> None:
         """Nothing is held beside the conduits."""

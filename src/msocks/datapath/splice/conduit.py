@@ -9,6 +9,7 @@ from collections.abc import Callable
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice import flows
+from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
 from msocks.datapath.splice.entries import (
     Side,
     counters,
@@ -60,14 +61,14 @@ class SpliceConduit:
     def __init__(
         self,
         host: SpliceHost,
-        server: socket.socket,
+        server: socket.socket | None,
         owner: ConduitOwner,
         preparation: Preparation | None,
         *,
         resumable: bool,
     ) -> None:
         self._host = host
-        self._server: socket.socket | None = server
+        self._server = server
         self._server_side: Side | None = None
         self._owner = owner
         self._preparation = preparation
@@ -78,7 +79,7 @@ class SpliceConduit:
         self._generation = 0
         self._reset_generation = 0  # of the last leg of which that was told
         self._spliced = False
-        self._takeover: Takeover | None = None  # of the present mobile leg
+        self._takeover: Takeover | AdoptedLeg | None = None  # of the present mobile leg
         self._owed: OwedBytes | None = None
         self._farewell: Farewell | None = None
         self._over = False
@@ -95,6 +96,10 @@ class SpliceConduit:
     @property
     def reason(self) -> DatapathReason:
         return self._relay.reason if self._relay is not None else DatapathReason.UNSPECIFIED
+
+    @property
+    def identity(self) -> bytes | None:
+        return identity_of(self._session) if self._relay is None and self._generation else None
 
     @property
     def _session(self) -> Session:

@@ -10,8 +10,10 @@ import struct
 
 import structlog
 
-from msocks.datapath.interface import ConduitOwner
+from msocks.datapath.interface import ConduitOwner, Survivor
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice.adopted_conduit import AdoptedConduit
+from msocks.datapath.splice.adoption import clear_handshakes, freed_just_now, survivor_of
 from msocks.datapath.splice.caretaker import Caretaker
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
@@ -79,6 +81,7 @@ class SpliceDatapath:
         self._known_lost = self.tables.lost_events()
         self._swept_at = 0.0
         self._events = RingBuffer(program.map("events"))
+        self._forget_the_past()
         reactor.watch(self._events.fileno(), self._on_events)
         self._caretaker = Caretaker(reactor, hooks, firewall, ports, lambda: self._listeners)
 
@@ -95,6 +98,14 @@ class SpliceDatapath:
                 local, remote = ends(session.legs[0])
                 with contextlib.suppress(ValueError):
                     self._ports.claim(*remote, local[1])
+                if session.state != SessionState.OPEN:
+                    self.server_legs.ended(slot)
+
+    def _forget_the_past(self) -> None:
+        """What was told to an earlier process, and what it was about to do."""
+        for slot in freed_just_now(self._events, self.tables):
+            self._on_freed(slot)
+        clear_handshakes(self.tables)
 
     # -- Datapath ---------------------------------------------------------------------------------------------------
 
@@ -135,6 +146,14 @@ class SpliceDatapath:
         with contextlib.suppress(SpliceRefused, TimeoutError):
             found["firewall"] = await self._firewall.dropped()
         return found
+
+    def survivors(self) -> list[Survivor]:
+        tables = self.tables
+        found = (survivor_of(tables.session(slot), slot) for slot in range(tables.slots) if slot not in self._conduits)
+        return [survivor for survivor in found if survivor is not None]
+
+    def adopt(self, survivor: Survivor, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
+        return AdoptedConduit(self, survivor, owner, resumable=resumable)
 
     def close(self) -> None:
         """Sessions of the kernel's half go on; what this process holds of it is let go."""

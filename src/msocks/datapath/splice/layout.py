@@ -241,6 +241,8 @@ class Session(ctypes.Structure):
     last_ns: int
     complained_ns: int
     mobile_edge: int
+    owed_up: int
+    owed_down: int
     _fields_ = (
         ("legs", Leg * LEGS),
         ("up", Stream),
@@ -253,7 +255,8 @@ class Session(ctypes.Structure):
         ("last_ns", ctypes.c_uint64),
         ("complained_ns", ctypes.c_uint64),
         ("mobile_edge", ctypes.c_uint64),
-        ("unused", ctypes.c_uint64),
+        ("owed_up", ctypes.c_uint32),
+        ("owed_down", ctypes.c_uint32),
     )
 
 

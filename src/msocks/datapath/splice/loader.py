@@ -131,6 +131,24 @@ def _load(pin_directory: Path, slots: int) -> SpliceProgram:
     return found
 
 
+def leave_alone(pin_directory: Path) -> bool:
+    """Let programs that an earlier process has left there carry what they carry, and have no part in new connections.
+
+    Returns:
+        Whether there are any. The firewall table that belongs to them stands, and wants to see the mark of the daemon.
+
+    Raises:
+        BpfError: The kernel does not let this process look; whoever cannot has not put them there either.
+    """
+    listeners = _pinned(pin_directory / "maps" / "listeners") if _exists(pin_directory) else None
+    if listeners is None:
+        return False
+    for key in list(listeners.keys()):
+        listeners.delete(key)
+    listeners.close()
+    return True
+
+
 def discard(pin_directory: Path) -> None:
     """Remove everything that is pinned there; the kernel frees what nobody holds. No-op where there is nothing."""
     shutil.rmtree(pin_directory, ignore_errors=True)

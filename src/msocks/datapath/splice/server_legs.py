@@ -9,6 +9,7 @@ import socket
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -50,7 +51,7 @@ class Preparation:
     incarnation: int
     remote: End
     port: int
-    _sock: weakref.ref[socket.socket]
+    _sock: Callable[[], socket.socket | None]
     taken: bool = False
 
     @property

@@ -89,6 +89,10 @@ class Tables:
         """How many more sessions fit."""
         return len(self._free)
 
+    def unused_slots(self) -> frozenset[int]:
+        """Those that can be taken."""
+        return frozenset(self._free)
+
     def session(self, slot: int) -> Session:
         """The entry itself."""
         found: Session = self._sessions[slot]
@@ -168,6 +172,11 @@ class Tables:
     def delete_opening(self, key: bytes) -> None:
         """It is over, or somebody else's affair; no-op where there is none."""
         self._opening.delete(key)
+
+    def delete_openings(self) -> None:
+        """Nobody's handshake with a server is under way."""
+        for key in list(self._opening.keys()):
+            self._opening.delete(key)
 
     def delete_cap(self, key: bytes) -> None:
         """The kernel may acknowledge all that arrives with these addresses; no-op where it may already."""

@@ -100,6 +100,9 @@ class Takeover:
         self._on_spliced = on_spliced
         self._on_lost = on_lost
         self._deadline = time.monotonic() + _NEVER_S
+        if server is not None:
+            # Nobody knows yet what lies in the sockets. If the process dies, an ACK of the first byte tells: none.
+            self._session.owed_up = self._session.owed_down = 1
         attachment = self._attachment
         assert attachment is not None
         mobile, reply = attachment.sock, attachment.reply
@@ -186,6 +189,8 @@ class Takeover:
     def _joined(self, attachment: Attachment, first: bool, early: bytes, said: bytes, banner: bytes) -> None:
         """The sockets have vanished; `early` and `banner` lay in them, and `said` ends with the reply."""
         session = self._session
+        if first:
+            session.owed_up, session.owed_down = len(early), len(banner)
         # The first word to the server says what the mobile's window is.
         if early and self._is_capped(attachment):
             self._copy(early, attachment.up_from)

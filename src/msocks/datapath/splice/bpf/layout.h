@@ -184,7 +184,10 @@ struct session {
 	__u64 last_ns; /* when the last packet passed */
 	__u64 complained_ns; /* when the last EVENT_TOO_BIG or EVENT_NO_PATH was sent */
 	__u64 mobile_edge; /* downstream: the right edge that the leg which carries has offered */
-	__u64 unused;
+	/* The daemon's: so many bytes from the beginning of each stream this host has acknowledged in the place of their
+	 * receiver. */
+	__u32 owed_up;
+	__u32 owed_down;
 };
 
 struct config {
