@@ -92,9 +92,9 @@ def allowed_destinations(lab: Lab) -> list[str]:
     return options("--allow", [f"{address}/{128 if ':' in address else 32}" for address in lab.server.addresses])
 
 
-def start_proxy(lab: Lab, state: Path) -> LabProcess:
+def start_proxy(lab: Lab, state: Path, *, datapath: str = "relay") -> LabProcess:
     """The proxy for agents."""
-    argv = [MSOCKS, "proxy", "--listen", f"[::]:{PROXY_PORT}", "--state", str(state), *_RELAY]
+    argv = [MSOCKS, "proxy", "--listen", f"[::]:{PROXY_PORT}", "--state", str(state), "--datapath", datapath]
     argv += allowed_destinations(lab)
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
@@ -107,14 +107,14 @@ def start_open_proxy(lab: Lab) -> LabProcess:
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
 
-def start_product(lab: Lab) -> Product:
+def start_product(lab: Lab, *, datapath: str = "relay") -> Product:
     """Proxy and agent; the agent prefers the lab's links in their order. Raises BenchmarkError, ProcessFailed."""
     state, access, control = (lab.directory / name for name in ("proxy-state", "access", "agent.sock"))
     addresses = options("--address", [f"{lab.proxy.ipv4}:{PROXY_PORT}", f"[{lab.proxy.ipv6}]:{PROXY_PORT}"])
     link = lab.proxy.run([MSOCKS, "user", "add", "bench", "--state", str(state), *addresses]).stdout
     access.write_text(link)
     access.chmod(0o600)
-    proxy = start_proxy(lab, state)
+    proxy = start_proxy(lab, state, datapath=datapath)
     argv = [MSOCKS, "agent", "--access-file", str(access), "--listen", f"127.0.0.1:{AGENT_PORT}"]
     argv += ["--control", str(control), *options("--link", [link.name for link in lab.links])]
     agent = start_ready(lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))

@@ -9,6 +9,7 @@ import socket
 from msocks.client.leg_attempt import LegAttempt
 from msocks.client.network import Authority, ConnectionListener, Network
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
+from msocks.protocol.control import ParkedLeg
 from msocks.protocol.leg import Connect, DatapathKind, DatapathReason, LegRequest, LegStatus, ReceivedReply, Reconnect
 from msocks.protocol.leg_request_codec import encode_request
 from msocks.session import mobile_effects as mobile
@@ -155,8 +156,10 @@ class Connection:
                     self._abandon(generation)
                 case mobile.Carried():
                     self._carried(effect)
-                case mobile.Parked():
+                case mobile.Parked(generation):
                     self._live = None
+                    if generation:
+                        self._network.park(ParkedLeg(self.session, generation, self.stream.received()))
                     if self._machine.attempting is None or not self.stream.sends_on(self._machine.attempting):
                         self.stream.stop_sending()
                     self._listener.on_parked()

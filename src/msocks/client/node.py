@@ -18,7 +18,16 @@ from msocks.client.session_closer import SessionCloser
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
-from msocks.protocol.control import Drain, LegAccepted, Parked, SessionEnded, Welcome
+from msocks.protocol.control import (
+    MAX_LISTED_SESSIONS,
+    Drain,
+    LegAccepted,
+    Park,
+    Parked,
+    ParkedLeg,
+    SessionEnded,
+    Welcome,
+)
 from msocks.transport.dial import Dialer
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
@@ -66,6 +75,7 @@ class MobileNode:
         self._closer = SessionCloser(self, loop)
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
+        self._gone: list[ParkedLeg] = []  # legs of which the proxy is to be told in the next turn of the loop
         self._problem: MsocksError | None = None
 
     async def start(self) -> None:
@@ -158,6 +168,17 @@ class MobileNode:
         if known is None:
             raise LinkUnavailable.unknown(link)
         return await self._dialer.dial(known, timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
+
+    def park(self, leg: ParkedLeg) -> None:
+        """Tell the proxy that a leg is gone, over whatever link still brings it; legs of one cause go together."""
+        if not self._gone:
+            self.reactor.loop.call_soon(self._tell_gone)
+        self._gone.append(leg)
+
+    def _tell_gone(self) -> None:
+        gone, self._gone = self._gone, []
+        for first in range(0, len(gone), MAX_LISTED_SESSIONS):
+            self._channels.send(Park(tuple(gone[first : first + MAX_LISTED_SESSIONS])))
 
     def close_session(self, session: SessionId, generation: int) -> None:
         """Have the proxy reset a session, as soon as it can be told."""

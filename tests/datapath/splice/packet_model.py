@@ -168,6 +168,7 @@ class Model:
         if self.from_mobile and resumable:
             self.into.state = LegState.STOPPED
             session.flags |= SessionFlag.STOPPED
+            session.held, session.parked_ns = 0, 1
         else:
             session.state = SessionState.RESET
         return DropReason.RESET_DETACHES if resumable else None
@@ -329,6 +330,7 @@ def timeless(session: Session) -> bytes:
     copy = Session.from_buffer_copy(bytes(session))
     for name in _TIMES:
         setattr(copy, name, 0)
+    copy.parked_ns = bool(copy.parked_ns)
     for leg in copy.legs:
         for name in _LEG_TIMES:
             setattr(leg, name, 0)

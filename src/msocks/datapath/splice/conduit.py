@@ -11,11 +11,11 @@ from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
 from msocks.datapath.splice.farewell import Farewell
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
+from msocks.datapath.splice.layout import SERVER, HeldPacket, LegFlag, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.options import reconcile
-from msocks.datapath.splice.segments import RST
+from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
-from msocks.datapath.splice.speech import say
+from msocks.datapath.splice.speech import resets, say
 from msocks.datapath.splice.takeover import Takeover
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
@@ -37,6 +37,7 @@ class SpliceConduit:
         "_over",
         "_owed_until",
         "_owner",
+        "_parking",
         "_preparation",
         "_reason",
         "_relay",
@@ -69,6 +70,7 @@ class SpliceConduit:
         self._spliced = False
         self._takeover: Takeover | None = None  # of the present mobile leg
         self._owed_until = 0
+        self._parking: Parking | None = None  # from the first outage on
         self._farewell: Farewell | None = None
         self._over = False
         self._closed = False
@@ -136,6 +138,18 @@ class SpliceConduit:
             self._relay.stop_leg(handover=handover)
         elif self._spliced:
             self._session.flags |= SessionFlag.STOPPED
+
+    def park(self, received: int) -> None:
+        if self._relay is None and self._spliced:
+            self._parked().park(received)
+        else:
+            self.stop_leg()
+
+    def _parked(self) -> Parking:
+        if self._parking is None:
+            host = self._host
+            self._parking = Parking(host.reactor.loop, host.output, self._session, host.held)
+        return self._parking
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
@@ -218,6 +232,8 @@ class SpliceConduit:
             server.state = LegState.HANDSHAKE
             flows.append((key_of(server), SERVER))
             host.enter(preparation.slot, self)
+        else:
+            self._parked().prepare(leg.down_from)
         host.tables.put_flows(flows, preparation.slot)
         takeover.begin(
             self._server,
@@ -236,6 +252,8 @@ class SpliceConduit:
             if old.state != LegState.NONE and key_of(old) != key_of(new):
                 self._host.tables.delete_flow(key_of(old))
             old.state = LegState.NONE
+        if self._parking is not None:
+            self._parking.resume(number)
 
     def _on_leg_lost(self, generation: int, number: int) -> None:
         if self._closed:
@@ -286,6 +304,11 @@ class SpliceConduit:
         if self._takeover is not None:
             self._takeover.repeat()
 
+    def on_held(self, packet: HeldPacket) -> None:
+        """A segment of the server's was copied."""
+        if self._spliced and not self._over:
+            self._parked().on_held(packet)
+
     def _tell_leg_ended(self, generation: int) -> None:
         def tell() -> None:
             if not self._over and generation == self._generation:
@@ -309,10 +332,16 @@ class SpliceConduit:
         if self._relay is not None:
             self._relay.hang_up(up_end)
             return
-        if self._takeover is not None:
-            self._takeover.cancel()
+        self._cease()
         self.stop_leg()
         self._host.reactor.loop.create_task(self._say_farewell(up_end))
+
+    def _cease(self) -> None:
+        """Owe nobody anything any more."""
+        if self._takeover is not None:
+            self._takeover.cancel()
+        if self._parking is not None:
+            self._parking.close()
 
     async def _say_farewell(self, up_end: int) -> None:
         await self.settle()
@@ -338,8 +367,7 @@ class SpliceConduit:
             return
         self._closed = True
         host, preparation = self._host, self._preparation
-        if self._takeover is not None:
-            self._takeover.cancel()
+        self._cease()
         if self._relay is not None:
             self._relay.close(reset=reset)
             if preparation is not None:
@@ -375,9 +403,8 @@ class SpliceConduit:
 
     def _reset(self) -> None:
         """RST to both ends; an end for which it is not exact says where it stands (RFC 5961), and is told again."""
-        session, output = self._session, self._host.output
+        session = self._session
         session.state = SessionState.RESETTING
         session.last_ns = time.monotonic_ns()
-        output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
-        if self._takeover is not None and session.legs[self._takeover.number].state == LegState.LIVE:
-            output.send(say(session, self._takeover.number, max(session.down.acked, session.down.sent), b"", RST))
+        for packet in resets(session):
+            self._host.output.send(packet)

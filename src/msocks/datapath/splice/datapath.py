@@ -14,10 +14,19 @@ from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Event, EventType, PacketEvent, SessionState
+from msocks.datapath.splice.layout import (
+    MARK_OF_DAEMON,
+    SERVER,
+    Event,
+    EventType,
+    HeldPacket,
+    PacketEvent,
+    SessionState,
+)
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
+from msocks.datapath.splice.parked import HeldBytes
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
@@ -57,6 +66,7 @@ class SpliceDatapath:
         self.reactor = reactor
         self.tables = Tables(program, ports=ports, half_closed_s=half_closed_s)
         self.output = RawOutput(MARK_OF_DAEMON)
+        self.held = HeldBytes()
         self._ports = PortAllocator(ports)
         self.server_legs = ServerLegs(self.tables, self._ports)
         self._range = ports
@@ -69,6 +79,8 @@ class SpliceDatapath:
         self._claim_survivors()
         self._events = RingBuffer(program.map("events"))
         reactor.watch(self._events.fileno(), self._on_events)
+        self._copies = RingBuffer(program.map("held"))
+        reactor.watch(self._copies.fileno(), self._on_copies)
         self._looking_after = reactor.loop.call_later(_LOOK_AFTER_S, self._look_after)
 
     @property
@@ -130,6 +142,8 @@ class SpliceDatapath:
         self._looking_after.cancel()
         self.reactor.unwatch(self._events.fileno())
         self._events.close()
+        self.reactor.unwatch(self._copies.fileno())
+        self._copies.close()
         self.output.close()
         for relay in self._relays.values():
             relay.close()
@@ -187,6 +201,16 @@ class SpliceDatapath:
             case EventType.TOO_BIG | EventType.ICMP:
                 packet_event = PacketEvent.from_buffer_copy(raw.ljust(_PACKET_EVENT_BYTES, b"\0"))
                 tell_sender(session, packet_event, self.output)
+
+    def _on_copies(self, _events: int) -> None:
+        self._copies.consume(self._on_copy)
+
+    def _on_copy(self, raw: bytes) -> None:
+        packet = HeldPacket.from_buffer_copy(raw)
+        event = packet.event
+        conduit = self._conduits.get(event.slot)
+        if conduit is not None and self.tables.session(event.slot).incarnation == event.incarnation:
+            conduit.on_held(packet)
 
     def _on_freed(self, slot: int) -> None:
         session = self.tables.session(slot)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MARK_OF_DAEMON = 0x4D534F43
 SERVER = 0
 LEGS = 3
 NO_FIN = 0xFFFF_FFFF_FFFF_FFFF
 EVENT_PACKET_BYTES = 1280
+HELD_PACKET_BYTES = 2048
 
 
 class SessionState(IntEnum):
@@ -55,6 +56,8 @@ class SessionFlag(IntEnum):
     RESUMABLE = 1
     STOPPED = 2
     STRIP_TIMESTAMPS = 4
+    RESUMING = 8
+    CLOSED_WINDOW = 16
 
 
 class EventType(IntEnum):
@@ -69,6 +72,7 @@ class EventType(IntEnum):
     ICMP = 7
     NO_PATH = 8
     REPLY_MISSING = 9
+    HELD = 10
 
 
 class DropReason(IntEnum):
@@ -94,6 +98,7 @@ class DropReason(IntEnum):
     KERNEL_SPOKE = 17
     UNTIMELY_ACK = 18
     OPTIONS = 19
+    OUT_OF_TURN = 20
 
 
 _Address = ctypes.c_uint8 * 16
@@ -238,6 +243,9 @@ class Session(ctypes.Structure):
     last_ns: int
     complained_ns: int
     mobile_edge: int
+    parked_ns: int
+    held_ns: int
+    held: int
     _fields_ = (
         ("legs", Leg * LEGS),
         ("up", Stream),
@@ -250,7 +258,10 @@ class Session(ctypes.Structure):
         ("last_ns", ctypes.c_uint64),
         ("complained_ns", ctypes.c_uint64),
         ("mobile_edge", ctypes.c_uint64),
-        ("unused", ctypes.c_uint64),
+        ("parked_ns", ctypes.c_uint64),
+        ("held_ns", ctypes.c_uint64),
+        ("held", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
     )
 
 
@@ -308,6 +319,27 @@ class PacketEvent(ctypes.Structure):
     )
 
 
+class HeldPacket(ctypes.Structure):
+    """struct held_packet."""
+
+    event: Event
+    arrived_ns: int
+    tsval: int
+    length: int
+    headers: int
+    copied: int
+    packet: ctypes.Array[ctypes.c_uint8]
+    _fields_ = (
+        ("event", Event),
+        ("arrived_ns", ctypes.c_uint64),
+        ("tsval", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("headers", ctypes.c_uint32),
+        ("copied", ctypes.c_uint32),
+        ("packet", ctypes.c_uint8 * HELD_PACKET_BYTES),
+    )
+
+
 class Busy(ctypes.Structure):
     """struct busy."""
 
@@ -326,6 +358,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "config": Config,
     "event": Event,
     "packet_event": PacketEvent,
+    "held_packet": HeldPacket,
     "busy": Busy,
 }
 """By the name in ``layout.h``."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment
 from msocks.datapath.splice.entries import Side, fill_mobile_leg, key_of
-from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session
+from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session, SessionFlag
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.rebuild import vanish
 from msocks.datapath.splice.residual import Residual
@@ -82,7 +82,9 @@ class Takeover:
     @property
     def offered(self) -> int:
         """Bytes of the stream that the mobile takes."""
-        reply = self._attachment.reply if self._attachment is not None else b""
+        return self._offered_behind(self._attachment.reply if self._attachment is not None else b"")
+
+    def _offered_behind(self, reply: bytes) -> int:
         return max(0, self._side.options.send_window - len(reply))
 
     def fill(self, attachment: Attachment) -> bytes:
@@ -165,8 +167,8 @@ class Takeover:
         if server is not None:
             banner = _unread(server)
             self._let_go(server)
-        # The first word to the server says what the mobile's window is.
-        offered = max(0, self._side.options.send_window - len(attachment.reply))
+        # The first word to the server says what the mobile's window is; see `parked` for why not always.
+        offered = None if session.flags & SessionFlag.RESUMING else self._offered_behind(attachment.reply)
         if early:
             self._pass_on(early, attachment.up_from, offered)
         else:
@@ -202,7 +204,7 @@ class Takeover:
             again()
         self._owe(again, lambda: bool(entry.flags & LegFlag.REPLY_ACKED), entry)
 
-    def _pass_on(self, early: bytes, offset: int, offered: int) -> None:
+    def _pass_on(self, early: bytes, offset: int, offered: int | None) -> None:
         """Bytes that came behind the request.
 
         Those of a leg that was capped are the mobile's still: the server gets a copy. Others this host's kernel has
