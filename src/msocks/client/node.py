@@ -15,6 +15,7 @@ from msocks.client.network import ConnectionListener
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
+from msocks.client.spare_legs import SpareLegs
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
@@ -75,6 +76,7 @@ class MobileNode:
         self._closer = SessionCloser(self, loop)
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
+        self._spares = SpareLegs(self.reactor, self._dial_anew)
         self._gone: list[ParkedLeg] = []  # legs of which the proxy is to be told in the next turn of the loop
         self._problem: MsocksError | None = None
 
@@ -93,6 +95,7 @@ class MobileNode:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._channels.close(), _CLOSING_S)
         self._unsubscribe()
+        self._spares.close()
         self._authority.close()
         self._watch.close()
         self._monitor.close()
@@ -167,6 +170,15 @@ class MobileNode:
         known = self._watch.links().get(link)
         if known is None:
             raise LinkUnavailable.unknown(link)
+        spare = self._spares.take(known)
+        if spare is not None:
+            return spare
+        return await self._dial_anew(link)
+
+    async def _dial_anew(self, link: str) -> socket.socket:
+        known = self._watch.links().get(link)
+        if known is None:
+            raise LinkUnavailable.unknown(link)
         return await self._dialer.dial(known, timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
 
     def park(self, leg: ParkedLeg) -> None:
@@ -191,6 +203,17 @@ class MobileNode:
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
         self.connections.pop(connection.session, None)
+        self.carries()
+
+    def carries(self) -> None:
+        """A spare leg for every link that a session may have to move to, unless it is metered."""
+        if not self.connections or not self.authorised:
+            self._spares.close()
+            return
+        in_use = {connection.link for connection in self.connections.values()}
+        links = self._watch.links()
+        idle = (name for name in self._usable if name not in in_use and not links[name].metered)
+        self._spares.keep(idle, self._usable)
 
     # -- ControlOwner -----------------------------------------------------------------------------------------------
 
@@ -266,6 +289,7 @@ class MobileNode:
             rtt_s = self._rtt_s()
             for connection in list(self.connections.values()):
                 connection.links_changed(usable, rtt_s)
+        self.carries()
 
     def _can_carry(self, link: Link) -> bool:
         return link.state is LinkState.UP and bool(self._dialer.candidates(link))

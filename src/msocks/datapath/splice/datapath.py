@@ -47,6 +47,7 @@ _LISTENER_MSS = 1440
 # Somebody else may take away what the splice stands on.
 _LOOK_AFTER_S = 5.0
 _EVENT_BYTES = ctypes.sizeof(Event)
+_HELD_PACKET_BYTES = ctypes.sizeof(HeldPacket)
 _PACKET_EVENT_BYTES = ctypes.sizeof(PacketEvent)
 
 
@@ -206,7 +207,7 @@ class SpliceDatapath:
         self._copies.consume(self._on_copy)
 
     def _on_copy(self, raw: bytes) -> None:
-        packet = HeldPacket.from_buffer_copy(raw)
+        packet = HeldPacket.from_buffer_copy(raw.ljust(_HELD_PACKET_BYTES, b"\0"))
         event = packet.event
         conduit = self._conduits.get(event.slot)
         if conduit is not None and self.tables.session(event.slot).incarnation == event.incarnation:

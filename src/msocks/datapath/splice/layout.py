@@ -16,7 +16,7 @@ SERVER = 0
 LEGS = 3
 NO_FIN = 0xFFFF_FFFF_FFFF_FFFF
 EVENT_PACKET_BYTES = 1280
-HELD_PACKET_BYTES = 2048
+HELD_PACKET_BYTES = 16384
 
 
 class SessionState(IntEnum):
@@ -328,6 +328,7 @@ class HeldPacket(ctypes.Structure):
     length: int
     headers: int
     copied: int
+    segment: int
     packet: ctypes.Array[ctypes.c_uint8]
     _fields_ = (
         ("event", Event),
@@ -336,6 +337,8 @@ class HeldPacket(ctypes.Structure):
         ("length", ctypes.c_uint32),
         ("headers", ctypes.c_uint32),
         ("copied", ctypes.c_uint32),
+        ("segment", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
         ("packet", ctypes.c_uint8 * HELD_PACKET_BYTES),
     )
 

@@ -23,7 +23,7 @@ from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN, is_intact
 from msocks.datapath.splice.speech import say
 
-MOST_SEGMENTS = 16
+MOST_SEGMENTS = 64
 """Of one session."""
 MOST_BYTES = 16 << 20
 """Of all sessions of a proxy; what comes beyond is not held."""
@@ -117,15 +117,10 @@ class Parking:
         offset, payload = packet.event.offset, copied[packet.headers :]
         if offset + len(payload) <= session.down.acked or not is_intact(copied, packet.length):
             return
-        known = self._segments.get(offset)
-        if known is not None:
-            if known.said_at is not None:
-                return
-            self._drop(known)
-        if len(self._segments) >= MOST_SEGMENTS or self._total.held + len(payload) > MOST_BYTES:
-            return
-        self._segments[offset] = _Segment(offset, payload, packet.tsval, packet.arrived_ns)
-        self._total.held += len(payload)
+        for first in range(0, len(payload), packet.segment):
+            self._hold(
+                _Segment(offset + first, payload[first : first + packet.segment], packet.tsval, packet.arrived_ns)
+            )
         if self._number is not None and session.flags & SessionFlag.RESUMING:
             self._report()
             self._deliver()
@@ -172,15 +167,28 @@ class Parking:
         again()
         self._opening = Residual(self._loop, again, lambda: bool(session.down.packets != packets), over, timeout_s=0)
 
+    def _hold(self, segment: _Segment) -> None:
+        known = self._segments.get(segment.offset)
+        if known is not None:
+            if known.said_at is not None:
+                return
+            self._drop(known)
+        if len(self._segments) < MOST_SEGMENTS and self._total.held + len(segment.payload) <= MOST_BYTES:
+            self._segments[segment.offset] = segment
+            self._total.held += len(segment.payload)
+
     def _report(self) -> None:
-        """Tell the server that a segment which is held has come out of order."""
+        """Tell the server that what is held has come out of order: the newest of it, as far as it hangs together."""
         session = self._session
         if not session.legs[SERVER].flags & LegFlag.SACK:
             return
-        beyond = [each for each in self._segments.values() if each.offset > session.down.acked]
-        if beyond:
-            newest = max(beyond, key=lambda each: each.offset)
-            self._output.send(say(session, SERVER, session.up.acked, sack=(newest.offset, newest.end)))
+        beyond = sorted((each.offset, each.end) for each in self._segments.values() if each.offset > session.down.acked)
+        if not beyond:
+            return
+        first, end = beyond.pop()
+        while beyond and beyond[-1][1] >= first:
+            first = beyond.pop()[0]
+        self._output.send(say(session, SERVER, session.up.acked, sack=(first, end)))
 
     def _deliver(self) -> None:
         """Say what is held and fits into the mobile's window, until it is acknowledged."""

@@ -218,7 +218,7 @@ struct packet_event {
 	__u8 packet[EVENT_PACKET_BYTES];
 };
 
-#define HELD_PACKET_BYTES 2048 /* of a larger one its first segment is held, or nothing */
+#define HELD_PACKET_BYTES 16384 /* of a larger one, which the kernel has put together, the beginning is held */
 
 struct held_packet {
 	struct event event; /* offset: of its first byte in the stream */
@@ -226,7 +226,9 @@ struct held_packet {
 	__u32 tsval;
 	__u32 length; /* of the packet on the wire, from its IP header */
 	__u32 headers; /* bytes of IP and TCP before the payload */
-	__u32 copied; /* bytes of it below */
+	__u32 copied; /* bytes of it below, up to the end of a segment */
+	__u32 segment; /* bytes of payload of each of its segments */
+	__u32 unused;
 	__u8 packet[HELD_PACKET_BYTES];
 };
 

@@ -82,7 +82,7 @@ struct {
 /* Copies of the server's segments: apart from the events, which must not go missing where these are many. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, 1 << 22);
 } held SEC(".maps");
 
 static __always_inline struct config *configuration(void)

@@ -23,7 +23,8 @@
 #include "rewrite.h"
 #include "streams.h"
 
-#define HELD_MOST 16 /* segments of a session, from one leg to the next */
+#define HELD_USUAL_BYTES 2048 /* so large is the copy of a packet that was not put together */
+#define HELD_MOST 8 /* packets of a session, from one leg to the next */
 #define HOLD_AGAIN_NS 100000000ULL /* of a session whose leg carries, at most one in so long */
 #define CLOSE_WINDOW_NS 1000000000ULL /* parked for so long, the server is told a window of zero */
 #define ANSWER_TTL 64
@@ -47,43 +48,57 @@ __noinline __u32 tsval_of(struct __sk_buff *skb, const struct packet *packet, __
 	return bpf_ntohl(words[1]);
 }
 
-/* Copies the first segment of a packet with payload to the daemon. */
-__noinline int hold(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow, __u64 offset,
-		    __u32 tsval)
+static __always_inline int put_copy(struct __sk_buff *skb, struct held_packet *copy, const struct packet *packet,
+				    const struct flow *flow, __u64 offset, const __u32 size)
 {
-	struct held_packet *copy;
-	__u32 headers, have;
+	__u32 headers = packet->l4 - packet->l3 + sizeof(struct tcphdr) + packet->options, have;
 
-	if (!packet || !flow)
-		return -1;
-	headers = packet->l4 - packet->l3 + sizeof(struct tcphdr) + packet->options;
-	have = packet->payload;
-	if (skb->gso_size && have > skb->gso_size)
-		have = skb->gso_size;
-	have += headers;
-	if (have < 40 || have > HELD_PACKET_BYTES)
-		return -1;
-	copy = bpf_ringbuf_reserve(&held, sizeof(*copy), 0);
-	if (!copy)
-		return -1;
 	copy->event.type = EVENT_HELD;
 	copy->event.slot = flow->slot;
 	copy->event.incarnation = flow->incarnation;
 	copy->event.leg = LEG_SERVER;
 	copy->event.offset = offset;
 	copy->arrived_ns = bpf_ktime_get_ns();
-	copy->tsval = tsval;
 	copy->length = packet->wire_length;
 	copy->headers = headers;
+	copy->segment = skb->gso_size ? skb->gso_size : packet->payload;
+	copy->unused = 0;
+	have = packet->payload;
+	if (headers + have > size && copy->segment) /* whole segments */
+		have = (size - headers) / copy->segment * copy->segment;
+	have += headers;
 	copy->copied = have;
 	have -= 1;
+	/* The verifier wants to see both bounds at the call. */
 	asm volatile("" : "+r"(have));
-	if (have >= HELD_PACKET_BYTES || bpf_skb_load_bytes(skb, packet->l3, copy->packet, have + 1) < 0) {
+	if (have >= size || bpf_skb_load_bytes(skb, packet->l3, copy->packet, have + 1) < 0) {
 		bpf_ringbuf_discard(copy, 0);
 		return -1;
 	}
 	bpf_ringbuf_submit(copy, 0);
 	return 0;
+}
+
+/* Copies a packet with payload to the daemon. */
+__noinline int hold(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow, __u64 offset,
+		    __u32 tsval)
+{
+	struct held_packet *copy;
+
+	if (!packet || !flow)
+		return -1;
+	if (packet->wire_length <= HELD_USUAL_BYTES) {
+		copy = bpf_ringbuf_reserve(&held, offsetof(struct held_packet, packet) + HELD_USUAL_BYTES, 0);
+		if (!copy)
+			return -1;
+		copy->tsval = tsval;
+		return put_copy(skb, copy, packet, flow, offset, HELD_USUAL_BYTES);
+	}
+	copy = bpf_ringbuf_reserve(&held, sizeof(*copy), 0);
+	if (!copy)
+		return -1;
+	copy->tsval = tsval;
+	return put_copy(skb, copy, packet, flow, offset, HELD_PACKET_BYTES);
 }
 
 /*
