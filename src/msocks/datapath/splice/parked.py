@@ -32,6 +32,7 @@ _WORD = 0xFFFFFFFF
 _TICK_S = 0.01
 _AGAIN_S = 0.3
 _LONGEST_S = 30.0
+_SILENT_NS = 1_000_000_000
 
 
 class HeldBytes:
@@ -115,7 +116,13 @@ class Parking:
         session = self._session
         copied = bytes(packet.packet)[: packet.copied]
         offset, payload = packet.event.offset, copied[packet.headers :]
-        if offset + len(payload) <= session.down.acked or not is_intact(copied, packet.length):
+        if not is_intact(copied, packet.length):
+            return
+        if not session.parked_ns and self._is_silent():
+            # Nobody has said that the leg is gone, but it looks so: a server that hears this goes on asking.
+            session.flags |= SessionFlag.CLOSED_WINDOW
+            self._output.send(say(session, SERVER, session.up.acked, window=0))
+        if offset + len(payload) <= session.down.acked:
             return
         for first in range(0, len(payload), packet.segment):
             self._hold(
@@ -205,6 +212,12 @@ class Parking:
                 self._output.send(say(session, number, segment.offset, segment.payload))
         if self._segments and now - self._since < _LONGEST_S:
             self._timer = self._loop.call_later(_TICK_S, self._deliver)
+
+    def _is_silent(self) -> bool:
+        """Whether the leg that should carry has said nothing for long."""
+        active = self._session.active
+        heard_ns = self._session.legs[active].ts_in_at if active != SERVER else 0
+        return heard_ns != 0 and time.monotonic_ns() - heard_ns > _SILENT_NS
 
     def _set_clock(self, segment: _Segment) -> None:
         """As if the server had sent it now, and did so at the other end of the splice as well."""

@@ -25,7 +25,8 @@
 
 #define HELD_USUAL_BYTES 2048 /* so large is the copy of a packet that was not put together */
 #define HELD_MOST 8 /* packets of a session, from one leg to the next */
-#define HOLD_AGAIN_NS 100000000ULL /* of a session whose leg carries, at most one in so long */
+#define HOLD_AGAIN_NS 100000000ULL /* of a session whose leg is silent, at most one in so long */
+#define SILENT_NS 300000000ULL /* a leg from which nothing came for so long may be gone, though nobody has said so */
 #define CLOSE_WINDOW_NS 1000000000ULL /* parked for so long, the server is told a window of zero */
 #define ANSWER_TTL 64
 
@@ -246,6 +247,20 @@ __noinline int parked(struct __sk_buff *skb, const struct packet *packet, const 
 		return 0;
 	session->flags |= SESSION_CLOSED_WINDOW;
 	return 1;
+}
+
+/* The server says something again, or asks whether anybody is there, and its mobile is silent: the daemon gets a copy. */
+static __always_inline void hold_for_silent(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow,
+					    struct session *session, const struct leg *mobile, __u64 offset, __u64 now)
+{
+	if (!(mobile->flags & LEG_TIMESTAMPS) || !mobile->ts_in_at || now < mobile->ts_in_at + SILENT_NS)
+		return;
+	if (packet->payload ? distance(session->down.sent, offset) >= 0 : distance(offset, session->down.acked) <= 0)
+		return;
+	if (now < session->held_ns + HOLD_AGAIN_NS)
+		return;
+	session->held_ns = now;
+	hold(skb, packet, flow, offset, tsval_of(skb, packet, session->legs[LEG_SERVER].ts_in));
 }
 
 /*
