@@ -84,7 +84,8 @@ class Field:
     def start_agent(self, *links: str) -> LabProcess:
         argv = [MSOCKS, "agent", "--access-file", str(self.access), "--control", str(self.control)]
         argv += ["--listen", f"127.0.0.1:{PORT}", *[word for link in links for word in ("--link", link)]]
-        return self._ready(self.lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
+        self.agent = self._ready(self.lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
+        return self.agent
 
     def _ready(self, process: LabProcess) -> LabProcess:
         assert process.stdout is not None
