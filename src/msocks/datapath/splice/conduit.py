@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
 from msocks.datapath.relay.conduit import RelayConduit
-from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
+from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, leg_key, stream_state
 from msocks.datapath.splice.farewell import Farewell
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, HeldPacket, LegFlag, LegState, Session, SessionFlag, SessionState
@@ -122,7 +123,8 @@ class SpliceConduit:
             return DatapathReason.LOCAL_SERVER
         if not self._session.legs[SERVER].flags & LegFlag.NOTED:
             return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
-        return reconcile(mobile.options, server.options, tolerant=self._resumable)
+        believed = self._host.told_mtus.segment(server.remote[0], server.family)
+        return reconcile(mobile.options, server.options, tolerant=self._resumable, believed=believed)
 
     def _misfit(self, mobile: Side) -> DatapathReason | None:
         """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
@@ -189,11 +191,17 @@ class SpliceConduit:
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
             self._become_relay(asked[1].reason)
         if self._relay is not None:
+            self._uncap(leg)
             self._relay.attach(leg)
             return
         self._check(leg, self.state())
         assert asked is not None
         self._take_leg(leg, asked[2])
+
+    def _uncap(self, leg: Attachment) -> None:
+        """What follows a RECONNECT that is relayed is this kernel's to acknowledge."""
+        with contextlib.suppress(OSError):  # it is lost, and the relay finds out how
+            self._host.tables.delete_cap(leg_key(leg.sock))
 
     def _check(self, leg: Attachment, state: StreamState) -> None:
         """Raise ValueError where the leg cannot be attached."""

@@ -53,6 +53,7 @@ class Tables:
         self._flows = program.map("flows")
         self._opening = program.map("opening")
         self._listeners = program.map("listeners")
+        self._caps = program.map("caps")
         self._drops = program.map("drops")
         sessions, config, busy = (program.map(name) for name in ("sessions", "config", "busy"))
         self.slots = sessions.max_entries
@@ -131,6 +132,10 @@ class Tables:
     def delete_opening(self, key: bytes) -> None:
         """It is over, or somebody else's affair; no-op where there is none."""
         self._opening.delete(key)
+
+    def delete_cap(self, key: bytes) -> None:
+        """The kernel may acknowledge all that arrives with these addresses; no-op where it may already."""
+        self._caps.delete(key)
 
     def flow_count(self) -> int:
         """Entries in the table of flows. Walks through it."""
