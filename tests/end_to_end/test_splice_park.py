@@ -93,7 +93,7 @@ def test_a_server_does_not_give_up_although_the_proxy_is_dead(own_spliced: Field
         reset_leg(field, ends)
         field.proxy.send_signal(signal.SIGKILL)
         field.proxy.wait()
-        ends.server.sendall(bytes(100_000))
+        ends.server.sendall(bytes(10_000))
         end = time.monotonic() + 2 * patience_s(retries)
         while time.monotonic() < end:
             assert not error_of(ends.server)

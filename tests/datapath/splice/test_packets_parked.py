@@ -125,8 +125,8 @@ def test_after_a_while_the_server_is_told_a_window_of_zero(bare_rig: Rig, family
     assert rig.session.flags & SessionFlag.CLOSED_WINDOW
 
 
-@pytest.mark.parametrize("for_ns", [0, 800_000_000, -5_000_000])
-def test_not_at_once(rig: Rig, for_ns: int):
+@pytest.mark.parametrize("for_ns", [0, 800_000_000, -5_000_000, 25 * 3600 * 10**9])
+def test_neither_at_once_nor_for_ever(rig: Rig, for_ns: int):
     park(rig, for_ns=for_ns)
     assert says(rig, 8000, b"again").verdict == DROP
 
@@ -159,6 +159,10 @@ def test_a_later_leg_begins_with_what_it_waits_for(rig: Rig, copies: Copies):
 def test_what_is_said_again_to_a_silent_mobile_is_copied_once_in_a_while(rig: Rig, copies: Copies):
     again = rig.segment(SERVER, 8000, 4000, payload=b"again", options=CLOCK)
     leg = rig.session.legs[MOBILE]
+    leg.ts_in_at = time.monotonic_ns() - 400_000_000
+    rig.run(rig.frame(SERVER, again))
+    assert copies.take() == []  # a plain client's server shall give up
+    rig.session.flags = SessionFlag.RESUMABLE
     leg.ts_in_at = time.monotonic_ns()
     rig.run(rig.frame(SERVER, again))
     assert copies.take() == []

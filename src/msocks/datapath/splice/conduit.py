@@ -11,9 +11,9 @@ from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counte
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, leg_key, stream_state
 from msocks.datapath.splice.farewell import Farewell
+from msocks.datapath.splice.fitting import misfit, why_not
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, HeldPacket, LegFlag, LegState, Session, SessionFlag, SessionState
-from msocks.datapath.splice.options import reconcile
 from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import resets, say
@@ -71,7 +71,7 @@ class SpliceConduit:
         self._spliced = False
         self._takeover: Takeover | None = None  # of the present mobile leg
         self._owed_until = 0
-        self._parking: Parking | None = None  # from the first outage on
+        self._parking: Parking | None = None  # from the first leg on
         self._farewell: Farewell | None = None
         self._over = False
         self._closed = False
@@ -101,7 +101,7 @@ class SpliceConduit:
         except OSError:  # it is lost, and has no peer any more
             self._asked = leg, _SPLICED, None
             return _SPLICED
-        reason = self._misfit(side) if self._spliced else self._why_not(side)
+        reason = misfit(self._session, side) if self._spliced else self._why_not(side)
         if reason is None:
             carriage = _SPLICED
         else:
@@ -119,19 +119,8 @@ class SpliceConduit:
             server = self._server_side = Side.of(self._server, unread=False)
         except OSError:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
-        if mobile.is_local or server.is_local:
-            return DatapathReason.LOCAL_SERVER
-        if not self._session.legs[SERVER].flags & LegFlag.NOTED:
-            return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
         believed = self._host.told_mtus.segment(server.remote[0], server.family)
-        return reconcile(mobile.options, server.options, tolerant=self._resumable, believed=believed)
-
-    def _misfit(self, mobile: Side) -> DatapathReason | None:
-        """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
-        needs_timestamps = self._session.legs[SERVER].flags & LegFlag.TIMESTAMPS
-        if mobile.options.ecn or (needs_timestamps and not mobile.options.timestamps):
-            return DatapathReason.UNEQUAL_OPTIONS
-        return DatapathReason.LOCAL_SERVER if mobile.is_local else None
+        return why_not(self._session, mobile, server, resumable=self._resumable, believed=believed)
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
@@ -142,16 +131,9 @@ class SpliceConduit:
             self._session.flags |= SessionFlag.STOPPED
 
     def park(self, received: int) -> None:
-        if self._relay is None and self._spliced:
-            self._parked().park(received)
-        else:
-            self.stop_leg()
-
-    def _parked(self) -> Parking:
-        if self._parking is None:
-            host = self._host
-            self._parking = Parking(host.reactor.loop, host.output, self._session, host.held)
-        return self._parking
+        self.stop_leg()
+        if self._parking is not None:
+            self._parking.park(received)
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
@@ -240,8 +222,9 @@ class SpliceConduit:
             server.state = LegState.HANDSHAKE
             flows.append((key_of(server), SERVER))
             host.enter(preparation.slot, self)
-        else:
-            self._parked().prepare(leg.down_from)
+            self._parking = Parking(host.reactor.loop, host.output, session, host.held)
+        elif self._parking is not None:
+            self._parking.prepare(leg.down_from)
         host.tables.put_flows(flows, preparation.slot)
         takeover.begin(
             self._server,
@@ -313,9 +296,8 @@ class SpliceConduit:
             self._takeover.repeat()
 
     def on_held(self, packet: HeldPacket) -> None:
-        """A segment of the server's was copied."""
-        if self._spliced and not self._over:
-            self._parked().on_held(packet)
+        if self._parking is not None and not self._over:
+            self._parking.on_held(packet)
 
     def _tell_leg_ended(self, generation: int) -> None:
         def tell() -> None:

@@ -33,6 +33,7 @@ _TICK_S = 0.01
 _AGAIN_S = 0.3
 _LONGEST_S = 30.0
 _SILENT_NS = 1_000_000_000
+_GONE_NS = 24 * 3600 * 1_000_000_000
 
 
 class HeldBytes:
@@ -58,7 +59,7 @@ class _Segment:
 
 
 class Parking:
-    """See the module; one for each spliced session, from its first outage on."""
+    """See the module; one for each spliced session."""
 
     __slots__ = ("_loop", "_number", "_opening", "_output", "_segments", "_session", "_since", "_timer", "_total")
 
@@ -90,7 +91,8 @@ class Parking:
         self._stop()
         self._acknowledge(begins)
         session.held = 0
-        if begins < min(session.down.sent, session.down.fin):
+        # Without SACK, a server learns from its mobile's repeated ACKs alone that something is missing.
+        if begins < min(session.down.sent, session.down.fin) and session.legs[SERVER].flags & LegFlag.SACK:
             session.flags |= SessionFlag.RESUMING
         else:
             session.flags &= ~SessionFlag.RESUMING
@@ -217,7 +219,7 @@ class Parking:
         """Whether the leg that should carry has said nothing for long."""
         active = self._session.active
         heard_ns = self._session.legs[active].ts_in_at if active != SERVER else 0
-        return heard_ns != 0 and time.monotonic_ns() - heard_ns > _SILENT_NS
+        return heard_ns != 0 and _SILENT_NS < time.monotonic_ns() - heard_ns < _GONE_NS
 
     def _set_clock(self, segment: _Segment) -> None:
         """As if the server had sent it now, and did so at the other end of the splice as well."""

@@ -28,6 +28,7 @@
 #define HOLD_AGAIN_NS 100000000ULL /* of a session whose leg is silent, at most one in so long */
 #define SILENT_NS 300000000ULL /* a leg from which nothing came for so long may be gone, though nobody has said so */
 #define CLOSE_WINDOW_NS 1000000000ULL /* parked for so long, the server is told a window of zero */
+#define ANSWER_NS (24 * 3600 * 1000000000ULL) /* no longer: a mobile that has vanished must not hold a server for ever */
 #define ANSWER_TTL 64
 
 static __always_inline void park(struct session *session, __u64 now)
@@ -243,7 +244,8 @@ __noinline int parked(struct __sk_buff *skb, const struct packet *packet, const 
 		hold(skb, packet, flow, offset, tsval);
 	}
 	/* The daemon's clock may be a tick ahead of this one. */
-	if (distance(session->parked_ns, now) < (__s64)CLOSE_WINDOW_NS || !wants_answer(packet, session, offset))
+	if (distance(session->parked_ns, now) < (__s64)CLOSE_WINDOW_NS ||
+	    distance(session->parked_ns, now) > (__s64)ANSWER_NS || !wants_answer(packet, session, offset))
 		return 0;
 	session->flags |= SESSION_CLOSED_WINDOW;
 	return 1;
@@ -253,7 +255,7 @@ __noinline int parked(struct __sk_buff *skb, const struct packet *packet, const 
 static __always_inline void hold_for_silent(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow,
 					    struct session *session, const struct leg *mobile, __u64 offset, __u64 now)
 {
-	if (!(mobile->flags & LEG_TIMESTAMPS) || !mobile->ts_in_at || now < mobile->ts_in_at + SILENT_NS)
+	if (!(session->flags & SESSION_RESUMABLE) || !(mobile->flags & LEG_TIMESTAMPS) || !mobile->ts_in_at || now < mobile->ts_in_at + SILENT_NS)
 		return;
 	if (packet->payload ? distance(session->down.sent, offset) >= 0 : distance(offset, session->down.acked) <= 0)
 		return;
