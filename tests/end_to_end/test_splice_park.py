@@ -27,7 +27,7 @@ def impatient(field: Field, retries: int) -> None:
 
 def patience_s(retries: int) -> float:
     """So long that lasts, in Linux: time-outs of 0.2 s, doubled each time, and the last is waited for."""
-    return 0.2 * (2 ** (retries + 2) - 1)
+    return 0.2 * ((1 << retries + 2) - 1)
 
 
 def counter(field: Field, name: str) -> int:
