@@ -45,7 +45,7 @@ class Msocks(Contender):
 
     def start(self, links: Sequence[str]) -> None:
         world.start_pattern_server(self.lab)
-        self.product = world.start_product(self.lab)
+        self.product = world.start_product(self.lab, datapath="splice")
         self.product.wait_links(links)
         self._accepted = self.lab.server.accepted_connections()
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import random
 import socket
+import time
 
 import pytest
 from tests.datapath.bench import Bench, eventually, read, read_into, write
@@ -147,6 +148,37 @@ async def test_a_leg_can_be_restarted_after_a_refusal(bench: Bench) -> None:
     await write(bench.server, b"after")
     bench.conduit.restart_leg()
     assert await read(mobile, 12) == b"before after"
+
+
+async def test_a_parked_session_goes_on_at_once_with_what_the_server_sent_meanwhile(bench: Bench) -> None:
+    mobile = await bench.attach(1)
+    await write(bench.server, b"before ")
+    assert await read(mobile, 7) == b"before "
+    bench.conduit.park(7)
+    await bench.conduit.settle()
+    await write(bench.server, b"while ")
+    await asyncio.sleep(1.7)
+    await write(bench.server, b"parked")
+    again = await bench.attach(2, received=7)
+    began = time.monotonic()
+    assert await read(again, 12) == b"while parked"
+    # A server that nobody wakes has sent after 0.2, 0.6 and 1.4 s, and does so again after 3 s.
+    assert time.monotonic() - began < 0.8
+    await write(again, b"and up")
+    assert await read(bench.server, 6) == b"and up"
+
+
+async def test_what_a_parked_session_is_told_is_believed_where_it_can_be_true(bench: Bench) -> None:
+    mobile = await bench.attach(1)
+    await write(bench.server, b"all that was sent")
+    assert await read(mobile, 17) == b"all that was sent"
+    await eventually(lambda: bench.conduit.state().down_acknowledged == 17)
+    for received in (1 << 40, 18, 3):
+        bench.conduit.park(received)
+        assert bench.conduit.state().down_acknowledged == 17
+    again = await bench.attach(2, received=17)
+    await write(bench.server, b", more")
+    assert await read(again, 6) == b", more"
 
 
 @pytest.mark.hands_over

@@ -85,20 +85,20 @@ def test_a_connect_whose_link_is_lost_is_repeated_over_the_other_one(session: Mo
 
 
 def test_a_lost_link_parks_and_reconnects_at_once(live: MobileSession) -> None:
-    assert live.links_changed(1, ("lte",), RTT) == [Parked(), Attempt(2, "lte", reconnect=True)]
+    assert live.links_changed(1, ("lte",), RTT) == [Parked(1), Attempt(2, "lte", reconnect=True)]
     assert live.state is SessionState.PARKED
     assert live.replied(1.1, 2, OK) == [Carried(2, "lte", "wifi", MoveCause.LINK_LOST)]
     assert (live.state, live.moves) == (SessionState.LIVE, 1)
 
 
 def test_without_any_link_it_waits_and_asks_for_no_timer(live: MobileSession) -> None:
-    assert live.links_changed(1, (), {}) == [Parked()]
+    assert live.links_changed(1, (), {}) == [Parked(1)]
     assert live.deadline is None
     assert live.links_changed(1000, ("lte",), RTT) == [Attempt(2, "lte", reconnect=True)]
 
 
 def test_a_lost_leg_is_replaced_on_the_same_link(live: MobileSession) -> None:
-    assert live.leg_lost(1, 1) == [Parked(), Attempt(2, "wifi", reconnect=True)]
+    assert live.leg_lost(1, 1) == [Parked(1), Attempt(2, "wifi", reconnect=True)]
     assert live.leg_lost(1, 1) == []
     assert live.replied(1, 2, OK) == [Carried(2, "wifi", "wifi", MoveCause.LEG_LOST)]
 
@@ -129,7 +129,7 @@ def test_a_requested_move_makes_before_it_breaks_and_sticks(live: MobileSession)
     assert (live.state, live.link) == (SessionState.LIVE, "wifi")
     assert live.replied(1.1, 2, OK) == [Carried(2, "lte", "wifi", MoveCause.REQUESTED)]
     assert live.on_time(100) == []
-    assert live.links_changed(101, ("wifi",), RTT) == [Parked(), Attempt(3, "wifi", reconnect=True)]
+    assert live.links_changed(101, ("wifi",), RTT) == [Parked(2), Attempt(3, "wifi", reconnect=True)]
     live.replied(101, 3, OK)
     live.links_changed(102, ("wifi", "lte"), RTT)
     assert live.on_time(102 + HOLD_DOWN_S) == [Attempt(4, "lte", reconnect=True, handover_from=3)]
@@ -233,7 +233,7 @@ def test_a_stale_generation_is_overtaken(live: MobileSession) -> None:
 
 def test_a_leg_of_somebody_else_is_displaced(live: MobileSession) -> None:
     assert live.foreign_leg(1, 1) == []
-    assert live.foreign_leg(1, 7) == [Parked(), Attempt(8, "wifi", reconnect=True)]
+    assert live.foreign_leg(1, 7) == [Parked(1), Attempt(8, "wifi", reconnect=True)]
 
 
 def test_an_ended_session_stays_ended(live: MobileSession) -> None:
@@ -256,14 +256,14 @@ def test_a_move_requested_without_a_leg_is_done_when_its_link_carries(live: Mobi
 def test_a_handover_whose_old_leg_is_lost_becomes_a_takeover(live: MobileSession) -> None:
     live.move(1, "lte")
     live.request_sent(1, 2)
-    assert live.leg_lost(1.01, 1) == [Parked(), Abandon(2), Attempt(3, "lte", reconnect=True)]
+    assert live.leg_lost(1.01, 1) == [Parked(1), Abandon(2), Attempt(3, "lte", reconnect=True)]
 
 
 def test_a_handover_that_the_proxy_cannot_make_becomes_a_takeover(live: MobileSession) -> None:
     live.move(1, "lte")
     live.request_sent(1, 2)
     effects = live.replied(1.05, 2, verdict(LegStatus.LEG_GONE))
-    assert effects == [Abandon(2), Parked(), Attempt(3, "lte", reconnect=True)]
+    assert effects == [Abandon(2), Parked(1), Attempt(3, "lte", reconnect=True)]
     assert live.replied(1.1, 3, OK) == [Carried(3, "lte", "wifi", MoveCause.REQUESTED)]
 
 
@@ -273,7 +273,7 @@ def test_a_request_without_answer_makes_the_old_leg_doubtful(live: MobileSession
     live.request_sent(1, 2)
     assert live.deadline is not None
     parked, abandon, failed = live.on_time(live.deadline)
-    assert (parked, abandon) == (Parked(), Abandon(2))
+    assert (parked, abandon) == (Parked(1), Abandon(2))
     assert isinstance(failed, MoveFailed)
     assert live.deadline is not None
     assert live.on_time(live.deadline) == [Attempt(3, "wifi", reconnect=True)]

@@ -9,6 +9,7 @@ import socket
 from msocks.client.leg_attempt import LegAttempt
 from msocks.client.network import Authority, ConnectionListener, Network
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
+from msocks.protocol.control import ParkedLeg
 from msocks.protocol.leg import Connect, DatapathKind, DatapathReason, LegRequest, LegStatus, ReceivedReply, Reconnect
 from msocks.protocol.leg_request_codec import encode_request
 from msocks.session import mobile_effects as mobile
@@ -171,8 +172,10 @@ class Connection:
                     self._abandon(generation)
                 case mobile.Carried():
                     self._carried(effect)
-                case mobile.Parked():
+                case mobile.Parked(generation):
                     self._live = None
+                    if generation:
+                        self._network.park(ParkedLeg(self.session, generation, self.stream.received()))
                     if self._machine.attempting is None or not self.stream.sends_on(self._machine.attempting):
                         self.stream.stop_sending()
                     self._listener.on_parked()
@@ -346,6 +349,7 @@ class Connection:
             if not waiting.done():
                 waiting.set_result(None)
         self._live = self.stream.live_socket
+        self._network.carries()
         if not self._connected.done():
             self._connected.set_result(self.bound)
         if carried.from_link != carried.link or carried.cause is not mobile.MoveCause.REQUESTED:

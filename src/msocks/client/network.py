@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from msocks.errors import MsocksError
+from msocks.protocol.control import ParkedLeg
 from msocks.session.mobile import HOLD_DOWN_S
 from msocks.session.mobile_effects import Carried
 from msocks.transport.reactor import Reactor
@@ -57,6 +58,12 @@ class Network(Protocol):
 
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
+
+    def carries(self) -> None:
+        """A connection has got a leg, perhaps over another link."""
+
+    def park(self, leg: ParkedLeg) -> None:
+        """Tell the proxy, if it can be told now, that a leg is gone."""
 
     def close_session(self, session: SessionId, generation: int) -> None:
         """Tell the proxy, now or as soon as it can be told, that a session is to be reset."""

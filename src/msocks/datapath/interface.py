@@ -221,6 +221,13 @@ class Conduit(Protocol):
         retransmission. No-op where no leg carries.
         """
 
+    def park(self, received: int) -> None:
+        """The mobile leg is gone, says the client, which has received the downstream up to `received` (R).
+
+        Stops the leg. A splice tells the server at once what the mobile has, and holds a little of what it sends now;
+        what cannot be true of `received` is not believed. The session waits for `attach`.
+        """
+
     async def settle(self) -> None:
         """Wait until what was inside the datapath when the leg was stopped has left it: a few milliseconds at most."""
 

@@ -18,6 +18,7 @@ from msocks.protocol.control import (
     Hello,
     Park,
     Parked,
+    ParkedLeg,
     Ping,
     Pong,
     RefusalCode,
@@ -32,7 +33,6 @@ from msocks.proxy.incoming import Incoming
 from msocks.store.state_directory import StoreError
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.tls import TlsMachine
-from msocks.values.ids import SessionId
 from msocks.version import __version__
 
 _log = structlog.get_logger("msocks.proxy.control")
@@ -85,7 +85,7 @@ class ControlHost(Protocol):
     def authenticate(self, source: Source, user: str, secret: bytes) -> UserLimits | None:
         """The user's limits, where the secret is right. Raises StoreError where nobody can tell."""
 
-    def park(self, user: str, session: SessionId, generation: int) -> bool:
+    def park(self, user: str, leg: ParkedLeg) -> bool:
         """A leg is gone; whether the session waits for another now."""
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -177,9 +177,7 @@ class ControlConnection:
                 self.say(Pong(nonce, time))
             case Park(legs=legs) if self._association is not None:
                 user = self._association.user
-                parked = [
-                    (leg.session, leg.generation) for leg in legs if self._host.park(user, leg.session, leg.generation)
-                ]
+                parked = [(leg.session, leg.generation) for leg in legs if self._host.park(user, leg)]
                 self.say(Parked(tuple(parked)))
             case Goodbye():
                 self._close()

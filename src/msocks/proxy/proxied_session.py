@@ -266,14 +266,17 @@ class ProxiedSession:
         )
         leg.answer(known.reply())
 
-    def park(self, generation: int) -> bool:
-        """The client says that its leg of `generation` is gone; whether the session waits for another now."""
+    def park(self, generation: int, received: int) -> bool:
+        """The client says that its leg of `generation` is gone, and what it has received of the downstream.
+
+        Returns whether the session waits for another leg now.
+        """
         record = self.record
         if generation != record.generation:
             return False
         if record.detach(generation, self._host.now()):
             if self._conduit is not None:
-                self._conduit.stop_leg()
+                self._conduit.park(received)
             self._host.on_parked(self)
             _log.info("session_parked", user=record.user, session=record.session.short, cause="told by the client")
         return record.state is SessionState.PARKED

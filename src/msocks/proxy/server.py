@@ -16,7 +16,7 @@ import structlog
 
 from msocks.datapath.interface import Datapath
 from msocks.errors import ConfigurationError, EndReason
-from msocks.protocol.control import Goodbye
+from msocks.protocol.control import Goodbye, ParkedLeg
 from msocks.protocol.greeting import Announcement
 from msocks.protocol.leg import Connect, DatapathKind
 from msocks.protocol.socks5_server import Socks5Server
@@ -45,7 +45,7 @@ from msocks.store.users import UserStore
 from msocks.transport import tls
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
-from msocks.values.ids import AssociationId, SessionId
+from msocks.values.ids import AssociationId
 
 _log = structlog.get_logger("msocks.proxy")
 
@@ -277,8 +277,8 @@ class _Core:
     def connect(self, leg: WaitingLeg, user: str, request: Connect) -> ProxiedSession | None:
         return self.sessions.connect(leg, user, request, self._users.limits(user).max_sessions)
 
-    def park(self, user: str, session: SessionId, generation: int) -> bool:
-        return self.sessions.park(user, session, generation)
+    def park(self, user: str, leg: ParkedLeg) -> bool:
+        return self.sessions.park(user, leg)
 
     def socks_machine(self) -> Socks5Server:
         return Socks5Server(allow_none=self._config.open, allow_password=self._users.accepts_passwords)

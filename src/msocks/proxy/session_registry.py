@@ -11,6 +11,7 @@ import structlog
 
 from msocks.datapath.interface import Datapath, Survivor
 from msocks.errors import EndReason
+from msocks.protocol.control import ParkedLeg
 from msocks.protocol.leg import Close, CloseMode, Connect, LegReply, LegStatus, Query, Reconnect
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.associations import Association
@@ -140,10 +141,10 @@ class SessionRegistry:
         else:
             session.hang_up(leg, request.up_fin_at or 0)
 
-    def park(self, user: str, session: SessionId, generation: int) -> bool:
+    def park(self, user: str, leg: ParkedLeg) -> bool:
         """A leg is gone, says its client; whether the session waits for another now."""
-        known = self._sessions.get((user, session))
-        return known is not None and known.park(generation)
+        known = self._sessions.get((user, leg.session))
+        return known is not None and known.park(leg.generation, leg.received)
 
     def _find(self, leg: WaitingLeg, user: str, session: SessionId) -> ProxiedSession | None:
         known = self._sessions.get((user, session))

@@ -344,11 +344,12 @@ class MobileSession:
 
     def _lose_leg(self, cause: MoveCause) -> list[Effect]:
         """The live leg is gone, and with it what it was to hand over."""
-        self._leg = None
+        lost, self._leg = self._leg, None
         self._lost_by = cause
         self._better_since = None
         self._retry_at = None
-        return [Parked(), *(self._abandon() if self._pending is not None and self._pending.handover else [])]
+        parked = Parked(lost.generation if lost is not None else 0)
+        return [parked, *(self._abandon() if self._pending is not None and self._pending.handover else [])]
 
     def _abandon(self) -> list[Effect]:
         """Wait no longer. If the proxy may have acted on the request, the old leg is no longer to be relied on."""

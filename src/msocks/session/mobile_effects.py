@@ -61,6 +61,8 @@ class Carried:
 class Parked:
     """The live leg is gone and no other stands yet."""
 
+    generation: int  # of that leg; 0 where there was none
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:

@@ -43,7 +43,8 @@ from msocks.datapath.splice.segments import ACK, FIN, RST, SYN
 SLACK = 65536
 _END, _NOP, _SACK, _TIMESTAMPS = 0, 1, 5, 8
 # The clock's.
-_TIMES = ("last_ns", "complained_ns")
+_TIMES = ("last_ns", "complained_ns", "held_ns")
+HELD_MOST = 8
 _LEG_TIMES = ("ts_in_at", "ts_out_at")
 
 
@@ -114,7 +115,14 @@ class Model:
         if session.flags & SessionFlag.STOPPED:
             if flags & RST and self._implausible_reset() is None:
                 self._reset()
+            elif session.parked_ns and not self.from_mobile:
+                self._parked(end)
             raise Dropped(DropReason.STOPPED)
+        if session.flags & SessionFlag.RESUMING and not self.from_mobile and segment.payload:
+            if self.offset > signed(session.down.acked, 64):
+                session.held = min(session.held + 1, HELD_MOST)
+                raise Dropped(DropReason.OUT_OF_TURN)
+            session.flags &= ~SessionFlag.RESUMING
         if not self.out.path.known:
             raise Dropped(DropReason.NO_PATH)
         if flags & RST:
@@ -184,9 +192,25 @@ class Model:
         if self.from_mobile and resumable:
             self.into.state = LegState.STOPPED
             session.flags |= SessionFlag.STOPPED
+            session.held, session.parked_ns = 0, 1
         else:
             session.state = SessionState.RESET
         return DropReason.RESET_DETACHES if resumable else None
+
+    def _parked(self, end: int) -> None:
+        """What a parked session learns of its server."""
+        up, segment = self.session.up, self.segment
+        if segment.flags & ACK and signed(up.acked, 64) - up.widest - SLACK <= self.said <= signed(up.sent, 64):
+            up.acked = max(signed(up.acked, 64), self.said)
+            if not segment.flags & SYN:
+                window = segment.window << self.into.in_scale
+                up.edge, up.widest = max(signed(up.edge, 64), self.said + window), max(up.widest, window)
+        if not segment.flags & SYN and (segment.payload or segment.flags & FIN):
+            self._note(end)
+        if len(segment.options) == 12 and segment.options.startswith(bytes.fromhex("0101080a")):
+            self.server.ts_in = newer(self.server.ts_in, int.from_bytes(segment.options[4:8], "big"))
+        if segment.payload:
+            self.session.held = min(self.session.held + 1, HELD_MOST)
 
     def _acknowledge(self) -> tuple[int, int]:
         """The offset that is acknowledged on the other leg, and the window field there."""
@@ -349,6 +373,7 @@ def timeless(session: Session) -> bytes:
     copy = Session.from_buffer_copy(bytes(session))
     for name in _TIMES:
         setattr(copy, name, 0)
+    copy.parked_ns = bool(copy.parked_ns)
     for leg in copy.legs:
         for name in _LEG_TIMES:
             setattr(leg, name, 0)

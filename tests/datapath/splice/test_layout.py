@@ -31,7 +31,7 @@ ENUMS: dict[str, type[IntEnum] | type[IntFlag]] = {
     "event_type": EventType,
     "drop_reason": DropReason,
 }
-NUMBERS = ["LAYOUT_VERSION", "MARK_OF_DAEMON", "LEGS", "EVENT_PACKET_BYTES"]
+NUMBERS = ["LAYOUT_VERSION", "MARK_OF_DAEMON", "LEGS", "EVENT_PACKET_BYTES", "HELD_PACKET_BYTES"]
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

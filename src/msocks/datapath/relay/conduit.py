@@ -70,6 +70,10 @@ class RelayConduit:
         else:
             self._pump.stream.stop_sending()
 
+    def park(self, received: int) -> None:
+        del received  # the bytes up to there were ACKed to the server when they came
+        self.stop_leg()
+
     async def settle(self) -> None:
         """Nothing to wait for: what the old leg's socket has received stays in its queue, and is drained from there."""
 

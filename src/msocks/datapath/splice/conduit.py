@@ -10,20 +10,13 @@ from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counte
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice import flows
 from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
-from msocks.datapath.splice.entries import (
-    Side,
-    counters,
-    fill_leg,
-    fill_session,
-    key_of,
-    misfit,
-    stream_state,
-)
+from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
 from msocks.datapath.splice.farewell import Farewell, reset_both
+from msocks.datapath.splice.fitting import misfit, why_not
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
-from msocks.datapath.splice.options import reconcile
+from msocks.datapath.splice.layout import SERVER, HeldPacket, LegFlag, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.owed import OwedBytes
+from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import say
 from msocks.datapath.splice.takeover import Takeover
@@ -47,6 +40,7 @@ class SpliceConduit:
         "_over",
         "_owed",
         "_owner",
+        "_parking",
         "_preparation",
         "_reason",
         "_relay",
@@ -81,6 +75,7 @@ class SpliceConduit:
         self._spliced = False
         self._takeover: Takeover | AdoptedLeg | None = None  # of the present mobile leg
         self._owed: OwedBytes | None = None
+        self._parking: Parking | None = None  # from the first leg on
         self._farewell: Farewell | None = None
         self._over = False
         self._closed = False
@@ -114,7 +109,7 @@ class SpliceConduit:
         except OSError:  # it is lost, and has no peer any more
             self._asked = leg, _SPLICED, None
             return _SPLICED
-        reason = misfit(side, self._session.legs[SERVER]) if self._spliced else self._why_not(side)
+        reason = misfit(self._session, side) if self._spliced else self._why_not(side)
         if reason is None and not self._spliced:
             assert self._preparation is not None
             assert self._server_side is not None
@@ -137,12 +132,8 @@ class SpliceConduit:
             server = self._server_side = Side.of(self._server, unread=False)
         except OSError:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
-        if mobile.is_local or server.is_local:
-            return DatapathReason.LOCAL_SERVER
-        if not self._session.legs[SERVER].flags & LegFlag.NOTED:
-            return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
         believed = self._host.told_mtus.segment(server.key[:16], server.family)
-        return reconcile(mobile.options, server.options, tolerant=self._resumable, believed=believed)
+        return why_not(self._session, mobile, server, resumable=self._resumable, believed=believed)
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
@@ -151,6 +142,11 @@ class SpliceConduit:
             self._relay.stop_leg(handover=handover)
         elif self._spliced:
             self._session.flags |= SessionFlag.STOPPED
+
+    def park(self, received: int) -> None:
+        self.stop_leg()
+        if self._parking is not None:
+            self._parking.park(received)
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
@@ -226,10 +222,14 @@ class SpliceConduit:
             assert self._server_side is not None
             fill_session(session, self._server_side, offered=offered, resumable=self._resumable)
             host.enter(preparation.slot, self)
-        elif not flows.put(host, preparation.slot, [(side.key, number)]):
-            self._takeover = old
-            self._refuse(leg)
-            return
+            self._parking = Parking(host, session)
+        else:
+            if self._parking is not None:
+                self._parking.prepare(leg.down_from)
+            if not flows.put(host, preparation.slot, [(side.key, number)]):
+                self._takeover = old
+                self._refuse(leg)
+                return
         takeover.begin(
             self._server,
             self._owe,
@@ -260,6 +260,8 @@ class SpliceConduit:
             if old.state != LegState.NONE and key_of(old) != key_of(new):
                 self._host.tables.delete_flow(key_of(old))
             old.state = LegState.NONE
+        if self._parking is not None:
+            self._parking.resume(number)
 
     def _on_leg_lost(self, generation: int, number: int) -> None:
         if self._closed:
@@ -313,6 +315,10 @@ class SpliceConduit:
         if self._takeover is not None:
             self._takeover.repeat()
 
+    def on_held(self, packet: HeldPacket) -> None:
+        if self._parking is not None and not self._over:
+            self._parking.on_held(packet)
+
     def _tell_leg_ended(self, generation: int) -> None:
         def tell() -> None:
             if not self._over and generation == self._generation:
@@ -336,10 +342,16 @@ class SpliceConduit:
         if self._relay is not None:
             self._relay.hang_up(up_end)
             return
-        if self._takeover is not None:
-            self._takeover.cancel()
+        self._cease()
         self.stop_leg()
         self._host.reactor.loop.create_task(self._say_farewell(up_end))
+
+    def _cease(self) -> None:
+        """Owe nobody anything any more."""
+        if self._takeover is not None:
+            self._takeover.cancel()
+        if self._parking is not None:
+            self._parking.close()
 
     async def _say_farewell(self, up_end: int) -> None:
         await self.settle()
@@ -366,8 +378,7 @@ class SpliceConduit:
             return
         self._closed = True
         host, preparation = self._host, self._preparation
-        if self._takeover is not None:
-            self._takeover.cancel()
+        self._cease()
         if self._owed is not None:
             self._owed.cancel()
         if self._relay is not None:

@@ -19,10 +19,19 @@ from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, EventType, LegState, PacketEvent, SessionState
+from msocks.datapath.splice.layout import (
+    MARK_OF_DAEMON,
+    SERVER,
+    EventType,
+    HeldPacket,
+    LegState,
+    PacketEvent,
+    SessionState,
+)
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
+from msocks.datapath.splice.parked import HeldBytes
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
@@ -46,6 +55,7 @@ _LISTENER_MSS = 1440
 # While all places are taken, or events are lost all the time.
 _BETWEEN_SWEEPS_S = 5.0
 _EVENT = struct.Struct("=IIIIQ")  # struct event
+_HELD_PACKET_BYTES = ctypes.sizeof(HeldPacket)
 _PACKET_EVENT_BYTES = ctypes.sizeof(PacketEvent)
 
 
@@ -66,6 +76,7 @@ class SpliceDatapath:
         self.tables = Tables(program, ports=ports, half_closed_s=half_closed_s)
         self.output = RawOutput(MARK_OF_DAEMON)
         self.residuals = ResidualClock(reactor.loop)
+        self.held = HeldBytes()
         self.told_mtus = ToldMtus()
         self._ports = PortAllocator(ports)
         self.shortage = Shortage()
@@ -83,6 +94,8 @@ class SpliceDatapath:
         self._events = RingBuffer(program.map("events"))
         self._forget_the_past()
         reactor.watch(self._events.fileno(), self._on_events)
+        self._copies = RingBuffer(program.map("held"))
+        reactor.watch(self._copies.fileno(), self._on_copies)
         self._caretaker = Caretaker(reactor, hooks, firewall, ports, lambda: self._listeners)
 
     @property
@@ -161,6 +174,8 @@ class SpliceDatapath:
         self.reactor.unwatch(self._events.fileno())
         self._events.close()
         self.residuals.close()
+        self.reactor.unwatch(self._copies.fileno())
+        self._copies.close()
         self.output.close()
         for relay in self._relays.values():
             relay.close()
@@ -247,6 +262,16 @@ class SpliceDatapath:
             case EventType.TOO_BIG | EventType.ICMP:
                 packet_event = PacketEvent.from_buffer_copy(raw.ljust(_PACKET_EVENT_BYTES, b"\0"))
                 tell_sender(session, packet_event, self.output, self.told_mtus)
+
+    def _on_copies(self, _events: int) -> None:
+        self._copies.consume(self._on_copy)
+
+    def _on_copy(self, raw: bytes) -> None:
+        packet = HeldPacket.from_buffer_copy(raw.ljust(_HELD_PACKET_BYTES, b"\0"))
+        event = packet.event
+        conduit = self._conduits.get(event.slot)
+        if conduit is not None and self.tables.session(event.slot).incarnation == event.incarnation:
+            conduit.on_held(packet)
 
     def _on_freed(self, slot: int) -> None:
         if not self.tables.freed(slot):

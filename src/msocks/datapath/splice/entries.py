@@ -11,7 +11,6 @@ from msocks.datapath.interface import Attachment, Counters
 from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, LegState, Session, SessionFlag
 from msocks.datapath.splice.options import LegOptions, read_leg, stays_near
 from msocks.datapath.splice.segments import MAPPED_PREFIX
-from msocks.protocol.leg import DatapathReason
 from msocks.session.resume import StreamState
 
 _KEY_BYTES = ctypes.sizeof(FlowKey)
@@ -44,13 +43,6 @@ class Side:
     def is_local(self) -> bool:
         """Whether it cannot be spliced because of where the peer is: on this host, or link-local."""
         return stays_near(self.key[16:32], self.key[:16])
-
-
-def misfit(mobile: Side, server: Leg) -> DatapathReason | None:
-    """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
-    if mobile.options.ecn or (server.flags & LegFlag.TIMESTAMPS and not mobile.options.timestamps):
-        return DatapathReason.UNEQUAL_OPTIONS
-    return DatapathReason.LOCAL_SERVER if mobile.is_local else None
 
 
 def leg_key(sock: socket.socket) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice.layout import HeldPacket
+from msocks.datapath.splice.parked import HeldBytes
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.server_legs import ServerLegs
@@ -32,6 +34,9 @@ class SlotEvents(Protocol):
 
     def on_reply_missing(self) -> None:
         """The mobile has what came behind the reply."""
+
+    def on_held(self, packet: HeldPacket) -> None:
+        """A segment of the server's was copied: no leg carries, or a later one is at its beginning."""
 
 
 class SpliceHost(Protocol):
@@ -64,6 +69,10 @@ class SpliceHost(Protocol):
     @property
     def shortage(self) -> Shortage:
         """Whom to tell when room has run out."""
+
+    @property
+    def held(self) -> HeldBytes:
+        """What all sessions hold while their servers wait."""
 
     def relay(self, reason: DatapathReason) -> RelayDatapath:
         """The relay, for a session that cannot be spliced for that reason."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MARK_OF_DAEMON = 0x4D534F43
 SERVER = 0
 LEGS = 3
 NO_FIN = 0xFFFF_FFFF_FFFF_FFFF
 EVENT_PACKET_BYTES = 1280
+HELD_PACKET_BYTES = 16384
 
 
 class SessionState(IntEnum):
@@ -56,6 +57,8 @@ class SessionFlag(IntEnum):
     RESUMABLE = 1
     STOPPED = 2
     STRIP_TIMESTAMPS = 4
+    RESUMING = 8
+    CLOSED_WINDOW = 16
 
 
 class EventType(IntEnum):
@@ -71,6 +74,7 @@ class EventType(IntEnum):
     NO_PATH = 8
     REPLY_MISSING = 9
     INEXACT_RESET = 10
+    HELD = 11
 
 
 class DropReason(IntEnum):
@@ -97,6 +101,7 @@ class DropReason(IntEnum):
     UNTIMELY_ACK = 18
     OPTIONS = 19
     CHECKSUM = 20
+    OUT_OF_TURN = 21
 
 
 _Address = ctypes.c_uint8 * 16
@@ -243,6 +248,9 @@ class Session(ctypes.Structure):
     mobile_edge: int
     owed_up: int
     owed_down: int
+    parked_ns: int
+    held_ns: int
+    held: int
     _fields_ = (
         ("legs", Leg * LEGS),
         ("up", Stream),
@@ -257,6 +265,10 @@ class Session(ctypes.Structure):
         ("mobile_edge", ctypes.c_uint64),
         ("owed_up", ctypes.c_uint32),
         ("owed_down", ctypes.c_uint32),
+        ("parked_ns", ctypes.c_uint64),
+        ("held_ns", ctypes.c_uint64),
+        ("held", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
     )
 
 
@@ -314,6 +326,30 @@ class PacketEvent(ctypes.Structure):
     )
 
 
+class HeldPacket(ctypes.Structure):
+    """struct held_packet."""
+
+    event: Event
+    arrived_ns: int
+    tsval: int
+    length: int
+    headers: int
+    copied: int
+    segment: int
+    packet: ctypes.Array[ctypes.c_uint8]
+    _fields_ = (
+        ("event", Event),
+        ("arrived_ns", ctypes.c_uint64),
+        ("tsval", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("headers", ctypes.c_uint32),
+        ("copied", ctypes.c_uint32),
+        ("segment", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+        ("packet", ctypes.c_uint8 * HELD_PACKET_BYTES),
+    )
+
+
 class Busy(ctypes.Structure):
     """struct busy."""
 
@@ -332,6 +368,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "config": Config,
     "event": Event,
     "packet_event": PacketEvent,
+    "held_packet": HeldPacket,
     "busy": Busy,
 }
 """By the name in ``layout.h``."""

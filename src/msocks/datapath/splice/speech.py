@@ -7,7 +7,7 @@ the other end's, seen from this leg.
 from __future__ import annotations
 
 from msocks.datapath.splice.layout import SERVER, Leg, LegFlag, Session
-from msocks.datapath.splice.segments import ACK, End, segment, timestamps
+from msocks.datapath.splice.segments import ACK, End, sack_blocks, segment, timestamps
 
 _WORD = 0xFFFFFFFF
 _WIDEST = 0xFFFF
@@ -31,6 +31,7 @@ def say(
     *,
     window: int | None = None,
     sequence: int | None = None,
+    sack: tuple[int, int] | None = None,
 ) -> bytes:
     """A segment for one leg.
 
@@ -42,6 +43,7 @@ def say(
         flags: ACK is set in any case.
         window: Bytes that the other end offers; what its last ACK offered where it is None.
         sequence: In place of the one that `offset` gives.
+        sack: First byte, and end, of what has come out of order in the stream that arrives (RFC 2018).
 
     Returns:
         The IP packet.
@@ -53,6 +55,7 @@ def say(
         acknowledged = max(min(arriving.acked, leg.arrived), leg.begins_in)
     room = max(0, arriving.edge - acknowledged) if window is None else window
     local, remote = ends(leg)
+    blocks = [] if sack is None else [(leg.in_base + sack[0] & _WORD, leg.in_base + sack[1] & _WORD)]
     return segment(
         source=local,
         destination=remote,
@@ -60,7 +63,7 @@ def say(
         acknowledgment=(leg.in_base + acknowledged) & _WORD,
         flags=flags | ACK,
         window=min(_WIDEST, room >> leg.out_scale),
-        options=_clock(leg) if leg.flags & LegFlag.TIMESTAMPS else b"",
+        options=(_clock(leg) if leg.flags & LegFlag.TIMESTAMPS else b"") + sack_blocks(blocks),
         payload=payload,
     )
 

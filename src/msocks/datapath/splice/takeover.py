@@ -16,7 +16,7 @@ from collections.abc import Callable
 from msocks.datapath.interface import Attachment
 from msocks.datapath.splice.entries import Side, fill_mobile_leg
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session
+from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session, SessionFlag
 from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.rebuild import unheard, vanish
 from msocks.datapath.splice.residual import Residual
@@ -191,14 +191,15 @@ class Takeover:
         session = self._session
         if first:
             session.owed_up, session.owed_down = len(early), len(banner)
-        # The first word to the server says what the mobile's window is.
+        # The first word to the server says what the mobile's window is; see `parked` for why not always.
+        offered = None if session.flags & SessionFlag.RESUMING else self._offered
         if early and self._is_capped(attachment):
-            self._copy(early, attachment.up_from)
+            self._copy(early, attachment.up_from, offered)
         elif early:
             self._note(attachment.up_from, early)
             self._on_early(attachment.up_from, early)
         elif not first:
-            self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
+            self._host.output.send(say(session, SERVER, session.up.acked, window=offered))
         else:
             self._owes_window = True
             self._host.reactor.call_soon(self._tell_window)
@@ -240,7 +241,7 @@ class Takeover:
             again()
         self._owe(again, lambda: bool(entry.flags & LegFlag.REPLY_ACKED), entry)
 
-    def _copy(self, early: bytes, offset: int) -> None:
+    def _copy(self, early: bytes, offset: int, offered: int | None) -> None:
         """Bytes behind the request of a leg that was capped: the mobile's still, the server gets a copy."""
         session = self._session
         size = largest_payload(session.legs[SERVER], _SAFE_SEGMENT)
@@ -249,10 +250,10 @@ class Takeover:
         limit = min(end, session.up.edge)
         begin = max(offset, session.up.acked)
         if begin >= limit:
-            self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
+            self._host.output.send(say(session, SERVER, session.up.acked, window=offered))
         while begin < limit:
             piece = early[begin - offset : min(limit, begin + size) - offset]
-            self._host.output.send(say(session, SERVER, begin, piece, PSH, window=self._offered))
+            self._host.output.send(say(session, SERVER, begin, piece, PSH, window=offered))
             begin += len(piece)
 
     def _note(self, offset: int, early: bytes) -> None:

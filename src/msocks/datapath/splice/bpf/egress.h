@@ -154,6 +154,7 @@ static __always_inline int reply(struct __sk_buff *skb, struct packet *packet, c
 		session->state = SESSION_OPEN;
 	}
 	session->active = flow->leg;
+	session->parked_ns = 0;
 	session->flags &= ~SESSION_STOPPED;
 	return put_words(skb, packet, request_end, room > 65535 ? 65535 : room) < 0 ? DROP : NEXT;
 }

@@ -11,6 +11,7 @@
 #include "layout.h"
 #include "maps.h"
 #include "options.h"
+#include "park.h"
 #include "parse.h"
 #include "path.h"
 #include "rewrite.h"
@@ -128,7 +129,7 @@ static __always_inline int take_reset(struct crossing *crossing)
 		return -1;
 	if (crossing->from_mobile && session->flags & SESSION_RESUMABLE) {
 		crossing->in->state = LEG_STOPPED;
-		session->flags |= SESSION_STOPPED;
+		park(session, crossing->now);
 		tell(EVENT_LEG_RESET, crossing->flow, crossing->in->generation);
 		return DROP_RESET_DETACHES;
 	}
@@ -182,10 +183,23 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 }
 
 /* No mobile leg carries: nothing is passed on, but either end may say that it is gone. */
-static __always_inline int without_mobile_leg(struct packet *packet, struct crossing *crossing)
+static __always_inline int without_mobile_leg(struct __sk_buff *skb, struct packet *packet, struct crossing *crossing,
+					      const __u32 l2)
 {
-	if (packet->flags & RST && implausible_reset(crossing) < 0)
-		take_reset(crossing);
+	struct session *session = crossing->session;
+
+	if (packet->flags & RST) {
+		if (implausible_reset(crossing) < 0)
+			take_reset(crossing);
+	} else if (session->parked_ns && !crossing->from_mobile &&
+		   parked(skb, packet, crossing->flow, crossing->offset, l2)) {
+		__u32 tsval = tsval_of(skb, packet, session->legs[LEG_SERVER].ts_in);
+
+		if (answer_ip(skb, packet, session, l2) == 0 && answer_tcp(skb, packet, session, tsval, l2) == 0) {
+			skb->tc_index = TC_INDEX_OF_SPLICE;
+			return bpf_redirect(skb->ifindex, 0);
+		}
+	}
 	return dropped(crossing, DROP_STOPPED);
 }
 
@@ -229,7 +243,12 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	if (reason >= 0)
 		return dropped(crossing, reason);
 	if (session->flags & SESSION_STOPPED)
-		return without_mobile_leg(packet, crossing);
+		return without_mobile_leg(skb, packet, crossing, l2);
+	if (session->flags & SESSION_RESUMING && !crossing->from_mobile &&
+	    out_of_turn(skb, packet, crossing->flow, session, crossing->offset))
+		return dropped(crossing, DROP_OUT_OF_TURN);
+	if (!crossing->from_mobile)
+		hold_for_silent(skb, packet, crossing->flow, session, out, crossing->offset, crossing->now);
 	if (!out->path.known)
 		return dropped(crossing, DROP_NO_PATH);
 

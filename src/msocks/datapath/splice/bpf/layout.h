@@ -12,7 +12,7 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 /* SO_MARK of the daemon's sockets: what carries it was sent by a socket that exists, or crafted by the daemon. */
 #define MARK_OF_DAEMON 0x4d534f43
@@ -56,6 +56,8 @@ enum session_flags {
 	SESSION_RESUMABLE = 1 << 0, /* an RST of the mobile's side detaches the leg, and is not passed on */
 	SESSION_STOPPED = 1 << 1,   /* no mobile leg carries */
 	SESSION_STRIP_TIMESTAMPS = 1 << 2, /* from the SYN to the server: the mobile leg has none */
+	SESSION_RESUMING = 1 << 3, /* a later leg stands, and the server has not sent from its beginning on */
+	SESSION_CLOSED_WINDOW = 1 << 4, /* while parked, the server was told a window of zero */
 };
 
 enum event_type {
@@ -69,6 +71,7 @@ enum event_type {
 	EVENT_NO_PATH,	/* what arrives on this leg finds no way on to the other one's peer */
 	EVENT_REPLY_MISSING, /* the mobile has data of the stream but not the reply before it */
 	EVENT_INEXACT_RESET, /* the server says RST with a number that it may not have: it is to be asked */
+	EVENT_HELD, /* a copy of a segment of the server's, in the ring `held` */
 };
 
 enum drop_reason {
@@ -93,6 +96,7 @@ enum drop_reason {
 	DROP_UNTIMELY_ACK,    /* the host's kernel, of bytes that only the server may acknowledge */
 	DROP_OPTIONS,
 	DROP_CHECKSUM,
+	DROP_OUT_OF_TURN,     /* a later leg stands, and the server has not sent yet what belongs at its beginning */
 	DROP_REASONS,
 };
 
@@ -188,6 +192,10 @@ struct session {
 	 * receiver. */
 	__u32 owed_up;
 	__u32 owed_down;
+	__u64 parked_ns; /* since when the session is parked; 0 where it is not */
+	__u64 held_ns; /* when a segment was last copied to the daemon */
+	__u32 held; /* segments copied since the last leg was lost */
+	__u32 unused;
 };
 
 struct config {
@@ -216,6 +224,20 @@ struct packet_event {
 	__u32 length; /* of the packet on the wire, from its IP header */
 	__u32 copied; /* bytes of it below */
 	__u8 packet[EVENT_PACKET_BYTES];
+};
+
+#define HELD_PACKET_BYTES 16384 /* of a larger one, which the kernel has put together, the beginning is held */
+
+struct held_packet {
+	struct event event; /* offset: of its first byte in the stream */
+	__u64 arrived_ns;
+	__u32 tsval;
+	__u32 length; /* of the packet on the wire, from its IP header */
+	__u32 headers; /* bytes of IP and TCP before the payload */
+	__u32 copied; /* bytes of it below, up to the end of a segment */
+	__u32 segment; /* bytes of payload of each of its segments */
+	__u32 unused;
+	__u8 packet[HELD_PACKET_BYTES];
 };
 
 struct busy { /* one a processor and cache line: odd while a packet is inside */

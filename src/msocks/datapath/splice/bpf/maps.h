@@ -88,6 +88,12 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
+/* Copies of the server's segments: apart from the events, which must not go missing where these are many. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22);
+} held SEC(".maps");
+
 static __always_inline struct config *configuration(void)
 {
 	__u32 zero = 0;

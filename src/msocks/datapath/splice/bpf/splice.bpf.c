@@ -41,6 +41,7 @@ int splice_egress_l3(struct __sk_buff *skb)
 /* For the BTF: structures that no map names. */
 struct event told __attribute__((unused));
 struct packet_event packet_told __attribute__((unused));
+struct held_packet packet_held __attribute__((unused));
 
 /* The kernel opens some helpers only to programs under its own licence. */
 char _license[] SEC("license") = "GPL";

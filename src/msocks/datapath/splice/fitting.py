@@ -1,0 +1,35 @@
+"""Whether two legs can be made one: asked of the first pair, and of each later mobile leg."""
+
+from __future__ import annotations
+
+from msocks.datapath.splice.entries import Side
+from msocks.datapath.splice.layout import SERVER, LegFlag, Session
+from msocks.datapath.splice.options import reconcile
+from msocks.protocol.leg import DatapathReason
+
+
+def why_not(
+    session: Session, mobile: Side, server: Side, *, resumable: bool, believed: int | None
+) -> DatapathReason | None:
+    """Why the first leg and the server leg cannot be spliced; None where they can.
+
+    Args:
+        session: The entry, as far as the handshake with the server has filled it in.
+        mobile: The first leg.
+        server: The server leg.
+        resumable: Whether the client is one of MSOCKS.
+        believed: See `msocks.datapath.splice.options.reconcile`.
+    """
+    if mobile.is_local or server.is_local:
+        return DatapathReason.LOCAL_SERVER
+    if not session.legs[SERVER].flags & LegFlag.NOTED:
+        return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
+    return reconcile(mobile.options, server.options, tolerant=resumable, believed=believed)
+
+
+def misfit(session: Session, mobile: Side) -> DatapathReason | None:
+    """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
+    needs_timestamps = session.legs[SERVER].flags & LegFlag.TIMESTAMPS
+    if mobile.options.ecn or (needs_timestamps and not mobile.options.timestamps):
+        return DatapathReason.UNEQUAL_OPTIONS
+    return DatapathReason.LOCAL_SERVER if mobile.is_local else None
