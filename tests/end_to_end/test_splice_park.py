@@ -103,6 +103,7 @@ def test_a_server_does_not_give_up_although_the_proxy_is_dead(own_spliced: Field
 
 def reset_leg(field: Field, ends: Ends) -> None:
     """Something on the mobile's side answers with RST; its agent does not get to know."""
+    assert field.agent is not None
     field.agent.send_signal(signal.SIGSTOP)
     rules = """
 table inet rude {

@@ -10,16 +10,16 @@ from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counte
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice import flows
 from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
-from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
+from msocks.datapath.splice.entries import Side, counters, fill_session, key_of, stream_state
 from msocks.datapath.splice.farewell import Farewell, reset_both
 from msocks.datapath.splice.fitting import misfit, why_not
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import SERVER, HeldPacket, LegFlag, LegState, Session, SessionFlag, SessionState
+from msocks.datapath.splice.layout import SERVER, HeldPacket, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.owed import OwedBytes
 from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
-from msocks.datapath.splice.speech import say
 from msocks.datapath.splice.takeover import Takeover
+from msocks.datapath.splice.unspliced import close_server, let_speak
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
 from msocks.transport.kernel import reset_on_close
@@ -275,19 +275,10 @@ class SpliceConduit:
         """The server's kernel socket stays, and may speak."""
         server, preparation, side = self._server, self._preparation, self._server_side
         assert server is not None
-        host = self._host
         if preparation is not None:
-            session = self._session
-            entry = session.legs[SERVER]
-            flows.leave(host.tables, session)
-            host.tables.delete_opening(preparation.key)
-            if entry.flags & LegFlag.NOTED and side is not None:
-                # Its window was shown as zero; nobody has said otherwise yet.
-                fill_leg(entry, side)
-                host.output.send(say(session, SERVER, 0, window=side.options.receive_window))
-            host.tables.free_slot(preparation.slot)
+            let_speak(self._host, preparation, side)
         self._server = None
-        self._relay = host.relay(reason).open(server, self._owner, resumable=self._resumable)
+        self._relay = self._host.relay(reason).open(server, self._owner, resumable=self._resumable)
 
     # -- events of the kernel's half ----------------------------------------------------------------------------------
 
@@ -388,8 +379,9 @@ class SpliceConduit:
             return
         if self._farewell is not None:
             self._farewell.close(reset=reset)
-        if self._server is not None:
-            self._close_server(self._server, reset)
+        server, self._server = self._server, None
+        if server is not None:
+            close_server(host, preparation, server, reset)
             return
         if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
             number = self._takeover.number if self._takeover is not None else SERVER
@@ -397,16 +389,3 @@ class SpliceConduit:
         assert preparation is not None
         host.leave(preparation.slot)
         host.server_legs.ended(preparation.slot)
-
-    def _close_server(self, server: socket.socket, reset: bool) -> None:
-        """No leg has ever carried: it is an ordinary socket."""
-        host, preparation = self._host, self._preparation
-        self._server = None
-        if preparation is not None:
-            flows.leave(host.tables, self._session)
-            host.leave(preparation.slot)
-        host.reactor.unwatch(server.fileno())
-        reset_on_close(server, reset)
-        server.close()
-        if preparation is not None:
-            host.server_legs.release(preparation)
