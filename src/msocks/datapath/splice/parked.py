@@ -21,7 +21,7 @@ from typing import Protocol
 from msocks.datapath.splice.layout import NO_FIN, SERVER, HeldPacket, LegFlag, Session, SessionFlag
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.residual import Residual, ResidualClock
-from msocks.datapath.splice.segments import FIN, is_intact
+from msocks.datapath.splice.segments import FIN
 from msocks.datapath.splice.speech import say
 from msocks.transport.reactor import Reactor
 
@@ -152,8 +152,6 @@ class Parking:
         session = self._session
         copied = bytes(packet.packet)[: packet.copied]
         offset, payload = packet.event.offset, copied[packet.headers :]
-        if not is_intact(copied, packet.length):
-            return
         if not session.parked_ns and self._is_silent():
             # Nobody has said that the leg is gone, but it looks so: a server that hears this goes on asking.
             session.flags |= SessionFlag.CLOSED_WINDOW

@@ -123,24 +123,3 @@ def sack_blocks(blocks: Iterable[tuple[int, int]]) -> bytes:
     if not edges:
         return b""
     return struct.pack(f"!BBBB{len(edges)}I", 1, 1, 5, 2 + 4 * len(edges), *edges)
-
-
-def is_intact(packet: bytes, length: int) -> bool:
-    """Whether the TCP checksum of a packet of `length` bytes is right, or left for an interface to complete.
-
-    The second is what a packet of this host has, and one that the kernel has put together from several, whose checksums
-    it had looked at. Of such a one `packet` may be the beginning.
-    """
-    version = packet[0] >> 4
-    headers = _IPV4_HEADER.size if version == 4 else _IPV6_HEADER.size
-    addresses = packet[12:20] if version == 4 else packet[8:40]
-    pseudo = addresses + struct.pack("!II", length - headers, _TCP)
-    stated = int.from_bytes(packet[headers + 16 : headers + 18], "big")
-    if _remainder(pseudo) == stated % 0xFFFF:
-        return True
-    whole = len(packet) == length
-    return whole and _remainder(pseudo + packet[headers:] + bytes(len(packet) & 1)) == 0
-
-
-def _remainder(data: bytes) -> int:
-    return int.from_bytes(data, "big") % 0xFFFF
