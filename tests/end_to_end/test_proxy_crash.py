@@ -126,6 +126,7 @@ def moved(field: Field) -> set[tuple[str, str]]:
     return {(flow["link"], flow["state"]) for flow in field.flows() if flow["state"] != "ended"}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_crashes_while_sessions_are_reconnecting(spliced: Field, soak: bool) -> None:
     field = spliced
@@ -339,6 +340,7 @@ def test_before_what_a_plain_client_had_sent_early_had_arrived(spliced: Field) -
                     end.recv(1)
 
 
+@pytest.mark.long
 def test_a_proxy_that_is_restarted_for_an_upgrade(spliced: Field) -> None:
     field = spliced
     with join(field) as ends, join(field, plain=True) as plain:
@@ -379,6 +381,7 @@ def test_without_a_record_it_goes_on_but_cannot_be_reconnected(spliced: Field) -
         advance(again)
 
 
+@pytest.mark.long
 def test_an_update_with_other_tables_relays_and_leaves_the_old_sessions_to_the_old_programs(spliced: Field) -> None:
     field = spliced
     with join(field, plain=True) as old:
@@ -410,6 +413,7 @@ def test_an_update_with_other_tables_relays_and_leaves_the_old_sessions_to_the_o
         assert [session["datapath"] for session in sessions(field)] == ["splice"]
 
 
+@pytest.mark.long
 def test_one_whose_user_was_removed_meanwhile_ends(spliced: Field) -> None:
     field = spliced
     with join(field) as ends:

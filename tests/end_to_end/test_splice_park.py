@@ -69,7 +69,7 @@ def test_a_server_does_not_give_up_in_a_long_outage(own_spliced: Field, soak: bo
         sender.start()
         control.sendall(answer[:1000])
         died_after = None
-        while time.monotonic() - began < (10 if soak else 4) * patience_s(retries):
+        while time.monotonic() - began < (10 if soak else 3) * patience_s(retries):
             if died_after is None and error_of(control):
                 died_after = time.monotonic() - began
             assert not error_of(ends.server)

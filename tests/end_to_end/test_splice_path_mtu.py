@@ -46,10 +46,10 @@ def silence(field: Field) -> None:
 @pytest.mark.parametrize(
     ("first", "narrow", "icmp", "version"),
     [
-        pytest.param("wide", NARROW, "icmp", 4, id="wide first, known"),
+        pytest.param("wide", NARROW, "icmp", 4, id="wide first, known", marks=pytest.mark.long),
         pytest.param("wide", NARROW, "filtered", 6, id="wide first, known, filtered"),
-        pytest.param("narrow", NARROW, "filtered", 4, id="narrow first, known, filtered"),
-        pytest.param("wide", SECRETLY_NARROW, "icmp", 6, id="wide first, secret"),
+        pytest.param("narrow", NARROW, "filtered", 4, id="narrow first, known, filtered", marks=pytest.mark.long),
+        pytest.param("wide", SECRETLY_NARROW, "icmp", 6, id="wide first, secret", marks=pytest.mark.long),
         pytest.param("narrow", SECRETLY_NARROW, "icmp", 4, id="narrow first, secret"),
     ],
 )
@@ -83,6 +83,7 @@ def test_a_server_that_takes_only_small_segments_is_relayed_and_its_sessions_mov
         assert [(flow["datapath"], flow["datapath_reason"]) for flow in field.flows()] == [("relay", "path-mtu")]
 
 
+@pytest.mark.long
 def test_a_session_comes_back_from_a_path_that_swallows_large_packets() -> None:
     """Such a path carries no TCP that does not probe for it (RFC 4821), with a proxy or without; leaving it helps."""
     links = of_version(4, WIDE, SECRETLY_NARROW)

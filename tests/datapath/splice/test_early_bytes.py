@@ -113,6 +113,7 @@ async def test_a_leg_that_comes_next_changes_nothing_of_that(session: Session):
     assert got == early + b"and on"
 
 
+@pytest.mark.long
 async def test_a_mobile_that_hangs_up_does_not_take_them_with_it(session: Session):
     early = os.urandom(200_000)
     with session.deaf_server():
