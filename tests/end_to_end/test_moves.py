@@ -40,7 +40,7 @@ def test_an_explicit_move_takes_both_directions_along_and_leaves_other_flows(fie
     before = moving.received(), staying.received()
     wifi, lte = field.carried_by("wifi", "lte")
     assert 300_000 < wifi < 900_000  # the flow that stayed
-    assert lte > 1_200_000
+    assert lte > 900_000
     assert moving.received() > before[0]
     assert staying.received() > before[1]
     for transfer in (staying, moving):
