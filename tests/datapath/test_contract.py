@@ -224,7 +224,10 @@ async def test_a_handover_begins_at_the_end_of_what_was_sent(bench: Bench, offse
     bench.conduit.stop_leg(handover=True)
     await bench.conduit.settle()
     state = bench.conduit.state()
-    assert state.down_acknowledged < state.down_sent < BIG
+    # In a splice the mobile's kernel is the receiver, whose window is all that is on the way.
+    relays = bench.conduit.kind is DatapathKind.RELAY
+    assert (state.down_acknowledged < state.down_sent) is relays
+    assert 0 < state.down_sent < BIG
     with pytest.raises(ValueError, match=r"\d"):
         bench.conduit.attach(Attachment(leg, 2, REPLY, state.down_sent + offset, 0, handover=True))
     leg.close()
@@ -243,8 +246,8 @@ async def test_where_a_stopped_session_is_does_not_change(bench: Bench) -> None:
     bench.conduit.stop_leg()
     await bench.conduit.settle()
     before = bench.conduit.state()
-    assert before.down_acknowledged < before.down_available
-    await read(oldest, before.down_acknowledged + 1)
+    assert (before.down_acknowledged < before.down_available) is (bench.conduit.kind is DatapathKind.RELAY)
+    await read(oldest, min(before.down_acknowledged + 1, before.down_available - bench.down_from))
     await asyncio.sleep(A_WHILE_S)
     assert bench.conduit.state() == before
     new, leg = bench.mobile_leg()

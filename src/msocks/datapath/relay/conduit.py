@@ -10,7 +10,7 @@ import errno
 import socket
 from collections.abc import Callable
 
-from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
+from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import StreamState
@@ -58,7 +58,8 @@ class RelayConduit:
     def carriage_for(self, leg: socket.socket) -> Carriage:
         return Carriage(DatapathKind.RELAY, self._reason, handover=self._pump.stream.live_socket is not None)
 
-    def stop_leg(self, *, handover: bool = False) -> None:
+    def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
+        del successor  # the kernel's buffers hold what comes meanwhile
         """A stopped leg goes on receiving: what its kernel has ACKed must not be lost."""
         if handover:
             self._pump.stream.pause_sending()

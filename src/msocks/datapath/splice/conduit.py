@@ -5,14 +5,17 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
+from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
 from msocks.datapath.splice.farewell import Farewell
+from msocks.datapath.splice.handover import Succession
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.options import reconcile
+from msocks.datapath.splice.rebuild import vanish
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import say
@@ -44,6 +47,7 @@ class SpliceConduit:
         "_server",
         "_server_side",
         "_spliced",
+        "_succession",
         "_takeover",
     )
 
@@ -68,6 +72,7 @@ class SpliceConduit:
         self._generation = 0
         self._spliced = False
         self._takeover: Takeover | None = None  # of the present mobile leg
+        self._succession: Succession | None = None  # the handover to it, or from it
         self._owed_until = 0
         self._farewell: Farewell | None = None
         self._over = False
@@ -100,12 +105,17 @@ class SpliceConduit:
             return _SPLICED
         reason = self._misfit(side) if self._spliced else self._why_not(side)
         if reason is None:
-            carriage = _SPLICED
+            carriage = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=self._can_hand_over())
         else:
             kind = DatapathKind.NONE if self._spliced else DatapathKind.RELAY
             carriage = Carriage(kind, reason, handover=False)
         self._asked = leg, carriage, side
         return carriage
+
+    def _can_hand_over(self) -> bool:
+        if self._succession is not None and self._succession.awaits_attachment:
+            return True
+        return self._takeover is not None and Succession.is_possible(self._session, self._takeover.number)
 
     def _why_not(self, mobile: Side) -> DatapathReason | None:
         """Why the first leg and the server leg cannot be spliced."""
@@ -131,20 +141,30 @@ class SpliceConduit:
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
-    def stop_leg(self, *, handover: bool = False) -> None:
+    def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
         if self._relay is not None:
-            self._relay.stop_leg(handover=handover)
+            self._relay.stop_leg(handover=handover, successor=successor)
+        elif self._spliced and handover and self._takeover is not None and self._can_hand_over():
+            assert self._preparation is not None
+            side = None
+            if successor is not None and self._asked is not None and self._asked[0] is successor.sock:
+                side = self._asked[2]
+            self._succession = Succession(self._host, self._preparation.slot, self._takeover.number)
+            self._succession.begin(successor, side)
         elif self._spliced:
             self._session.flags |= SessionFlag.STOPPED
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
             await self._host.tables.settle()
+            if self._succession is not None and self._succession.awaits_attachment:
+                self._succession.fix()
 
     def restart_leg(self) -> None:
         if self._relay is not None:
             self._relay.restart_leg()
         elif self._spliced and self._takeover is not None:
+            self._end_succession()
             session = self._session
             if session.legs[self._takeover.number].state == LegState.LIVE:
                 session.flags &= ~SessionFlag.STOPPED
@@ -155,7 +175,10 @@ class SpliceConduit:
         if not self._spliced:
             return _NOTHING
         owed = self._takeover.owed_until if self._takeover is not None else 0
-        return stream_state(self._session, owed=max(owed, self._owed_until))
+        state = stream_state(self._session, owed=max(owed, self._owed_until))
+        if self._succession is not None and self._succession.awaits_attachment:
+            state = replace(state, down_sent=self._succession.split)
+        return state
 
     def counters(self) -> Counters:
         if self._relay is not None:
@@ -186,16 +209,23 @@ class SpliceConduit:
         first, last = state.down_acknowledged, state.down_available
         if not first <= leg.down_from <= last:
             raise ValueError(f"the leg begins at downstream byte {leg.down_from}, outside {first} to {last}")
-        if leg.up_from > state.up_taken:
+        if leg.up_from > state.up_taken and not leg.handover:
             raise ValueError(f"the leg begins at upstream byte {leg.up_from}, but only {state.up_taken} have arrived")
-        if leg.handover:
-            raise ValueError("the splice cannot hand over")
+        if leg.handover and not (self._succession is not None and self._succession.awaits_attachment):
+            raise ValueError("no leg hands over")
+        if leg.handover and leg.down_from != state.down_sent:
+            raise ValueError(f"the leg begins at downstream byte {leg.down_from}, the other ends at {state.down_sent}")
 
     def _take_leg(self, leg: Attachment, side: Side | None) -> None:
         host, preparation = self._host, self._preparation
         assert preparation is not None
         session = self._session
-        old, self._takeover = self._takeover, None
+        old = self._takeover
+        if leg.handover:
+            self._hand_over(leg, side)
+            return
+        self._end_succession()
+        self._takeover = None
         self._generation = leg.generation
         if old is not None:
             self._owed_until = max(self._owed_until, old.owed_until)
@@ -224,6 +254,35 @@ class SpliceConduit:
             lambda: self._on_spliced(old_number, number),
             lambda: self._on_leg_lost(leg.generation, number),
         )
+
+    def _hand_over(self, leg: Attachment, side: Side | None) -> None:
+        """The present leg was stopped for it; it drains."""
+        host, succession, old = self._host, self._succession, self._takeover
+        assert succession is not None
+        assert old is not None
+        self._generation = leg.generation
+        self._owed_until = max(self._owed_until, old.owed_until)
+        if side is None or not succession.prepare_late(leg, side):
+            # Whoever wanted to hand over has no leg now; the session waits for another, which takes over.
+            self._session.flags |= SessionFlag.STOPPED
+            self._end_succession()
+            host.reactor.forget(leg.sock.fileno())
+            vanish(leg.sock)
+            self._tell_leg_ended(leg.generation)
+            return
+        old.cancel()
+        takeover = Takeover(
+            host.reactor, host.tables, host.output, self._session, succession.number, side, resumable=self._resumable
+        )
+        self._takeover = takeover
+        succession.go_live(leg)
+        takeover.begin_live(leg, window=succession.window)
+        succession.drain()
+
+    def _end_succession(self) -> None:
+        succession, self._succession = self._succession, None
+        if succession is not None:
+            succession.abandon()
 
     def _on_spliced(self, old_number: int, number: int) -> None:
         """The leg is carried, and its socket gone; so is the server's."""
@@ -311,6 +370,8 @@ class SpliceConduit:
             return
         if self._takeover is not None:
             self._takeover.cancel()
+        if self._succession is not None:
+            self._succession.close()
         self.stop_leg()
         self._host.reactor.loop.create_task(self._say_farewell(up_end))
 
@@ -340,6 +401,8 @@ class SpliceConduit:
         host, preparation = self._host, self._preparation
         if self._takeover is not None:
             self._takeover.cancel()
+        if self._succession is not None:
+            self._succession.close()
         if self._relay is not None:
             self._relay.close(reset=reset)
             if preparation is not None:

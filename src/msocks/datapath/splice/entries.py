@@ -6,7 +6,7 @@ import ctypes
 import socket
 from dataclasses import dataclass
 
-from msocks.datapath.interface import Attachment, Counters
+from msocks.datapath.interface import Attachment, Counters, Successor
 from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, Session, SessionFlag
 from msocks.datapath.splice.options import LegOptions, read_options
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
@@ -87,6 +87,14 @@ def fill_mobile_leg(leg: Leg, side: Side, attachment: Attachment) -> None:
     leg.begins_out = attachment.down_from
     leg.reply_length = len(attachment.reply)
     leg.consumed = options.bytes_received - options.bytes_unread - len(attachment.early)
+
+
+def fill_successor(leg: Leg, side: Side, successor: Successor) -> None:
+    """The same of a leg that is to take over in a handover, before it is attached."""
+    ctypes.memset(ctypes.addressof(leg), 0, _LEG_BYTES)
+    fill_leg(leg, side)
+    leg.begins_in = leg.arrived = successor.up_from
+    leg.consumed = successor.request_bytes
 
 
 def stream_state(session: Session, *, owed: int) -> StreamState:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MARK_OF_DAEMON = 0x4D534F43
 SERVER = 0
 LEGS = 3
 NO_FIN = 0xFFFF_FFFF_FFFF_FFFF
+NO_SPLIT = 0xFFFF_FFFF_FFFF_FFFF
 EVENT_PACKET_BYTES = 1280
 
 
@@ -47,6 +48,7 @@ class LegFlag(IntEnum):
     SHIFT_OUT_SET = 8
     NOTED = 16
     REPLY_ACKED = 32
+    AWAITED = 64
 
 
 class SessionFlag(IntEnum):
@@ -94,6 +96,7 @@ class DropReason(IntEnum):
     KERNEL_SPOKE = 17
     UNTIMELY_ACK = 18
     OPTIONS = 19
+    EARLY_ACK = 20
 
 
 _Address = ctypes.c_uint8 * 16
@@ -224,6 +227,42 @@ class Stream(ctypes.Structure):
     )
 
 
+class Handover(ctypes.Structure):
+    """struct handover."""
+
+    split: int
+    up_split: int
+    acked: int
+    room: int
+    allowance: int
+    since: int
+    timed_end: int
+    timed_at: int
+    round_trip_ns: int
+    least_ns: int
+    base: int
+    reply_length: int
+    from_leg: int
+    to: int
+    _fields_ = (
+        ("split", ctypes.c_uint64),
+        ("up_split", ctypes.c_uint64),
+        ("acked", ctypes.c_uint64),
+        ("room", ctypes.c_uint64),
+        ("allowance", ctypes.c_uint64),
+        ("since", ctypes.c_uint64),
+        ("timed_end", ctypes.c_uint64),
+        ("timed_at", ctypes.c_uint64),
+        ("round_trip_ns", ctypes.c_uint64),
+        ("least_ns", ctypes.c_uint64),
+        ("base", ctypes.c_uint32),
+        ("reply_length", ctypes.c_uint32),
+        ("from_leg", ctypes.c_uint8),
+        ("to", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8 * 6),
+    )
+
+
 class Session(ctypes.Structure):
     """struct session."""
 
@@ -238,6 +277,7 @@ class Session(ctypes.Structure):
     last_ns: int
     complained_ns: int
     mobile_edge: int
+    handover: Handover
     _fields_ = (
         ("legs", Leg * LEGS),
         ("up", Stream),
@@ -251,6 +291,7 @@ class Session(ctypes.Structure):
         ("complained_ns", ctypes.c_uint64),
         ("mobile_edge", ctypes.c_uint64),
         ("unused", ctypes.c_uint64),
+        ("handover", Handover),
     )
 
 
@@ -322,6 +363,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "path": Path,
     "leg": Leg,
     "stream": Stream,
+    "handover": Handover,
     "session": Session,
     "config": Config,
     "event": Event,

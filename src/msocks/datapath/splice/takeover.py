@@ -117,6 +117,19 @@ class Takeover:
             return
         self._look()
 
+    def begin_live(self, attachment: Attachment, *, window: int) -> None:
+        """The leg carries already, and its numbers are known; its reply is crafted.
+
+        Args:
+            attachment: The leg.
+            window: Bytes that the server may send behind what it knows to be acknowledged.
+        """
+        self._owes_fin = False
+        early = attachment.early + _unread(attachment.sock)
+        self._let_go(attachment.sock)
+        self._pass_on_or_tell(early, attachment.up_from, window)
+        self._watch_reply(attachment, b"", is_said=False)
+
     def cancel(self) -> None:
         """Nobody waits for anything on this leg any more."""
         for residual in self._residuals:
@@ -157,7 +170,6 @@ class Takeover:
         vanish(sock)
 
     def _finish(self, attachment: Attachment) -> None:
-        session = self._session
         early = attachment.early + _unread(attachment.sock)
         self._let_go(attachment.sock)
         banner = b""
@@ -167,14 +179,17 @@ class Takeover:
             self._let_go(server)
         # The first word to the server says what the mobile's window is.
         offered = max(0, self._side.options.send_window - len(attachment.reply))
-        if early:
-            self._pass_on(early, attachment.up_from, offered)
-        else:
-            self._output.send(say(session, SERVER, session.up.acked, window=offered))
+        self._pass_on_or_tell(early, attachment.up_from, offered)
         self._watch_reply(attachment, banner)
         self._on_spliced()
 
-    def _watch_reply(self, attachment: Attachment, banner: bytes) -> None:
+    def _pass_on_or_tell(self, early: bytes, offset: int, window: int) -> None:
+        if early:
+            self._pass_on(early, offset, window)
+        else:
+            self._output.send(say(self._session, SERVER, self._session.up.acked, window=window))
+
+    def _watch_reply(self, attachment: Attachment, banner: bytes, *, is_said: bool = True) -> None:
         """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it.
 
         `banner` are bytes of the server's that this host's kernel has acknowledged.
@@ -198,7 +213,7 @@ class Takeover:
         def again() -> None:
             self._output.send(say(session, number, offset, said, flags))
 
-        if banner or flags & FIN:
+        if banner or flags & FIN or not is_said:
             again()
         self._owe(again, lambda: bool(entry.flags & LegFlag.REPLY_ACKED), entry)
 

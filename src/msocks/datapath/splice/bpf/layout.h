@@ -12,7 +12,7 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 /* SO_MARK of the daemon's sockets: what carries it was sent by a socket that exists, or crafted by the daemon. */
 #define MARK_OF_DAEMON 0x4d534f43
@@ -25,6 +25,7 @@
 #define LEGS 3
 
 #define NO_FIN (~0ULL)
+#define NO_SPLIT (~0ULL)
 
 enum session_state {
 	SESSION_FREE,
@@ -49,6 +50,7 @@ enum leg_flags {
 	LEG_SHIFT_OUT_SET = 1 << 3,
 	LEG_NOTED = 1 << 4, /* the kernel's handshake ACK (server leg) or reply (mobile leg) has been seen */
 	LEG_REPLY_ACKED = 1 << 5,
+	LEG_AWAITED = 1 << 6, /* the next word of its kernel socket's tells where its numbers stand */
 };
 
 enum session_flags {
@@ -90,6 +92,7 @@ enum drop_reason {
 	DROP_KERNEL_SPOKE,    /* the host's kernel for a spliced connection */
 	DROP_UNTIMELY_ACK,    /* the host's kernel, of bytes that only the server may acknowledge */
 	DROP_OPTIONS,
+	DROP_EARLY_ACK,	      /* of the new leg's, while the old one hands over: noted, and told later */
 	DROP_REASONS,
 };
 
@@ -168,6 +171,25 @@ struct stream {
 	__u32 dropped;
 };
 
+/* One mobile leg gives way to another while both live: handover.h. None is under way where `from_leg` is 0. */
+struct handover {
+	__u64 split;	/* downstream: the old leg brings what lies before, the new one the rest; or NO_SPLIT */
+	__u64 up_split; /* A: the same upstream */
+	__u64 acked;	/* the highest ACK of the new leg: told once the old one has brought all */
+	__u64 room;	/* the right edge that the new leg has offered, counted from the split */
+	__u64 allowance; /* the widest window that the server is offered, 0 without limit; outlasts the handover */
+	__u64 since;	/* ns: when it was set */
+	__u64 timed_end; /* the end of a segment on the new leg whose round trip is measured, or 0 */
+	__u64 timed_at;	/* ns */
+	__u64 round_trip_ns; /* of the new leg, measured last */
+	__u64 least_ns;
+	__u32 base;	    /* sequence number of the new leg at the split */
+	__u32 reply_length; /* of the reply that is to come before the stream on the new leg */
+	__u8 from_leg; /* which leg hands over, or 0; until the new one is attached it is the active one */
+	__u8 to;   /* to which, or 0 as long as its numbers are not known */
+	__u8 unused[6];
+};
+
 struct session {
 	struct leg legs[LEGS];
 	struct stream up;
@@ -181,6 +203,7 @@ struct session {
 	__u64 complained_ns; /* when the last EVENT_TOO_BIG or EVENT_NO_PATH was sent */
 	__u64 mobile_edge; /* downstream: the right edge that the leg which carries has offered */
 	__u64 unused;
+	struct handover handover;
 };
 
 struct config {
