@@ -238,7 +238,7 @@ class Handover(ctypes.Structure):
     since: int
     timed_end: int
     timed_at: int
-    round_trip_ns: int
+    timed_from: int
     least_ns: int
     base: int
     reply_length: int
@@ -253,7 +253,7 @@ class Handover(ctypes.Structure):
         ("since", ctypes.c_uint64),
         ("timed_end", ctypes.c_uint64),
         ("timed_at", ctypes.c_uint64),
-        ("round_trip_ns", ctypes.c_uint64),
+        ("timed_from", ctypes.c_uint64),
         ("least_ns", ctypes.c_uint64),
         ("base", ctypes.c_uint32),
         ("reply_length", ctypes.c_uint32),

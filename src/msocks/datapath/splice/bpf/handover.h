@@ -18,11 +18,11 @@
 #include "parse.h"
 #include "streams.h"
 
-/* As long as what waits on the new leg's path is less, the server may send more. */
-#define SHORT_QUEUE_NS 15000000ULL
-/* Then the window grows in any case, slowly. */
+/* After this time the window grows in any case, by a segment in a round trip; then it is the server's own affair. */
 #define LIMIT_GROWS_NS 2000000000ULL
-#define LIMIT_ENDS (16 << 20)
+#define LIMIT_STEP 1448
+#define LIMIT_ENDS_NS 30000000000ULL
+#define MOST_HELD (1 << 30)
 
 static __always_inline __u64 split_of(const struct handover *handover)
 {
@@ -134,52 +134,69 @@ __noinline int tell_of_both(struct session *session, struct told *told)
 
 /*
  * The window after a handover. The server's congestion window is that of the old path, and the new one's queue may be
- * small: so the window begins as one of a new connection, and grows with what is acknowledged while the queue is short.
+ * small: so the window begins as one of a new connection, and follows what the path turns out to carry.
  */
-__noinline __u64 allowed_edge(struct session *session, __u64 acknowledged, __u64 edge, __u64 now)
+static __always_inline __u64 allowed_edge(const struct session *session, __u64 acknowledged, __u64 edge)
 {
-	struct handover *handover;
-	__u64 begin, limit;
-	__s64 progress;
+	const struct handover *handover = &session->handover;
 
-	if (!session)
-		return edge;
-	handover = &session->handover;
-	limit = handover->allowance;
-	begin = later(split_of(handover), session->down.acked);
-	progress = distance(begin, acknowledged);
-	if (progress > 0) {
-		if (handover->round_trip_ns < handover->least_ns + SHORT_QUEUE_NS)
-			limit += progress;
-		else if (now > handover->since + LIMIT_GROWS_NS)
-			limit += progress >> 3;
-		handover->allowance = limit > LIMIT_ENDS ? 0 : limit;
-	}
 	if (handover->from_leg && distance(acknowledged, split_of(handover)) > 0)
 		acknowledged = later(split_of(handover), handover->acked);
-	return distance(edge, acknowledged + limit) > 0 ? edge : acknowledged + limit;
+	acknowledged += handover->allowance;
+	return distance(edge, acknowledged) > 0 ? edge : acknowledged;
 }
 
-/* The round trip of the leg that has taken over: from a segment that leaves to the ACK of it. */
-static __always_inline void time_segment(struct handover *handover, __u64 end)
+/* What the leg that has taken over has acknowledged, of its own. */
+static __always_inline __u64 successor_acked(const struct session *session)
 {
+	const struct handover *handover = &session->handover;
+
+	return handover->from_leg ? later(split_of(handover), handover->acked) : session->down.acked;
+}
+
+/* A round trip of the new leg: from a segment that leaves to the ACK of it. */
+static __always_inline void time_segment(struct session *session, __u64 end)
+{
+	struct handover *handover = &session->handover;
+
 	if (handover->allowance && !handover->timed_end) {
 		handover->timed_at = bpf_ktime_get_ns();
+		handover->timed_from = successor_acked(session);
 		handover->timed_end = end;
 	}
 }
 
-static __always_inline void time_acknowledgment(struct handover *handover, __u64 acknowledged)
+/*
+ * What was acknowledged in that time, at the least round trip, is what the path holds without a queue. Half as much
+ * again keeps it busy, and finds out whether it holds more.
+ */
+__noinline int time_acknowledgment(struct session *session, __u64 acknowledged)
 {
-	__u64 round_trip;
+	struct handover *handover;
+	__u64 now, round_trip, held;
 
+	if (!session)
+		return -1;
+	handover = &session->handover;
 	if (!handover->timed_end || distance(handover->timed_end, acknowledged) < 0)
-		return;
-	round_trip = bpf_ktime_get_ns() - handover->timed_at;
-	handover->round_trip_ns = round_trip;
-	if (round_trip < handover->least_ns)
-		handover->least_ns = round_trip;
+		return 0;
 	handover->timed_end = 0;
+	now = bpf_ktime_get_ns();
+	round_trip = (now - handover->timed_at) >> 10;
+	if (round_trip < handover->least_ns >> 10)
+		handover->least_ns = round_trip << 10;
+	held = acknowledged - handover->timed_from;
+	if (held > MOST_HELD || !round_trip)
+		return 0;
+	held = held * (handover->least_ns >> 10) / round_trip;
+	held += held >> 1;
+	if (held > handover->allowance)
+		handover->allowance = held;
+	else if (now > handover->since + LIMIT_GROWS_NS)
+		handover->allowance += LIMIT_STEP;
+	if (now > handover->since + LIMIT_ENDS_NS)
+		handover->allowance = 0;
+	return 0;
 }
 
 /*

@@ -182,17 +182,17 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 			};
 
 			if (!crossing->drains)
-				time_acknowledgment(&session->handover, said);
+				time_acknowledgment(session, said);
 			reason = tell_of_both(session, &told);
 			if (reason >= 0)
 				return reason;
 			emitted = told.acknowledged;
 			edge = told.edge;
 		} else {
-			time_acknowledgment(&session->handover, said);
+			time_acknowledgment(session, said);
 		}
 		if (session->handover.allowance)
-			edge = allowed_edge(session, emitted, edge, crossing->now);
+			edge = allowed_edge(session, emitted, edge);
 	}
 	/* To a leg that begins behind what another one is still to bring, that is not said. */
 	if (!crossing->from_mobile && distance(emitted, out->begins_in) > 0)
@@ -311,7 +311,7 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	if (!(packet->flags & (SYN | RST)))
 		note_data(crossing->data, in, crossing->end, has_fin);
 	if (!crossing->from_mobile && packet->payload && crossing->carrier != session->handover.from_leg)
-		time_segment(&session->handover, crossing->end);
+		time_segment(session, crossing->end);
 	session->last_ns = crossing->now;
 	if (!session->finished && all_acknowledged(&session->up) && all_acknowledged(&session->down)) {
 		session->finished = 1;

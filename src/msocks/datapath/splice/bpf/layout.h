@@ -181,8 +181,8 @@ struct handover {
 	__u64 since;	/* ns: when it was set */
 	__u64 timed_end; /* the end of a segment on the new leg whose round trip is measured, or 0 */
 	__u64 timed_at;	/* ns */
-	__u64 round_trip_ns; /* of the new leg, measured last */
-	__u64 least_ns;
+	__u64 timed_from; /* what the new leg had acknowledged then */
+	__u64 least_ns;	  /* the least round trip of the new leg */
 	__u32 base;	    /* sequence number of the new leg at the split */
 	__u32 reply_length; /* of the reply that is to come before the stream on the new leg */
 	__u8 from_leg; /* which leg hands over, or 0; until the new one is attached it is the active one */
