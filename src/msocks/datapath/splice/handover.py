@@ -209,6 +209,7 @@ class Succession:
         session, old = self._session, self._session.legs[self._old]
         bid_farewell = _farewell(session, old)
         end_handover(self._host, session, self._old)
+        self._host.tables.delete_cap(key_of(old))
         bid_farewell()
 
 

@@ -55,6 +55,7 @@ class Tables:
         self._flows = program.map("flows")
         self._opening = program.map("opening")
         self._listeners = program.map("listeners")
+        self._caps = program.map("caps")
         self._drops = program.map("drops")
         self._fix_split = program.program("fix_split")
         sessions, config, busy = (program.map(name) for name in ("sessions", "config", "busy"))
@@ -126,6 +127,10 @@ class Tables:
         found = self._flows.lookup(key)
         if found is not None and _FLOW.unpack(found)[:2] == (slot, self._sessions[slot].incarnation):
             self._flows.delete(key)
+
+    def delete_cap(self, key: bytes) -> None:
+        """This host's kernel may acknowledge on a leg whatever it has; no-op where it might before."""
+        self._caps.delete(key)
 
     def put_opening(self, key: bytes, slot: int) -> None:
         """A server leg begins its handshake."""
