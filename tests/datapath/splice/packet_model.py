@@ -293,8 +293,8 @@ class Model:
                 if left < signed(self.into.begins_out, 64):
                     left = right = acknowledges
             else:
-                left, right = max(left, acknowledges), min(right, signed(self.out.arrived, 64))
-                if left >= right:
+                right = min(right, signed(self.out.arrived, 64))
+                if left >= right or left <= acknowledges:
                     left = right = acknowledges
             made += numbers(self.out.in_base + left, self.out.in_base + right)
         return made

@@ -75,7 +75,8 @@ static __always_inline void put_nops(__u8 *bytes, __u32 at)
 
 /*
  * A block below the cumulative ACK reports a duplicate (RFC 2883); it is passed on where this leg has carried those
- * bytes. A block of what the other leg does not know becomes an empty one at the cumulative ACK, which says nothing.
+ * bytes. A block of what the other leg does not know becomes an empty one at the cumulative ACK, which says nothing. So
+ * does one that begins there: Linux would think that the receiver has thrown away what it had (reneged).
  */
 static __always_inline void change_block(struct option_work *work, __u32 at)
 {
@@ -86,8 +87,9 @@ static __always_inline void change_block(struct option_work *work, __u32 at)
 		if ((__s32)(left - work->sack_floor) < 0)
 			left = right = work->sack_base;
 	} else {
-		if ((__s32)(left - work->sack_base) < 0)
-			left = work->sack_base;
+		/* No receiver has what its ACK ends at: this one lacks something that lies before the stream. */
+		if ((__s32)(left - work->sack_base) <= 0)
+			right = left;
 		if ((__s32)(right - work->sack_end) > 0)
 			right = work->sack_end;
 		if ((__s32)(right - left) <= 0)
