@@ -186,7 +186,8 @@ class Succession:
     def _look(self) -> None:
         if self._over:
             return
-        if self._is_drained():
+        # The end of the old leg must not overtake the reply on the new one: to the mobile it would be a loss.
+        if self._is_drained() and self._session.legs[self.number].flags & LegFlag.REPLY_ACKED:
             self._finish()
             return
         now = time.monotonic()
