@@ -19,7 +19,7 @@ A_WINDOW = 65536 // 1400
 
 def counted(host: Host) -> dict[str, int]:
     """What a host's TCP has counted (RFC 4022, and TcpExt of Linux)."""
-    found = {}
+    found: dict[str, int] = {}
     for name in ("netstat", "snmp"):
         lines = [line.split() for line in host.run(["cat", f"/proc/net/{name}"]).stdout.splitlines()]
         for names, values in zip(lines[::2], lines[1::2], strict=True):
@@ -30,7 +30,8 @@ def counted(host: Host) -> dict[str, int]:
 @pytest.mark.parametrize("version", ["ipv4", "ipv6"])
 def test_an_explicit_move_costs_no_time_out_and_repeats_less_than_a_window(version: str) -> None:
     """The rate leaves the queues empty: what is sent again is sent again because of the move."""
-    links = [replace(link, **{"ipv4" if version == "ipv6" else "ipv6": False}) for link in (WIFI, LTE)]
+    only_ipv6 = version == "ipv6"
+    links = [replace(link, ipv4=not only_ipv6, ipv6=only_ipv6) for link in (WIFI, LTE)]
     with spliced_field(*links) as field:
         address = field.lab.server.ipv4 if version == "ipv4" else field.lab.server.ipv6
         rate = ("--rate", "1000000")

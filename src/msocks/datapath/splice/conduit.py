@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
-from msocks.datapath.splice.farewell import Farewell
-from msocks.datapath.splice.handover import Succession
+from msocks.datapath.splice.farewell import Farewell, reset_both
+from msocks.datapath.splice.fitting import misfit_of_first, misfit_of_later
+from msocks.datapath.splice.handover import Handovers
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
-from msocks.datapath.splice.options import reconcile
-from msocks.datapath.splice.rebuild import vanish
-from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import say
 from msocks.datapath.splice.takeover import Takeover
@@ -36,6 +32,7 @@ class SpliceConduit:
         "_closed",
         "_farewell",
         "_generation",
+        "_handovers",
         "_host",
         "_over",
         "_owed_until",
@@ -47,7 +44,6 @@ class SpliceConduit:
         "_server",
         "_server_side",
         "_spliced",
-        "_succession",
         "_takeover",
     )
 
@@ -72,7 +68,7 @@ class SpliceConduit:
         self._generation = 0
         self._spliced = False
         self._takeover: Takeover | None = None  # of the present mobile leg
-        self._succession: Succession | None = None  # the handover to it, or from it
+        self._handovers = Handovers(host, preparation.slot if preparation is not None else None, resumable=resumable)
         self._owed_until = 0
         self._farewell: Farewell | None = None
         self._over = False
@@ -103,7 +99,7 @@ class SpliceConduit:
         except OSError:  # it is lost, and has no peer any more
             self._asked = leg, _SPLICED, None
             return _SPLICED
-        reason = self._misfit(side) if self._spliced else self._why_not(side)
+        reason = misfit_of_later(self._session, side) if self._spliced else self._why_not(side)
         if reason is None:
             carriage = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=self._can_hand_over())
         else:
@@ -113,9 +109,7 @@ class SpliceConduit:
         return carriage
 
     def _can_hand_over(self) -> bool:
-        if self._succession is not None and self._succession.awaits_attachment:
-            return True
-        return self._takeover is not None and Succession.is_possible(self._session, self._takeover.number)
+        return self._takeover is not None and self._handovers.is_possible(self._takeover.number)
 
     def _why_not(self, mobile: Side) -> DatapathReason | None:
         """Why the first leg and the server leg cannot be spliced."""
@@ -126,18 +120,7 @@ class SpliceConduit:
             server = self._server_side = Side.of(self._server, unread=False)
         except OSError:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
-        if mobile.is_local or server.is_local:
-            return DatapathReason.LOCAL_SERVER
-        if not self._session.legs[SERVER].flags & LegFlag.NOTED:
-            return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
-        return reconcile(mobile.options, server.options, tolerant=self._resumable)
-
-    def _misfit(self, mobile: Side) -> DatapathReason | None:
-        """Why a later leg does not fit a session that is spliced: only what was agreed with the server counts."""
-        needs_timestamps = self._session.legs[SERVER].flags & LegFlag.TIMESTAMPS
-        if mobile.options.ecn or (needs_timestamps and not mobile.options.timestamps):
-            return DatapathReason.UNEQUAL_OPTIONS
-        return DatapathReason.LOCAL_SERVER if mobile.is_local else None
+        return misfit_of_first(self._session, mobile, server, resumable=self._resumable)
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
@@ -145,26 +128,21 @@ class SpliceConduit:
         if self._relay is not None:
             self._relay.stop_leg(handover=handover, successor=successor)
         elif self._spliced and handover and self._takeover is not None and self._can_hand_over():
-            assert self._preparation is not None
-            side = None
-            if successor is not None and self._asked is not None and self._asked[0] is successor.sock:
-                side = self._asked[2]
-            self._succession = Succession(self._host, self._preparation.slot, self._takeover.number)
-            self._succession.begin(successor, side)
+            known = self._asked if successor is not None and self._asked is not None else (None, None, None)
+            self._handovers.begin(self._takeover.number, successor, known[2])
         elif self._spliced:
             self._session.flags |= SessionFlag.STOPPED
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
             await self._host.tables.settle()
-            if self._succession is not None and self._succession.awaits_attachment:
-                self._succession.fix()
+            self._handovers.fix()
 
     def restart_leg(self) -> None:
         if self._relay is not None:
             self._relay.restart_leg()
         elif self._spliced and self._takeover is not None:
-            self._end_succession()
+            self._handovers.take_back()
             session = self._session
             if session.legs[self._takeover.number].state == LegState.LIVE:
                 session.flags &= ~SessionFlag.STOPPED
@@ -176,9 +154,7 @@ class SpliceConduit:
             return _NOTHING
         owed = self._takeover.owed_until if self._takeover is not None else 0
         state = stream_state(self._session, owed=max(owed, self._owed_until))
-        if self._succession is not None and self._succession.awaits_attachment:
-            state = replace(state, down_sent=self._succession.split)
-        return state
+        return self._handovers.seen(state)
 
     def counters(self) -> Counters:
         if self._relay is not None:
@@ -211,10 +187,8 @@ class SpliceConduit:
             raise ValueError(f"the leg begins at downstream byte {leg.down_from}, outside {first} to {last}")
         if leg.up_from > state.up_taken and not leg.handover:
             raise ValueError(f"the leg begins at upstream byte {leg.up_from}, but only {state.up_taken} have arrived")
-        if leg.handover and not (self._succession is not None and self._succession.awaits_attachment):
-            raise ValueError("no leg hands over")
-        if leg.handover and leg.down_from != state.down_sent:
-            raise ValueError(f"the leg begins at downstream byte {leg.down_from}, the other ends at {state.down_sent}")
+        if leg.handover:
+            self._handovers.check(leg, state)
 
     def _take_leg(self, leg: Attachment, side: Side | None) -> None:
         host, preparation = self._host, self._preparation
@@ -224,7 +198,7 @@ class SpliceConduit:
         if leg.handover:
             self._hand_over(leg, side)
             return
-        self._end_succession()
+        self._handovers.end()
         self._takeover = None
         self._generation = leg.generation
         if old is not None:
@@ -257,32 +231,15 @@ class SpliceConduit:
 
     def _hand_over(self, leg: Attachment, side: Side | None) -> None:
         """The present leg was stopped for it; it drains."""
-        host, succession, old = self._host, self._succession, self._takeover
-        assert succession is not None
-        assert old is not None
+        assert self._takeover is not None
         self._generation = leg.generation
-        self._owed_until = max(self._owed_until, old.owed_until)
-        if side is None or not succession.prepare_late(leg, side):
-            # Whoever wanted to hand over has no leg now; the session waits for another, which takes over.
-            self._session.flags |= SessionFlag.STOPPED
-            self._end_succession()
-            host.reactor.forget(leg.sock.fileno())
-            vanish(leg.sock)
+        self._owed_until = max(self._owed_until, self._takeover.owed_until)
+        successor = self._handovers.attach(leg, side)
+        if successor is None:
             self._tell_leg_ended(leg.generation)
             return
-        old.cancel()
-        takeover = Takeover(
-            host.reactor, host.tables, host.output, self._session, succession.number, side, resumable=self._resumable
-        )
-        self._takeover = takeover
-        succession.go_live(leg)
-        takeover.begin_live(leg, window=succession.window)
-        succession.drain()
-
-    def _end_succession(self) -> None:
-        succession, self._succession = self._succession, None
-        if succession is not None:
-            succession.abandon()
+        self._takeover.cancel()
+        self._takeover = successor
 
     def _on_spliced(self, old_number: int, number: int) -> None:
         """The leg is carried, and its socket gone; so is the server's."""
@@ -370,8 +327,7 @@ class SpliceConduit:
             return
         if self._takeover is not None:
             self._takeover.cancel()
-        if self._succession is not None:
-            self._succession.close()
+        self._handovers.close()
         self.stop_leg()
         self._host.reactor.loop.create_task(self._say_farewell(up_end))
 
@@ -401,8 +357,7 @@ class SpliceConduit:
         host, preparation = self._host, self._preparation
         if self._takeover is not None:
             self._takeover.cancel()
-        if self._succession is not None:
-            self._succession.close()
+        self._handovers.close()
         if self._relay is not None:
             self._relay.close(reset=reset)
             if preparation is not None:
@@ -414,7 +369,7 @@ class SpliceConduit:
             self._close_server(self._server, reset)
             return
         if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
-            self._reset()
+            reset_both(self._session, host.output, self._takeover.number if self._takeover else 0)
         assert preparation is not None
         host.leave(preparation.slot)
         host.server_legs.ended(preparation.slot)
@@ -435,12 +390,3 @@ class SpliceConduit:
         server.close()
         if preparation is not None:
             host.server_legs.release(preparation)
-
-    def _reset(self) -> None:
-        """RST to both ends; an end for which it is not exact says where it stands (RFC 5961), and is told again."""
-        session, output = self._session, self._host.output
-        session.state = SessionState.RESETTING
-        session.last_ns = time.monotonic_ns()
-        output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
-        if self._takeover is not None and session.legs[self._takeover.number].state == LegState.LIVE:
-            output.send(say(session, self._takeover.number, max(session.down.acked, session.down.sent), b"", RST))

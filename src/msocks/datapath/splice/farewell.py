@@ -12,9 +12,11 @@ import socket
 import time
 from collections.abc import Callable
 
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, Session
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, LegState, Session, SessionState
+from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.rebuild import rebuild
-from msocks.datapath.splice.speech import ends
+from msocks.datapath.splice.segments import RST
+from msocks.datapath.splice.speech import ends, say
 from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
 from msocks.transport.reactor import FAILED, Reactor
 
@@ -122,3 +124,15 @@ class Farewell:
     def _lost(self) -> None:
         self.close(reset=True)
         self._on_lost()
+
+
+def reset_both(session: Session, output: RawOutput, mobile: int) -> None:
+    """RST to both ends; one for which it is not exact says where it stands (RFC 5961), and is told again.
+
+    `mobile` is the number of the mobile leg that carries, or 0.
+    """
+    session.state = SessionState.RESETTING
+    session.last_ns = time.monotonic_ns()
+    output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
+    if mobile and session.legs[mobile].state == LegState.LIVE:
+        output.send(say(session, mobile, max(session.down.acked, session.down.sent), b"", RST))

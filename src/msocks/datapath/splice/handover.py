@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from msocks.datapath.interface import Attachment, Successor
 from msocks.datapath.splice.entries import Side, fill_successor, key_of
@@ -29,12 +30,15 @@ from msocks.datapath.splice.layout import (
     Session,
     SessionFlag,
 )
-from msocks.datapath.splice.rebuild import provoke, rebuild
+from msocks.datapath.splice.rebuild import provoke, rebuild, vanish
 from msocks.datapath.splice.speech import ends, say
+from msocks.datapath.splice.takeover import Takeover
 from msocks.errors import MsocksError
+from msocks.session.resume import StreamState
 from msocks.transport.kernel import reset_on_close
 
 _WORD = 0xFFFFFFFF
+_OTHER = {1: 2, 2: 1}  # the places of the mobile legs
 _LOOK_S = 0.005
 _LOOK_SELDOM_S = 0.1
 _SOON_S = 1.0
@@ -43,12 +47,106 @@ _FIRST_ALLOWANCE = 65536  # a new connection's window, as Linux offers it
 _NANOSECONDS_A_MS = 1_000_000
 
 
+class Handovers:
+    """Those of one session, one after the other."""
+
+    def __init__(self, host: SpliceHost, slot: int | None, *, resumable: bool) -> None:
+        """Without a slot there are none."""
+        self._host = host
+        self._slot = slot
+        self._resumable = resumable
+        self._now: Succession | None = None
+
+    @property
+    def _session(self) -> Session:
+        assert self._slot is not None
+        return self._host.tables.session(self._slot)
+
+    @property
+    def awaits_attachment(self) -> bool:
+        """Whether a leg was stopped to hand over, and the one that it hands over to is still to be attached."""
+        return self._now is not None and self._now.awaits_attachment
+
+    def is_possible(self, active: int) -> bool:
+        """Whether the leg that carries could hand over: it lives, no direction has ended, and no other leg drains."""
+        session = self._session
+        return self.awaits_attachment or (
+            session.legs[active].state == LegState.LIVE
+            and not session.flags & SessionFlag.STOPPED
+            and not session.handover.from_leg
+            and session.up.fin == NO_FIN
+            and session.down.fin == NO_FIN
+        )
+
+    def begin(self, old: int, successor: Successor | None, side: Side | None) -> None:
+        """The leg `old` is given nothing new from now on."""
+        assert self._slot is not None
+        self._now = Succession(self._host, self._slot, old)
+        self._now.begin(successor, side)
+
+    def fix(self) -> None:
+        """Nobody is inside the programs any more who has not seen that."""
+        if self._now is not None and self._now.awaits_attachment:
+            self._now.fix()
+
+    def seen(self, state: StreamState) -> StreamState:
+        """Where the streams are, to the leg that is going to take over."""
+        if self._now is not None and self._now.awaits_attachment:
+            return replace(state, down_sent=self._now.split)
+        return state
+
+    def check(self, leg: Attachment, state: StreamState) -> None:
+        """Raise ValueError where the stopped leg cannot hand over to this one."""
+        if not self.awaits_attachment:
+            raise ValueError("no leg hands over")
+        if leg.down_from != state.down_sent:
+            raise ValueError(f"the leg begins at downstream byte {leg.down_from}, the other ends at {state.down_sent}")
+
+    def attach(self, leg: Attachment, side: Side | None) -> Takeover | None:
+        """The leg that was awaited carries; None where it came to nothing: the session is stopped, the socket gone."""
+        host, succession = self._host, self._now
+        assert succession is not None
+        if side is None or not succession.prepare_late(leg, side):
+            self._session.flags |= SessionFlag.STOPPED
+            self.end()
+            host.reactor.forget(leg.sock.fileno())
+            vanish(leg.sock)
+            return None
+        takeover = Takeover(
+            host.reactor, host.tables, host.output, self._session, succession.number, side, resumable=self._resumable
+        )
+        succession.go_live(leg)
+        takeover.begin_live(leg, window=succession.window)
+        succession.drain()
+        return takeover
+
+    def take_back(self) -> None:
+        """The leg that was awaited will not come: the stopped one carries on."""
+        if self.awaits_attachment:
+            self.end()
+
+    def end(self) -> None:
+        """No leg hands over any more; the session is stopped, or the new leg was not attached."""
+        succession, self._now = self._now, None
+        if succession is not None:
+            succession.abandon()
+        elif self._slot is not None and self._session.handover.from_leg:  # which an earlier process has begun
+            session = self._session
+            old = session.handover.from_leg
+            end_handover(self._host, session, old if session.active != old else _OTHER[old])
+
+    def close(self) -> None:
+        """The session is over."""
+        if self._now is not None:
+            self._now.close()
+
+
 class Succession:
     """One handover; see the module. `abandon` or `drain` ends it."""
 
     def __init__(self, host: SpliceHost, slot: int, old: int) -> None:
         """The leg `old` gives way; which is said by `begin`."""
-        self.number = 2 if old == 1 else 1
+        self.number = _OTHER[old]
         self._host = host
         self._slot = slot
         self._session: Session = host.tables.session(slot)
@@ -57,17 +155,6 @@ class Succession:
         self._told_at = 0.0
         self._drain_began: float | None = None
         self._over = False
-
-    @staticmethod
-    def is_possible(session: Session, active: int) -> bool:
-        """Whether the leg that carries could hand over: it lives, no direction has ended, and no other leg drains."""
-        return (
-            session.legs[active].state == LegState.LIVE
-            and not session.flags & SessionFlag.STOPPED
-            and not session.handover.from_leg
-            and session.up.fin == NO_FIN
-            and session.down.fin == NO_FIN
-        )
 
     @property
     def awaits_attachment(self) -> bool:
@@ -250,4 +337,3 @@ def _farewell(session: Session, leg: Leg) -> Callable[[], None]:
             sock.close()
 
     return close
-
