@@ -175,8 +175,11 @@ class Succession:
     def begin(self, successor: Successor | None, side: Side | None) -> None:
         """From now on the old leg is given nothing new; what is new goes to the new one where that is known."""
         handover = self._session.handover
-        ctypes.memset(ctypes.addressof(handover), 0, ctypes.sizeof(Handover))
-        handover.split = NO_SPLIT
+        # What limits the window since an earlier handover limits it until this one does: a moment without, and the
+        # server sends all that its congestion window has saved.
+        limit = handover.allowance, handover.since, handover.least_ns
+        fresh = Handover(split=NO_SPLIT, allowance=limit[0], since=limit[1], least_ns=limit[2])
+        ctypes.memmove(ctypes.addressof(handover), ctypes.addressof(fresh), ctypes.sizeof(Handover))
         if successor is not None and side is not None:
             self._prepare(side, successor)
         handover.from_leg = self._old
