@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SCRIPT := PYTHONPATH=. $(PYTHON)
 
-.PHONY: help install test demo lint fmt docs bpf dist lock soak bench-install bench-handoff bench-relay bench-splice clean distclean
+.PHONY: help install test demo lint fmt docs bpf dist lock soak chaos bench-install bench-handoff bench-relay bench-splice clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ demo: install  ## the main job: real curl and ssh move between networks, nothing
 lint: install  ## ruff, mypy --strict, the layers
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy $(wildcard src tests demo benchmarks tools) hatch_build.py
+	.venv/bin/mypy $(wildcard src tests demo benchmarks chaos tools) hatch_build.py
 	.venv/bin/lint-imports --no-logo
 
 fmt: install  ## let ruff repair and format
@@ -53,6 +53,9 @@ soak: install  ## the long runs
 	$(PYTHON) -m pytest tests/end_to_end --soak --timeout=1200
 	@$(SCRIPT) benchmarks/soak.py
 
+chaos: install  ## seeded storms over mixed traffic for an hour; a failing seed is printed and replays
+	@$(SCRIPT) chaos/main.py
+
 bench-handoff: bench-install  ## stalls at a move, beside MPTCP; writes docs/benchmarks/
 	@$(SCRIPT) benchmarks/handoff.py
 
@@ -64,7 +67,7 @@ bench-splice: bench-install  ## the splice beside IP forwarding, haproxy, dante 
 
 clean:  ## remove what was built and every cache
 	rm -rf build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests demo benchmarks chaos -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## and the installed environment
 	rm -rf .venv .tools src/msocks/datapath/splice/_libbpf*.so src/msocks/datapath/splice/_splice.bpf.o

@@ -19,7 +19,17 @@ from typing import Any
 
 from benchmarks import machine, provenance, publish, splice_flows, splice_sessions
 from benchmarks.direct_network import DirectNetwork
-from benchmarks.splice_contenders import CONTENDERS, Beside, Contender, Dante, Forwarding, Haproxy, Microsocks, Msocks
+from benchmarks.splice_contenders import (
+    CONTENDERS,
+    Beside,
+    Contender,
+    Dante,
+    Forwarding,
+    Haproxy,
+    Microsocks,
+    Msocks,
+    MsocksOfMany,
+)
 from benchmarks.splice_flows import Durations
 from benchmarks.splice_page import page, plots
 from benchmarks.world import BenchmarkError
@@ -32,7 +42,7 @@ TAKING_PART: dict[str, tuple[type[Contender], ...]] = {
     "throughput": (Forwarding, Msocks, Dante, Haproxy),
     "rate": (Forwarding, Msocks, Dante, Microsocks, Haproxy),
     "memory": (Forwarding, Msocks, Dante, Microsocks, Haproxy),
-    "hold": (Forwarding, Msocks),
+    "hold": (Forwarding, MsocksOfMany),
     "churn": (Msocks,),
 }
 _ONCE = ("hold", "churn")  # long, and what they count is exact

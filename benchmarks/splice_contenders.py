@@ -21,11 +21,14 @@ from msocks_lab import LabProcess
 PING_PONG_PORT, BULK_PORT, SESSIONS_PORT = 9000, 9001, 9100
 SESSION_SERVERS = 8
 """Servers of idle sessions, on ports from SESSIONS_PORT: each holds at most 20,000 descriptors."""
+SESSIONS_EACH = 15_000
+"""Idle sessions toward one of them, of one client program."""
 SERVER_PORTS = (PING_PONG_PORT, BULK_PORT, *range(SESSIONS_PORT, SESSIONS_PORT + SESSION_SERVERS))
 
 ONE_PROCESSOR = ("taskset", "--cpu-list", "0")
 
 _PORT = 1080
+_MANY = SESSION_SERVERS * SESSIONS_EACH
 _FAMILIES = (4, 6)
 _PINS = Path("/sys/fs/bpf/msocks")
 _DANTE = """\
@@ -160,8 +163,12 @@ class Msocks(Contender):
         self.state = self.network.lab.directory / f"state-{self.name}"
         allowed = options("--allow", [*MOBILE_SUBNETS, *SERVER_SUBNETS])
         where = ["--listen", f"[::]:{_PORT}", "--state", str(self.state)]
-        argv = [MSOCKS, "proxy", "--open", "--datapath", self.datapath, *where, *allowed]
+        argv = [MSOCKS, "proxy", "--open", "--datapath", self.datapath, *where, *allowed, *self._limits()]
         self.process = start_ready(self._popen(*argv, stdout=subprocess.PIPE))
+
+    def _limits(self) -> list[str]:
+        """Options that raise its limits: none are."""
+        return []
 
     @property
     def pins(self) -> Path:
@@ -176,6 +183,15 @@ class Msocks(Contender):
         lab.proxy.run(["rm", "-rf", str(self.pins)])
         for interface in lab.proxy.run(["ls", "/sys/class/net"]).stdout.split():
             lab.proxy.run(["tc", "qdisc", "del", "dev", interface, "clsact"], check=False)
+
+
+class MsocksOfMany(Msocks):
+    """The same, allowed to hold more sessions than it may by default."""
+
+    def _limits(self) -> list[str]:
+        configuration = self.network.lab.directory / f"{self.name}.toml"
+        configuration.write_text(f"[proxy.limits]\nsessions = {_MANY}\n")
+        return ["--config", str(configuration)]
 
 
 class Beside(Msocks):

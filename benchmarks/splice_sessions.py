@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.bpf_maps import maps_of
 from benchmarks.compiled import program
-from benchmarks.splice_contenders import SESSION_SERVERS, SESSIONS_PORT, Contender
+from benchmarks.splice_contenders import SESSION_SERVERS, SESSIONS_EACH, SESSIONS_PORT, Contender
 from benchmarks.splice_flows import PARALLEL, result_of, serving
 from benchmarks.summary import slope
 from benchmarks.world import BenchmarkError
@@ -24,7 +24,6 @@ MEMORY_SESSIONS = 10_000
 LEVELS = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Parts of the most sessions. The first do not count: they take what the kernel's slabs have left over."""
 
-_OF_ONE_PROCESS = 15_000  # sessions; it may have 20,000 descriptors
 _SETTLE_S = 1.0
 _FORGOTTEN_S = 200.0  # TIME-WAIT lasts 60 s
 _CHURN_S = 600.0
@@ -65,9 +64,9 @@ class Holders:
     """Client programs that hold idle sessions, each toward a server program of its own."""
 
     def __init__(self, contender: Contender, most: int) -> None:
-        self._shares = math.ceil(most / _OF_ONE_PROCESS)
+        self._shares = math.ceil(most / SESSIONS_EACH)
         if self._shares > SESSION_SERVERS:
-            raise BenchmarkError(f"At most {SESSION_SERVERS * _OF_ONE_PROCESS} sessions can be held")
+            raise BenchmarkError(f"At most {SESSION_SERVERS * SESSIONS_EACH} sessions can be held")
         sources = ",".join(contender.network.sources(4))
         self._clients: list[LabProcess] = []
         for index in range(self._shares):
@@ -105,7 +104,7 @@ class Holders:
 @contextlib.contextmanager
 def _holders(contender: Contender, most: int) -> Iterator[Holders]:
     with contextlib.ExitStack() as stack:
-        for index in range(math.ceil(most / _OF_ONE_PROCESS)):
+        for index in range(math.ceil(most / SESSIONS_EACH)):
             stack.enter_context(serving(contender, "sessions", SESSIONS_PORT + index))
         holders = Holders(contender, most)
         stack.callback(holders.stop)

@@ -115,6 +115,8 @@ def _each(rounds: Rounds, entry: dict[str, Any]) -> str:
     def grown(held: dict[str, Any], part: str) -> float:
         return float((held["during"][part] - held["before"][part]) / held["sessions"] / 1024)
 
+    if "during" not in entry:
+        return ""
     for direct in rounds.of("hold", "forwarding"):
         kernel = grown(entry, "kernel") - grown(direct, "kernel")
         program = grown(entry, "program")

@@ -83,8 +83,13 @@ def start_ready(process: LabProcess) -> LabProcess:
     return process
 
 
-# Not what `auto` would choose: these figures are the relay's.
-_RELAY = ("--datapath", "relay")
+RELAY = "relay"
+"""Not what `--datapath auto` would choose: most figures here are the relay's."""
+
+
+def state_of(lab: Lab) -> Path:
+    """The proxy's state directory."""
+    return lab.directory / "proxy-state"
 
 
 def allowed_destinations(lab: Lab) -> list[str]:
@@ -92,9 +97,9 @@ def allowed_destinations(lab: Lab) -> list[str]:
     return options("--allow", [f"{address}/{128 if ':' in address else 32}" for address in lab.server.addresses])
 
 
-def start_proxy(lab: Lab, state: Path) -> LabProcess:
-    """The proxy for agents."""
-    argv = [MSOCKS, "proxy", "--listen", f"[::]:{PROXY_PORT}", "--state", str(state), *_RELAY]
+def start_proxy(lab: Lab, state: Path, datapath: str = RELAY, *, wrapper: Sequence[str] = ()) -> LabProcess:
+    """The proxy for agents; `wrapper` is a command that runs it. Raises BenchmarkError."""
+    argv = [*wrapper, MSOCKS, "proxy", "--listen", f"[::]:{PROXY_PORT}", "--state", str(state), "--datapath", datapath]
     argv += allowed_destinations(lab)
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
@@ -103,19 +108,23 @@ def start_open_proxy(lab: Lab) -> LabProcess:
     """A proxy for plain SOCKS5 clients without authentication, with a state directory of its own."""
     state = str(lab.directory / "open-state")
     listen = ["--listen", f"[::]:{OPEN_PORT}"]
-    argv = [MSOCKS, "proxy", *listen, "--state", state, "--open", *_RELAY, *allowed_destinations(lab)]
+    argv = [MSOCKS, "proxy", *listen, "--state", state, "--open", "--datapath", RELAY, *allowed_destinations(lab)]
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
 
-def start_product(lab: Lab) -> Product:
-    """Proxy and agent; the agent prefers the lab's links in their order. Raises BenchmarkError, ProcessFailed."""
-    state, access, control = (lab.directory / name for name in ("proxy-state", "access", "agent.sock"))
+def start_product(lab: Lab, datapath: str = RELAY, *, wrapper: Sequence[str] = ()) -> Product:
+    """Proxy and agent, run by the command `wrapper` if any; the agent prefers the lab's links in their order.
+
+    Raises BenchmarkError, ProcessFailed.
+    """
+    access, control = lab.directory / "access", lab.directory / "agent.sock"
+    state = state_of(lab)
     addresses = options("--address", [f"{lab.proxy.ipv4}:{PROXY_PORT}", f"[{lab.proxy.ipv6}]:{PROXY_PORT}"])
     link = lab.proxy.run([MSOCKS, "user", "add", "bench", "--state", str(state), *addresses]).stdout
     access.write_text(link)
     access.chmod(0o600)
-    proxy = start_proxy(lab, state)
-    argv = [MSOCKS, "agent", "--access-file", str(access), "--listen", f"127.0.0.1:{AGENT_PORT}"]
+    proxy = start_proxy(lab, state, datapath, wrapper=wrapper)
+    argv = [*wrapper, MSOCKS, "agent", "--access-file", str(access), "--listen", f"127.0.0.1:{AGENT_PORT}"]
     argv += ["--control", str(control), *options("--link", [link.name for link in lab.links])]
     agent = start_ready(lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
     return Product(lab, control, proxy, agent)

@@ -98,9 +98,13 @@ def echo(connection: socket.socket, options: argparse.Namespace, meter: ArrivalM
 
     def receive() -> None:
         while len(round_trips) < options.echo:
-            data = connection.recv(size, 0 if options.udp else socket.MSG_WAITALL)
-            if len(data) < size:
-                return
+            data = connection.recv(size)
+            # MSG_WAITALL is none on a socket with a time-out, and TCP cuts its segments where it likes.
+            while len(data) < size and not options.udp:
+                more = connection.recv(size - len(data))
+                if not more:
+                    return
+                data += more
             now = time.monotonic()
             meter.add(len(data), now)
             number = int.from_bytes(data[:8], "big")

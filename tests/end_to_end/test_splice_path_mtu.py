@@ -26,6 +26,14 @@ table inet silence {
     }
 }
 """
+SMALL_SEGMENTS = """
+table inet clamp {
+    chain output {
+        type filter hook output priority mangle; policy accept;
+        tcp flags syn tcp option maxseg size set 1000
+    }
+}
+"""
 
 
 def silence(field: Field) -> None:
@@ -53,12 +61,26 @@ def test_paths_of_different_widths(first: str, narrow: LinkConfig, icmp: str, ve
         if icmp == "filtered":
             silence(field)
         transfer = field.transfer("--download", SOME, "--upload", SOME, "--rate", str(2 * MB))
-        transfer.wait_for(MB // 2)
+        transfer.wait_for(MB // 5)
         for link in (links[1].name, links[0].name):
             assert field.msocks("move", "all", "--to", link).returncode == 0
-            transfer.wait_for(transfer.received() + MB // 2, timeout=10)
+            transfer.wait_for(transfer.received() + MB // 5, timeout=10)
         assert transfer.result()["error"] == ""
+        # The server was told of the narrow path, and announces a smaller MSS from now on.
+        assert field.transfer("--download", "1000", "--upload", "1000").result()["error"] == ""
         field.carried()
+
+
+def test_a_server_that_takes_only_small_segments_is_relayed_and_its_sessions_move() -> None:
+    links = of_version(4, WIDE, NARROW)
+    with spliced_field(*links) as field:
+        field.lab.server.run(["nft", "-f", "-"], input=SMALL_SEGMENTS)
+        transfer = field.transfer("--download", SOME, "--upload", SOME, "--rate", str(2 * MB))
+        for link in ("narrow", "wide"):
+            transfer.wait_for(transfer.received() + MB // 5, timeout=10)
+            assert field.msocks("move", "all", "--to", link).returncode == 0
+        assert transfer.result()["error"] == ""
+        assert [(flow["datapath"], flow["datapath_reason"]) for flow in field.flows()] == [("relay", "path-mtu")]
 
 
 def test_a_session_comes_back_from_a_path_that_swallows_large_packets() -> None:
@@ -67,7 +89,7 @@ def test_a_session_comes_back_from_a_path_that_swallows_large_packets() -> None:
     with spliced_field(*links) as field:
         silence(field)
         transfer = field.transfer("--download", SOME, "--upload", SOME, "--rate", str(2 * MB))
-        transfer.wait_for(MB // 2)
+        transfer.wait_for(MB // 5)
         field.msocks("move", "all", "--to", "narrow")
         time.sleep(1.5)
         field.msocks("move", "all", "--to", "wide")

@@ -178,3 +178,11 @@ def test_which_legs_can_be_spliced(mobile: LegOptions, server: LegOptions, reaso
 
 def test_timestamps_on_the_mobile_leg_alone_need_a_mobile_that_is_known_to_bear_it():
     assert reconcile(LEG, WITHOUT_TIMESTAMPS, tolerant=False) is DatapathReason.UNEQUAL_OPTIONS
+
+
+@pytest.mark.parametrize(("believed", "reason"), [(1340, None), (1341, DatapathReason.PATH_MTU)])
+def test_a_server_that_announces_what_it_was_told_of_the_path_can_take_more(
+    believed: int, reason: DatapathReason | None
+):
+    server = replace(LEG, largest_segment=1340)
+    assert reconcile(LEG, server, tolerant=True, believed=believed) is reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from tests.datapath.splice.two_hosts import HERE, IP_MTU, THERE, Capture, TwoHosts, in_flight, packed
@@ -24,6 +24,7 @@ from msocks.datapath.splice.layout import (
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.segments import ACK, End, segment
+from msocks.datapath.splice.told_mtus import ToldMtus
 
 IPV4, IPV6 = socket.AF_INET, socket.AF_INET6
 BOTH = pytest.mark.parametrize("other", [IPV4, IPV6], ids=["across IPv4", "across IPv6"])
@@ -42,6 +43,7 @@ class Splice:
     session: Session
     output: RawOutput
     capture: Capture
+    told_mtus: ToldMtus = field(default_factory=ToldMtus)
 
     def leg(self, which: int, family: socket.AddressFamily, local_port: int, remote_port: int) -> Leg:
         leg: Leg = self.session.legs[which]
@@ -57,7 +59,7 @@ class Splice:
         event.event = Event(type=kind, leg=which, offset=offset)
         event.length = event.copied = len(packet)
         event.packet[: len(packet)] = packet
-        tell_sender(self.session, event, self.output)
+        tell_sender(self.session, event, self.output, self.told_mtus)
 
     def told(self, wait_s: float = 2) -> bytes | None:
         """The ICMP error that the other host gets next."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor
 from msocks.datapath.relay.conduit import RelayConduit
-from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, stream_state
+from msocks.datapath.splice.entries import Side, counters, fill_leg, fill_session, key_of, leg_key, stream_state
 from msocks.datapath.splice.farewell import Farewell, reset_both
 from msocks.datapath.splice.fitting import misfit_of_first, misfit_of_later
 from msocks.datapath.splice.handover import Handovers
@@ -120,7 +121,8 @@ class SpliceConduit:
             server = self._server_side = Side.of(self._server, unread=False)
         except OSError:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
-        return misfit_of_first(self._session, mobile, server, resumable=self._resumable)
+        believed = self._host.told_mtus.segment(server.remote[0], server.family)
+        return misfit_of_first(self._session, mobile, server, resumable=self._resumable, believed=believed)
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
@@ -174,11 +176,17 @@ class SpliceConduit:
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
             self._become_relay(asked[1].reason)
         if self._relay is not None:
+            self._uncap(leg)
             self._relay.attach(leg)
             return
         self._check(leg, self.state())
         assert asked is not None
         self._take_leg(leg, asked[2])
+
+    def _uncap(self, leg: Attachment) -> None:
+        """What follows a RECONNECT that is relayed is this kernel's to acknowledge."""
+        with contextlib.suppress(OSError):  # it is lost, and the relay finds out how
+            self._host.tables.delete_cap(leg_key(leg.sock))
 
     def _check(self, leg: Attachment, state: StreamState) -> None:
         """Raise ValueError where the leg cannot be attached."""

@@ -26,6 +26,7 @@ from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.speech import ends, say
 from msocks.datapath.splice.tables import Tables
+from msocks.datapath.splice.told_mtus import ToldMtus
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address
@@ -57,6 +58,7 @@ class SpliceDatapath:
         self.reactor = reactor
         self.tables = Tables(program, ports=ports, half_closed_s=half_closed_s)
         self.output = RawOutput(MARK_OF_DAEMON)
+        self.told_mtus = ToldMtus()
         self._ports = PortAllocator(ports)
         self.server_legs = ServerLegs(self.tables, self._ports)
         self._range = ports
@@ -186,7 +188,7 @@ class SpliceDatapath:
                 self.output.send(say(session, other, (session.up if event.leg else session.down).acked))
             case EventType.TOO_BIG | EventType.ICMP:
                 packet_event = PacketEvent.from_buffer_copy(raw.ljust(_PACKET_EVENT_BYTES, b"\0"))
-                tell_sender(session, packet_event, self.output)
+                tell_sender(session, packet_event, self.output, self.told_mtus)
 
     def _on_freed(self, slot: int) -> None:
         session = self.tables.session(slot)

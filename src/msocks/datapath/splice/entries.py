@@ -35,6 +35,11 @@ class Side:
         return cls(options, _end(family, sock.getsockname()), _end(family, sock.getpeername()))
 
     @property
+    def family(self) -> int:
+        """4 or 6: the packets', whatever the socket's."""
+        return 4 if self.local[0].startswith(MAPPED_PREFIX) else 6
+
+    @property
     def is_local(self) -> bool:
         """Whether the peer is on this host: its packets pass no interface that could be hooked."""
         address = self.remote[0]
@@ -45,6 +50,12 @@ def _end(family: int, sockaddr: tuple[str, int]) -> End:
     if family == socket.AF_INET:
         return MAPPED_PREFIX + socket.inet_aton(sockaddr[0]), sockaddr[1]
     return socket.inet_pton(socket.AF_INET6, sockaddr[0].partition("%")[0]), sockaddr[1]
+
+
+def leg_key(sock: socket.socket) -> bytes:
+    """What arrives for a connected socket, laid out as in struct flow_key. Raises OSError where it is lost."""
+    family = sock.family
+    return flow_key(_end(family, sock.getpeername()), _end(family, sock.getsockname()))
 
 
 def key_of(leg: Leg) -> bytes:
@@ -67,7 +78,7 @@ def fill_leg(leg: Leg, side: Side) -> None:
     key = flow_key(side.remote, side.local)
     ctypes.memmove(ctypes.addressof(leg), key, _KEY_BYTES)
     options = side.options
-    leg.family = 4 if side.local[0].startswith(MAPPED_PREFIX) else 6
+    leg.family = side.family
     leg.in_scale = options.snd_wscale
     leg.out_scale = options.rcv_wscale
     leg.round_trip_ms = options.round_trip_ms

@@ -8,13 +8,15 @@ from msocks.datapath.splice.options import reconcile
 from msocks.protocol.leg import DatapathReason
 
 
-def misfit_of_first(session: Session, mobile: Side, server: Side, *, resumable: bool) -> DatapathReason | None:
-    """Why the first leg and the server leg cannot be spliced; None where they can."""
+def misfit_of_first(
+    session: Session, mobile: Side, server: Side, *, resumable: bool, believed: int | None
+) -> DatapathReason | None:
+    """Why the first leg and the server leg cannot be spliced; None where they can. `believed` as in `reconcile`."""
     if mobile.is_local or server.is_local:
         return DatapathReason.LOCAL_SERVER
     if not session.legs[SERVER].flags & LegFlag.NOTED:
         return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
-    return reconcile(mobile.options, server.options, tolerant=resumable)
+    return reconcile(mobile.options, server.options, tolerant=resumable, believed=believed)
 
 
 def misfit_of_later(session: Session, mobile: Side) -> DatapathReason | None:

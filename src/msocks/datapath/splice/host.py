@@ -8,6 +8,7 @@ from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.tables import Tables
+from msocks.datapath.splice.told_mtus import ToldMtus
 from msocks.protocol.leg import DatapathReason
 from msocks.transport.reactor import Reactor
 
@@ -45,6 +46,10 @@ class SpliceHost(Protocol):
     @property
     def output(self) -> RawOutput:
         """Sends what was crafted."""
+
+    @property
+    def told_mtus(self) -> ToldMtus:
+        """What servers were told of paths."""
 
     @property
     def server_legs(self) -> ServerLegs:

@@ -114,7 +114,9 @@ def _ask(sock: socket.socket) -> bytes:
     return raw[:_BEFORE_RECEIVE_WINDOW] + _WIDEST_UNSCALED
 
 
-def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> DatapathReason | None:
+def reconcile(
+    mobile: LegOptions, server: LegOptions, *, tolerant: bool, believed: int | None = None
+) -> DatapathReason | None:
     """Why two legs cannot be spliced; None where they can.
 
     SACK and window scaling may differ: blocks are taken out, windows are scaled anew.
@@ -124,6 +126,8 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
         server: The server leg.
         tolerant: The mobile node is known to take segments without timestamps on a leg that has them: RFC 7323
             section 3.2 lets it drop them, Linux takes them.
+        believed: A largest segment, in bytes, that the server may announce only because this host has told it of a
+            narrow path to a mobile node.
     """
     if mobile.state not in _WHOLE or server.state not in _WHOLE:
         return DatapathReason.UNSPECIFIED
@@ -131,7 +135,8 @@ def reconcile(mobile: LegOptions, server: LegOptions, *, tolerant: bool) -> Data
         return DatapathReason.UNEQUAL_OPTIONS
     if mobile.timestamps != server.timestamps and not (mobile.timestamps and tolerant):
         return DatapathReason.UNEQUAL_OPTIONS
-    if server.largest_segment < mobile.announced_segment:
+    narrow = server.largest_segment < mobile.announced_segment
+    if narrow and (believed is None or server.largest_segment < believed):
         return DatapathReason.PATH_MTU
     return None
 

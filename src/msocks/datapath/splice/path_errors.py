@@ -13,6 +13,7 @@ from msocks.datapath.splice.layout import SERVER, EventType, Leg, LegState, Pack
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.segments import ACK, segment
 from msocks.datapath.splice.speech import ends
+from msocks.datapath.splice.told_mtus import ToldMtus
 
 _WORD = 0xFFFFFFFF
 _LEAST_MTU = {4: 576, 6: 1280}
@@ -23,10 +24,11 @@ _LARGEST_MTU = 0xFFFF  # that the entry can hold; ICMPv6 can state more
 _TOLD = {Trouble.TOO_BIG, Trouble.NO_ROUTE, Trouble.HOST_UNREACHABLE}
 
 
-def tell_sender(session: Session, event: PacketEvent, output: RawOutput) -> None:
+def tell_sender(session: Session, event: PacketEvent, output: RawOutput, told: ToldMtus) -> None:
     """Answer EVENT_TOO_BIG, or pass EVENT_ICMP on.
 
-    What is malformed, about no segment in flight, or about a leg that was replaced meanwhile, is ignored.
+    What is malformed, about no segment in flight, or about a leg that was replaced meanwhile, is ignored. `told`
+    remembers the path MTUs.
     """
     which = event.event.leg
     other = _other(session, which)
@@ -34,11 +36,11 @@ def tell_sender(session: Session, event: PacketEvent, output: RawOutput) -> None
         return
     packet = bytes(event.packet)[: event.copied]
     if event.event.type == EventType.TOO_BIG:
-        _tell_too_big(session.legs[which], other, packet, event.event.offset, output)
+        _tell_too_big(session.legs[which], other, packet, event.event.offset, output, told)
         return
     error = parse_error(packet)
     if error is not None and error.trouble in _TOLD:
-        _pass_on(session, which, other, error, output)
+        _pass_on(session, which, other, error, output, told)
 
 
 def _family(leg: Leg) -> socket.AddressFamily:
@@ -54,14 +56,15 @@ def _other(session: Session, which: int) -> Leg | None:
     return None if leg.state == LegState.NONE else leg
 
 
-def _tell_too_big(leg: Leg, other: Leg, packet: bytes, mtu: int, output: RawOutput) -> None:
+def _tell_too_big(leg: Leg, other: Leg, packet: bytes, mtu: int, output: RawOutput, told: ToldMtus) -> None:
     """`packet` came on `leg`, and the next link of `other` takes `mtu` bytes."""
-    local, _ = ends(leg)
+    local, remote = ends(leg)
     allowed = translated_mtu(mtu, _family(other), _family(leg))
+    told.note(remote[0], allowed)
     output.send(fragmentation_needed(router=local[0], quoted=packet, mtu=allowed))
 
 
-def _pass_on(session: Session, which: int, sender: Leg, error: IcmpError, output: RawOutput) -> None:
+def _pass_on(session: Session, which: int, sender: Leg, error: IcmpError, output: RawOutput, told: ToldMtus) -> None:
     """`error` is about a segment that left on the leg `which`; `sender` is the leg on which it had come."""
     leg = session.legs[which]
     stream = session.up if which == SERVER else session.down
@@ -72,6 +75,8 @@ def _pass_on(session: Session, which: int, sender: Leg, error: IcmpError, output
         mtu = min(max(_LEAST_MTU[leg.family], error.mtu), _LARGEST_MTU)
         leg.path_mtu = min(leg.path_mtu or mtu, mtu)
     local, remote = ends(sender)
+    if error.trouble is Trouble.TOO_BIG:
+        told.note(remote[0], translated_mtu(error.mtu, _family(leg), _family(sender)))
     quoted = segment(
         source=remote,
         destination=local,

@@ -128,10 +128,6 @@ class Tables:
         if found is not None and _FLOW.unpack(found)[:2] == (slot, self._sessions[slot].incarnation):
             self._flows.delete(key)
 
-    def delete_cap(self, key: bytes) -> None:
-        """This host's kernel may acknowledge on a leg whatever it has; no-op where it might before."""
-        self._caps.delete(key)
-
     def put_opening(self, key: bytes, slot: int) -> None:
         """A server leg begins its handshake."""
         self._opening.update(key, _FLOW.pack(slot, self._sessions[slot].incarnation, SERVER))
@@ -139,6 +135,10 @@ class Tables:
     def delete_opening(self, key: bytes) -> None:
         """It is over, or somebody else's affair; no-op where there is none."""
         self._opening.delete(key)
+
+    def delete_cap(self, key: bytes) -> None:
+        """The kernel may acknowledge all that arrives with these addresses; no-op where it may already."""
+        self._caps.delete(key)
 
     def flow_count(self) -> int:
         """Entries in the table of flows. Walks through it."""
