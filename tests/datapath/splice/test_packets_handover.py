@@ -225,14 +225,19 @@ def test_the_window_follows_what_the_new_path_carries(draining: Rig):
     session.down.sent = session.legs[SERVER].arrived = SPLIT + 100_000
     session.down.acked = SPLIT
     handover.from_leg, handover.allowance, handover.since = 0, 10_000, time.monotonic_ns()
-    handover.least_ns = 10_000_000
+    # From end to end it takes 100 ms at the least.
+    handover.least_ns, session.legs[SERVER].round_trip_ms = 40_000_000, 60
     assert told(draining, ack(draining, SECOND_MOBILE, SPLIT + 10, window=5000))[1] == 10_000 // SCALE * SCALE
     # 40,000 bytes in four times the least round trip: the path holds 10,000 without a queue.
     handover.timed_from, handover.timed_end = SPLIT, SPLIT + 40_000
-    handover.timed_at = time.monotonic_ns() - 40_000_000
+    handover.timed_at = time.monotonic_ns() - 400_000_000
     ack(draining, SECOND_MOBILE, SPLIT + 40_000, window=5000)
-    assert handover.timed_end == 0
+    assert (handover.timed_end, handover.least_ns) == (0, 40_000_000)
     assert 12_000 < handover.allowance <= 15_000
-    # A segment that leaves begins the next measurement.
+    # A segment that leaves begins the next measurement. Its ACK tells the leg's own round trip, not the whole.
     data(draining, SERVER, SPLIT + 90_000, 5000)
     assert (handover.timed_end, handover.timed_from) == (SPLIT + 90_100, SPLIT + 40_000)
+    handover.timed_at = time.monotonic_ns() - 20_000_000
+    ack(draining, SECOND_MOBILE, SPLIT + 90_100, window=5000)
+    assert 20_000_000 < handover.least_ns < 40_000_000
+    assert handover.timed_end == SPLIT + 90_100

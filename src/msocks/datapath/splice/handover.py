@@ -29,6 +29,7 @@ from msocks.datapath.splice.layout import (
     LegState,
     Session,
     SessionFlag,
+    SessionState,
 )
 from msocks.datapath.splice.rebuild import provoke, rebuild, vanish
 from msocks.datapath.splice.speech import ends, say
@@ -134,6 +135,8 @@ class Handovers:
             session = self._session
             old = session.handover.from_leg
             end_handover(self._host, session, old if session.active != old else _OTHER[old])
+        if self._slot is not None:
+            self._session.handover.allowance = 0  # it was measured for a leg that goes
 
     def close(self) -> None:
         """The session is over."""
@@ -150,6 +153,7 @@ class Succession:
         self._host = host
         self._slot = slot
         self._session: Session = host.tables.session(slot)
+        self._incarnation = self._session.incarnation
         self._old = old
         self._told_up = 0
         self._told_at = 0.0
@@ -259,13 +263,16 @@ class Succession:
         carries = session.active == self.number
         end_handover(self._host, session, self._old if carries else self.number)
         if not carries:
-            session.handover.allowance = 0
             window = session.down.edge - session.down.acked
             self._host.output.send(say(session, SERVER, session.up.acked, window=window))
 
+    def _is_another(self) -> bool:
+        """Whether the entry has expired, and is perhaps somebody else's by now."""
+        return bool(self._session.incarnation != self._incarnation or self._session.state == SessionState.FREE)
+
     def close(self) -> None:
         """The session is over."""
-        if not self._over and self._drain_began is not None and self._is_drained():
+        if not self._over and not self._is_another() and self._drain_began is not None and self._is_drained():
             self._finish()
         self._over = True
 
@@ -274,7 +281,7 @@ class Succession:
         return bool(session.down.acked >= handover.split and session.up.acked >= handover.up_split)
 
     def _look(self) -> None:
-        if self._over:
+        if self._over or self._is_another():
             return
         # The end of the old leg must not overtake the reply on the new one: to the mobile it would be a loss.
         if self._is_drained() and self._session.legs[self.number].flags & LegFlag.REPLY_ACKED:

@@ -244,6 +244,7 @@ class Handover(ctypes.Structure):
     reply_length: int
     from_leg: int
     to: int
+    timed_trip: int
     _fields_ = (
         ("split", ctypes.c_uint64),
         ("up_split", ctypes.c_uint64),
@@ -259,7 +260,8 @@ class Handover(ctypes.Structure):
         ("reply_length", ctypes.c_uint32),
         ("from_leg", ctypes.c_uint8),
         ("to", ctypes.c_uint8),
-        ("unused", ctypes.c_uint8 * 6),
+        ("timed_trip", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8 * 5),
     )
 
 

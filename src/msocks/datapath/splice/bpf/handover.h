@@ -154,7 +154,7 @@ static __always_inline __u64 successor_acked(const struct session *session)
 	return handover->from_leg ? later(split_of(handover), handover->acked) : session->down.acked;
 }
 
-/* A round trip of the new leg: from a segment that leaves to the ACK of it. */
+/* From a segment that leaves to the ACK of it: a round trip of the new leg. */
 static __always_inline void time_segment(struct session *session, __u64 end)
 {
 	struct handover *handover = &session->handover;
@@ -162,33 +162,41 @@ static __always_inline void time_segment(struct session *session, __u64 end)
 	if (handover->allowance && !handover->timed_end) {
 		handover->timed_at = bpf_ktime_get_ns();
 		handover->timed_from = successor_acked(session);
+		handover->timed_trip = 0;
 		handover->timed_end = end;
 	}
 }
 
 /*
- * What was acknowledged in that time, at the least round trip, is what the path holds without a queue. Half as much
- * again keeps it busy, and finds out whether it holds more.
+ * What is acknowledged meanwhile, or in a round trip from end to end where that is longer, is what the path holds; at
+ * the least round trip, what it holds without a queue. Half as much again keeps it busy, and finds out whether it holds more.
  */
 __noinline int time_acknowledgment(struct session *session, __u64 acknowledged)
 {
 	struct handover *handover;
-	__u64 now, round_trip, held;
+	__u64 now, passed, whole, held;
 
 	if (!session)
 		return -1;
 	handover = &session->handover;
 	if (!handover->timed_end || distance(handover->timed_end, acknowledged) < 0)
 		return 0;
-	handover->timed_end = 0;
 	now = bpf_ktime_get_ns();
-	round_trip = (now - handover->timed_at) >> 10;
-	if (round_trip < handover->least_ns >> 10)
-		handover->least_ns = round_trip << 10;
-	held = acknowledged - handover->timed_from;
-	if (held > MOST_HELD || !round_trip)
+	passed = now - handover->timed_at;
+	if (!handover->timed_trip) {
+		handover->timed_trip = 1;
+		if (passed < handover->least_ns)
+			handover->least_ns = passed;
+	}
+	whole = handover->least_ns + session->legs[LEG_SERVER].round_trip_ms * 1000000ULL;
+	if (passed < whole)
 		return 0;
-	held = held * (handover->least_ns >> 10) / round_trip;
+	handover->timed_end = 0;
+	held = acknowledged - handover->timed_from;
+	passed >>= 10;
+	if (held > MOST_HELD || !passed)
+		return 0;
+	held = held * (whole >> 10) / passed;
 	held += held >> 1;
 	if (held > handover->allowance)
 		handover->allowance = held;

@@ -187,7 +187,8 @@ struct handover {
 	__u32 reply_length; /* of the reply that is to come before the stream on the new leg */
 	__u8 from_leg; /* which leg hands over, or 0; until the new one is attached it is the active one */
 	__u8 to;   /* to which, or 0 as long as its numbers are not known */
-	__u8 unused[6];
+	__u8 timed_trip; /* the round trip is measured, and what is acknowledged goes on to be */
+	__u8 unused[5];
 };
 
 struct session {
