@@ -10,7 +10,7 @@ import pytest
 from tests.end_to_end.conftest import LTE, WIFI
 from tests.end_to_end.splice_fixtures import spliced_field
 
-from msocks_lab import LinkConfig
+from msocks_lab import CutMode, LinkConfig
 from msocks_lab.host import Host
 
 MB = 1_000_000
@@ -53,23 +53,28 @@ def test_an_explicit_move_costs_no_time_out_and_repeats_less_than_a_window(versi
 
 
 def test_every_byte_is_right_over_many_quick_moves(soak: bool) -> None:
-    """Some come before the one before has ended, some while bytes are lost."""
-    size = 35 * MB if soak else 4 * MB
+    """Some come before the one before has ended, some while bytes are lost; after some the old link falls silent."""
+    size = 35 * MB if soak else 3 * MB
     rate = ("--rate", "700000")
     chance = random.Random(11)
     lossy = (replace(WIFI, loss_percent=0.2, jitter_ms=1), LinkConfig("lte", rtt_ms=30, rate_mbit=20, loss_percent=0.2))
     with spliced_field(*lossy) as field:
         transfers = [
             field.transfer("--download", str(size), "--upload", str(size), *rate),
-            field.transfer("--download", str(size), *rate),
+            field.transfer("--download", str(3 * size)),
             field.transfer("--upload", str(size), *rate),
         ]
         links, moves = ("lte", "wifi"), 0
         while any(transfer.process.poll() is None for transfer in transfers):
+            here, there = links[1 - moves % 2], links[moves % 2]
             # A move fails where the session has ended meanwhile, or another one has overtaken it.
-            moves += field.msocks("move", "all", "--to", links[moves % 2], check=False).returncode in (0, 1)
+            moves += field.msocks("move", "all", "--to", there, check=False).returncode in (0, 1)
+            if chance.random() < 0.3:
+                field.lab.link(here).cut(CutMode.SILENT)
+                time.sleep(0.3)
+                field.lab.link(here).restore()
             time.sleep(chance.choice((0.01, 0.05, 0.2, 0.5)))
         for transfer in transfers:
             assert transfer.result()["error"] == ""
-        assert moves > 5
+        assert moves > 3
         field.carried()

@@ -59,8 +59,8 @@ class RelayConduit:
         return Carriage(DatapathKind.RELAY, self._reason, handover=self._pump.stream.live_socket is not None)
 
     def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
-        del successor  # the kernel's buffers hold what comes meanwhile
         """A stopped leg goes on receiving: what its kernel has ACKed must not be lost."""
+        del successor  # the kernel's buffers hold what comes meanwhile
         if handover:
             self._pump.stream.pause_sending()
         else:

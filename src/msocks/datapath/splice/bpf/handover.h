@@ -169,7 +169,8 @@ static __always_inline void time_segment(struct session *session, __u64 end)
 
 /*
  * What is acknowledged meanwhile, or in a round trip from end to end where that is longer, is what the path holds; at
- * the least round trip, what it holds without a queue. Half as much again keeps it busy, and finds out whether it holds more.
+ * the least round trip, what it holds without a queue. Half as much again keeps it busy, and finds out whether it holds
+ * more.
  */
 __noinline int time_acknowledgment(struct session *session, __u64 acknowledged)
 {
