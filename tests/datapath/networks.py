@@ -172,6 +172,3 @@ FAMILY_NETWORKS: dict[str, MakeNetwork] = {
     for mixture, (mobile, server) in _MIXTURES.items()
 }
 """Tests that are marked `every_family` run on these as well: mobile's family, server's family."""
-
-CANNOT_HAND_OVER: frozenset[str] = frozenset()
-"""Here a session is taken over also where the old leg lives (`Carriage.handover`)."""

@@ -150,7 +150,6 @@ async def test_a_leg_can_be_restarted_after_a_refusal(bench: Bench) -> None:
     assert await read(mobile, 12) == b"before after"
 
 
-@pytest.mark.hands_over
 @pytest.mark.every_family
 async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(bench: Bench) -> None:
     old = await bench.attach(1)
@@ -170,7 +169,6 @@ async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(bench: Be
     assert bench.owner.legs_ended == []
 
 
-@pytest.mark.hands_over
 async def test_a_handover_that_breaks_off_is_mended_by_a_takeover(bench: Bench) -> None:
     old = await bench.attach(1)
     await write(old, b"0123")
@@ -186,7 +184,6 @@ async def test_a_handover_that_breaks_off_is_mended_by_a_takeover(bench: Bench) 
             await read(new, 1)
 
 
-@pytest.mark.hands_over
 async def test_what_the_new_leg_of_a_handover_has_acknowledged_is_never_thrown_away(bench: Bench) -> None:
     old = await bench.attach(1)
     new = await bench.attach(2, upstream_from=10, handover=True)
