@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 from tests.datapath.bench import Bench, Owner
 from tests.datapath.network_counts import unequal
-from tests.datapath.networks import CANNOT_HAND_OVER, FAMILY_NETWORKS, NETWORKS, MakeNetwork
+from tests.datapath.networks import FAMILY_NETWORKS, NETWORKS, MakeNetwork
 
 from msocks.transport.reactor import Reactor
 
 _PROPERTY = "network of a datapath"
-_HANDS_OVER = "hands_over"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{_HANDS_OVER}: needs a datapath whose carriage can hand over")
     config.addinivalue_line("markers", "every_family: runs on the networks of FAMILY_NETWORKS too")
 
 
@@ -26,8 +24,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         networks = dict(NETWORKS)
         if metafunc.definition.get_closest_marker("every_family"):
             networks.update(FAMILY_NETWORKS)
-        if metafunc.definition.get_closest_marker(_HANDS_OVER):
-            networks = {name: made for name, made in networks.items() if name not in CANNOT_HAND_OVER}
         metafunc.parametrize("bench", list(networks), indirect=True)
 
 
@@ -55,15 +51,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if (
-        isinstance(item, pytest.Function)
-        and hasattr(item, "callspec")
-        and "bench" in item.callspec.params
-        and (
-            # Of what not every datapath has to be able to do, there is nothing to compare.
-            item.get_closest_marker(_HANDS_OVER) is None
-        )
-    ):
+    if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "bench" in item.callspec.params:
         report.user_properties.append((_PROPERTY, item.callspec.params["bench"]))
     return report
 

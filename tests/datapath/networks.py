@@ -172,6 +172,3 @@ FAMILY_NETWORKS: dict[str, MakeNetwork] = {
     for mixture, (mobile, server) in _MIXTURES.items()
 }
 """Tests that are marked `every_family` run on these as well: mobile's family, server's family."""
-
-CANNOT_HAND_OVER = frozenset(name for name in {**NETWORKS, **FAMILY_NETWORKS} if name.startswith("splice"))
-"""Here a session is taken over also where the old leg lives (`Carriage.handover`)."""

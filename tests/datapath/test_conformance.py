@@ -13,6 +13,7 @@ import pytest
 from tests.datapath.bench import Bench, eventually, read, read_into, write
 
 from msocks.datapath.interface import LegEnd
+from msocks.protocol.leg import DatapathKind
 from msocks.session.resume import StreamState
 from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
 
@@ -181,7 +182,6 @@ async def test_what_a_parked_session_is_told_is_believed_where_it_can_be_true(be
     assert await read(again, 6) == b", more"
 
 
-@pytest.mark.hands_over
 @pytest.mark.every_family
 async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(bench: Bench) -> None:
     old = await bench.attach(1)
@@ -201,7 +201,6 @@ async def test_a_handover_lets_the_old_leg_deliver_what_was_sent_on_it(bench: Be
     assert bench.owner.legs_ended == []
 
 
-@pytest.mark.hands_over
 async def test_a_handover_that_breaks_off_is_mended_by_a_takeover(bench: Bench) -> None:
     old = await bench.attach(1)
     await write(old, b"0123")
@@ -212,23 +211,27 @@ async def test_a_handover_that_breaks_off_is_mended_by_a_takeover(bench: Bench) 
     again = await bench.attach(3, upstream_from=4)
     await write(again, b"456789abc")
     assert await read(bench.server, 9) == b"456789abc"
-    with pytest.raises(ConnectionResetError):
-        await read(new, 1)
+    if bench.conduit.kind is DatapathKind.RELAY:  # in a splice nobody is left who could say so
+        with pytest.raises(ConnectionResetError):
+            await read(new, 1)
 
 
-@pytest.mark.hands_over
 async def test_what_the_new_leg_of_a_handover_has_acknowledged_is_never_thrown_away(bench: Bench) -> None:
     old = await bench.attach(1)
     new = await bench.attach(2, upstream_from=10, handover=True)
     await write(new, b"abc")
-    await eventually(lambda: bytes_unacknowledged(new) == 0)
+    relays = bench.conduit.kind is DatapathKind.RELAY
+    if relays:
+        await eventually(lambda: bytes_unacknowledged(new) == 0)
     reset_on_close(new)
     new.close()
     await eventually(lambda: bench.owner.legs_ended == [(2, LegEnd.RESET)])
-    await write(old, b"0123456789")  # late, but it comes; and then the mobile has nothing left to repeat
-    await eventually(lambda: bench.conduit.state().up_taken == 13)
-    again = await bench.attach(3, upstream_from=13)
-    await write(again, b"def")
+    await write(old, b"0123456789")  # late
+    if relays:  # but it comes; and then the mobile has nothing left to repeat
+        await eventually(lambda: bench.conduit.state().up_taken == 13)
+    taken = bench.conduit.state().up_taken
+    again = await bench.attach(3, upstream_from=taken)
+    await write(again, b"0123456789abcdef"[taken:])
     assert await read(bench.server, 16) == b"0123456789abcdef"
 
 

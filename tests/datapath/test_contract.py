@@ -61,7 +61,6 @@ async def test_a_lost_leg_gets_some_answer(bench: Bench) -> None:
     leg.close()
 
 
-@pytest.mark.hands_over
 async def test_only_a_live_leg_can_hand_over(bench: Bench) -> None:
     mobile = await bench.attach(1)
     _, leg = bench.mobile_leg()
@@ -105,7 +104,6 @@ async def test_a_leg_that_is_lost_while_stopped_is_told_after_the_restart(bench:
     assert await read(again, 6) == b"unsent"
 
 
-@pytest.mark.hands_over
 async def test_the_end_of_a_leg_is_told_once(bench: Bench) -> None:
     """A handover whose new leg is reset and whose old one breaks off: two reasons to lose the new leg."""
     old = await bench.attach(1)
@@ -190,7 +188,6 @@ async def test_a_leg_that_cannot_be_attached_stays_the_callers(
     leg.close()
 
 
-@pytest.mark.hands_over
 async def test_a_leg_that_is_to_hand_over_is_sent_nothing_new(bench: Bench) -> None:
     old = await bench.attach(1)
     await write(bench.server, b"old;")
@@ -214,7 +211,6 @@ async def test_a_leg_that_is_to_hand_over_is_sent_nothing_new(bench: Bench) -> N
     assert bench.owner.legs_ended == []
 
 
-@pytest.mark.hands_over
 @pytest.mark.parametrize("offset", [-1, 1])
 async def test_a_handover_begins_at_the_end_of_what_was_sent(bench: Bench, offset: int) -> None:
     old = await bench.attach(1)
@@ -224,7 +220,10 @@ async def test_a_handover_begins_at_the_end_of_what_was_sent(bench: Bench, offse
     bench.conduit.stop_leg(handover=True)
     await bench.conduit.settle()
     state = bench.conduit.state()
-    assert state.down_acknowledged < state.down_sent < BIG
+    # In a splice the mobile's kernel is the receiver, whose window is all that is on the way.
+    relays = bench.conduit.kind is DatapathKind.RELAY
+    assert (state.down_acknowledged < state.down_sent) is relays
+    assert 0 < state.down_sent < BIG
     with pytest.raises(ValueError, match=r"\d"):
         bench.conduit.attach(Attachment(leg, 2, REPLY, state.down_sent + offset, 0, handover=True))
     leg.close()
@@ -233,7 +232,6 @@ async def test_a_handover_begins_at_the_end_of_what_was_sent(bench: Bench, offse
     await sending
 
 
-@pytest.mark.hands_over
 async def test_where_a_stopped_session_is_does_not_change(bench: Bench) -> None:
     """The leg before, which was handing over, has its bytes acknowledged meanwhile: a new leg still may begin there."""
     oldest = await bench.attach(1)
@@ -243,8 +241,8 @@ async def test_where_a_stopped_session_is_does_not_change(bench: Bench) -> None:
     bench.conduit.stop_leg()
     await bench.conduit.settle()
     before = bench.conduit.state()
-    assert before.down_acknowledged < before.down_available
-    await read(oldest, before.down_acknowledged + 1)
+    assert (before.down_acknowledged < before.down_available) is (bench.conduit.kind is DatapathKind.RELAY)
+    await read(oldest, min(before.down_acknowledged + 1, before.down_available - bench.down_from))
     await asyncio.sleep(A_WHILE_S)
     assert bench.conduit.state() == before
     new, leg = bench.mobile_leg()

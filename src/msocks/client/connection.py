@@ -223,9 +223,7 @@ class Connection:
             if authority is None:
                 raise LinkUnavailable(attempt.link, "the association with the proxy is being renewed")
             begins_at = self.stream.freeze() if effect.reconnect else 0
-            # A splice has no still point at which one leg could end and the next begin: it is taken over.
-            may_hand_over = self.datapath is not DatapathKind.SPLICE
-            attempt.handover = may_hand_over and self.stream.sends_on(effect.handover_from)
+            attempt.handover = self.stream.sends_on(effect.handover_from)
             if attempt.handover:
                 begins_at = self.stream.sent_now
                 self._handover_link = self._machine.link

@@ -18,7 +18,7 @@ And how it is reconnected, where everything that can be refused is refused befor
 
     carriage = conduit.carriage_for(leg)        # NONE: CANNOT_SPLICE; no handover: LEG_GONE
     resume(position, conduit.state())           # OffsetError: BAD_OFFSETS
-    conduit.stop_leg(handover=..)               # only now is the live leg touched
+    conduit.stop_leg(handover=.., successor=..) # only now is the live leg touched
     await conduit.settle()                      # packets that are already inside the datapath finish
     carriage = conduit.carriage_for(leg)        # the new leg may have been lost meanwhile, or the live one
     begin = resume(position, conduit.state())   # exact now
@@ -129,6 +129,23 @@ class ConduitOwner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Successor:
+    """A mobile leg to which the present one is going to hand over, as far as it is known before it is attached.
+
+    Attributes:
+        sock: The leg; it stays the caller's.
+        up_from: A.
+        request_bytes: What its end has sent before the stream.
+        reply_bytes: Length of the reply that it is going to get.
+    """
+
+    sock: socket.socket
+    up_from: int
+    request_bytes: int
+    reply_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """A mobile leg whose request was accepted, before its reply is written.
 
@@ -213,12 +230,13 @@ class Conduit(Protocol):
         turn of the event loop does what the answer says. A leg that is lost already gets some answer.
         """
 
-    def stop_leg(self, *, handover: bool = False) -> None:
+    def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
         """Let the present mobile leg (if any) carry nothing more in either direction; it is not closed yet.
 
         With `handover` it carries nothing new downstream, but delivers what was sent on it, and goes on receiving.
         What comes for a stopped leg in a splice is lost and sent again, so that stopping in vain costs the session a
-        retransmission. No-op where no leg carries.
+        retransmission. Where it is told to which leg this one hands over (`successor`, of which `carriage_for` was
+        asked last), nothing is lost: that leg gets at once what comes. No-op where no leg carries.
         """
 
     def park(self, received: int) -> None:

@@ -14,7 +14,7 @@ from msocks.protocol.control import LegAccepted, Parked, SessionEnded
 from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
 from msocks.proxy.associations import Association
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
-from msocks.proxy.reconnection import consider, stale
+from msocks.proxy.reconnection import consider, stale, successor
 from msocks.proxy.session_host import SessionHost, SessionView
 from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
 from msocks.session.byte_budget import ByteBudget
@@ -205,7 +205,7 @@ class ProxiedSession:
             # What can be refused is refused before the live leg is touched: to stop in vain costs retransmissions.
             decision = consider(record, conduit, bound, leg, position, handover_from)
             if isinstance(decision, Grant):
-                conduit.stop_leg(handover=handover_from != 0)
+                conduit.stop_leg(handover=handover_from != 0, successor=successor(leg, position, handover_from))
                 await conduit.settle()
                 decision = consider(record, conduit, bound, leg, position, handover_from)
                 if isinstance(decision, Grant):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import structlog
 
-from msocks.datapath.interface import Conduit
-from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
+from msocks.datapath.interface import Conduit, Successor
+from msocks.protocol.leg import DatapathKind, LegCommand, LegReply, LegStatus
+from msocks.protocol.leg_reply_codec import REPLY_BYTES
+from msocks.protocol.leg_request_codec import REQUEST_BYTES
 from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
 from msocks.session.record import SessionRecord, SessionState
 from msocks.session.resume import ClientPosition, OffsetError, resume
@@ -67,6 +69,13 @@ def consider(
         up_from=position.sends_from,
         handover=position.handover,
     )
+
+
+def successor(leg: WaitingLeg, position: ClientPosition | None, handover_from: int) -> Successor | None:
+    """What the datapath is told of a leg to which the live one is to hand over; None in a takeover."""
+    if not handover_from or position is None or leg.gone:
+        return None
+    return Successor(leg.sock, position.sends_from, REQUEST_BYTES[LegCommand.RECONNECT], REPLY_BYTES)
 
 
 def stale(record: SessionRecord) -> LegReply:

@@ -108,7 +108,8 @@ class Model:
         end = self.offset + len(segment.payload)
         if segment.hop_limit <= 1:
             raise Dropped(DropReason.HOP_LIMIT)
-        if end + self.data.widest + SLACK < signed(self.data.acked, 64):
+        is_known = self.from_mobile and self.offset >= signed(self.into.begins_in, 64)
+        if end + self.data.widest + SLACK < signed(self.data.acked, 64) and not is_known:
             raise Dropped(DropReason.OLD_SEQUENCE)
         if self.offset > signed(self.data.edge, 64) + SLACK:
             raise Dropped(DropReason.BEYOND_WINDOW)
@@ -221,7 +222,10 @@ class Model:
         if not flags & RST and self.said > sent + back.widest + SLACK:
             raise Dropped(DropReason.ACK_OF_UNSENT)
         begins = signed(self.into.begins_out, 64)
-        told = min(max(self.said, begins), signed(self.out.arrived, 64))
+        told = max(self.said, begins)
+        if not self.from_mobile:
+            told = max(told, signed(self.out.begins_in, 64))
+        told = min(told, signed(self.out.arrived, 64))
         window = self.segment.window << (0 if flags & SYN else self.into.in_scale)
         edge = self.said + window
         if not flags & RST:
@@ -333,8 +337,8 @@ class Model:
                 if left < signed(self.into.begins_out, 64):
                     continue
             else:
-                left, right = max(left, acknowledges), min(right, signed(self.out.arrived, 64))
-                if left >= right:
+                right = min(right, signed(self.out.arrived, 64))
+                if left >= right or left <= acknowledges:
                     continue
             made += numbers(self.out.in_base + left, self.out.in_base + right)
         return made

@@ -10,7 +10,7 @@ import errno
 import socket
 from collections.abc import Callable
 
-from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Survivor
+from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor, Survivor
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import StreamState
@@ -63,8 +63,9 @@ class RelayConduit:
     def carriage_for(self, leg: socket.socket) -> Carriage:
         return Carriage(DatapathKind.RELAY, self._reason, handover=self._pump.stream.live_socket is not None)
 
-    def stop_leg(self, *, handover: bool = False) -> None:
+    def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
         """A stopped leg goes on receiving: what its kernel has ACKed must not be lost."""
+        del successor  # the kernel's buffers hold what comes meanwhile
         if handover:
             self._pump.stream.pause_sending()
         else:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable
 
-from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd
+from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice import flows
 from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
-from msocks.datapath.splice.entries import Side, counters, fill_session, key_of, stream_state
+from msocks.datapath.splice.entries import Side, counters, fill_session, stream_state
 from msocks.datapath.splice.farewell import Farewell, reset_both
-from msocks.datapath.splice.fitting import misfit, why_not
+from msocks.datapath.splice.fitting import check_place, misfit, why_not
+from msocks.datapath.splice.handover import Handovers
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, HeldPacket, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.owed import OwedBytes
 from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.takeover import Takeover
-from msocks.datapath.splice.unspliced import close_server, let_speak
+from msocks.datapath.splice.unspliced import close_server, let_speak, refuse
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
-from msocks.transport.kernel import reset_on_close
 
 _SPLICED = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=False)
 _NOTHING = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_sent=0, down_available=0, down_fin=None)
@@ -36,13 +35,13 @@ class SpliceConduit:
         "_closed",
         "_farewell",
         "_generation",
+        "_handovers",
         "_host",
         "_over",
         "_owed",
         "_owner",
         "_parking",
         "_preparation",
-        "_reason",
         "_relay",
         "_reset_generation",
         "_resumable",
@@ -68,12 +67,12 @@ class SpliceConduit:
         self._preparation = preparation
         self._resumable = resumable
         self._relay: RelayConduit | None = None
-        self._reason = DatapathReason.UNSPECIFIED
         self._asked: tuple[socket.socket, Carriage, Side | None] | None = None  # by carriage_for(), last
         self._generation = 0
         self._reset_generation = 0  # of the last leg of which that was told
         self._spliced = False
         self._takeover: Takeover | AdoptedLeg | None = None  # of the present mobile leg
+        self._handovers = Handovers(host, preparation.slot if preparation is not None else None, resumable=resumable)
         self._owed: OwedBytes | None = None
         self._parking: Parking | None = None  # from the first leg on
         self._farewell: Farewell | None = None
@@ -116,19 +115,25 @@ class SpliceConduit:
             if not flows.enter(self._host, self._preparation.slot, side, self._server_side):
                 reason = DatapathReason.NO_ROOM
         if reason is None:
-            carriage = _SPLICED
+            carriage = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=self._can_hand_over())
         else:
-            kind = DatapathKind.NONE if self._spliced else DatapathKind.RELAY
-            carriage = Carriage(kind, reason, handover=False)
+            carriage = Carriage(DatapathKind.NONE if self._spliced else DatapathKind.RELAY, reason, handover=False)
         self._asked = leg, carriage, side
         return carriage
+
+    def _can_hand_over(self) -> bool:
+        if self._takeover is None or (self._owed is not None and self._owed.rest()):
+            return False
+        if self._parking is not None and self._parking.is_busy:
+            return False
+        return self._handovers.is_possible(self._takeover.number)
 
     def _why_not(self, mobile: Side) -> DatapathReason | None:
         """Why the first leg and the server leg cannot be spliced."""
         if self._preparation is None:
             return DatapathReason.NO_ROOM
-        assert self._server is not None
         try:
+            assert self._server is not None
             server = self._server_side = Side.of(self._server, unread=False)
         except OSError:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
@@ -137,25 +142,32 @@ class SpliceConduit:
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 
-    def stop_leg(self, *, handover: bool = False) -> None:
+    def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
         if self._relay is not None:
-            self._relay.stop_leg(handover=handover)
+            self._relay.stop_leg(handover=handover, successor=successor)
+        elif self._spliced and handover and self._takeover is not None and self._can_hand_over():
+            known = self._asked if successor is not None and self._asked is not None else (None, None, None)
+            self._handovers.begin(self._takeover.number, successor, known[2])
         elif self._spliced:
             self._session.flags |= SessionFlag.STOPPED
 
     def park(self, received: int) -> None:
         self.stop_leg()
+        if self._spliced and not self._handovers.awaits_attachment:
+            self._handovers.end()
         if self._parking is not None:
             self._parking.park(received)
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
             await self._host.tables.settle()
+            self._handovers.fix()
 
     def restart_leg(self) -> None:
         if self._relay is not None:
             self._relay.restart_leg()
         elif self._spliced and self._takeover is not None:
+            self._handovers.take_back()
             session = self._session
             if session.legs[self._takeover.number].state == LegState.LIVE:
                 session.flags &= ~SessionFlag.STOPPED
@@ -165,14 +177,13 @@ class SpliceConduit:
             return self._relay.state()
         if not self._spliced:
             return _NOTHING
-        return stream_state(self._session, owed=self._owed.end if self._owed is not None else 0)
+        state = stream_state(self._session, owed=self._owed.end if self._owed is not None else 0)
+        return self._handovers.seen(state)
 
     def counters(self) -> Counters:
         if self._relay is not None:
             return self._relay.counters()
-        if not self._spliced:
-            return Counters(0, 0)
-        return counters(self._session)
+        return counters(self._session) if self._spliced else Counters(0, 0)
 
     # -- a leg ------------------------------------------------------------------------------------------------------
 
@@ -188,25 +199,23 @@ class SpliceConduit:
             flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return
-        self._check(leg, self.state())
+        state = self.state()
+        check_place(leg, state)
+        if leg.handover:
+            self._handovers.check(leg, state)
         assert asked is not None
         self._take_leg(leg, asked[2])
-
-    def _check(self, leg: Attachment, state: StreamState) -> None:
-        """Raise ValueError where the leg cannot be attached."""
-        first, last = state.down_acknowledged, state.down_available
-        if not first <= leg.down_from <= last:
-            raise ValueError(f"the leg begins at downstream byte {leg.down_from}, outside {first} to {last}")
-        if leg.up_from > state.up_taken:
-            raise ValueError(f"the leg begins at upstream byte {leg.up_from}, but only {state.up_taken} have arrived")
-        if leg.handover:
-            raise ValueError("the splice cannot hand over")
 
     def _take_leg(self, leg: Attachment, side: Side | None) -> None:
         host, preparation = self._host, self._preparation
         assert preparation is not None
         session = self._session
-        old, self._takeover = self._takeover, None
+        old = self._takeover
+        if leg.handover:
+            self._hand_over(leg, side)
+            return
+        self._handovers.end()
+        self._takeover = None
         self._generation = leg.generation
         if old is not None:
             old.cancel()
@@ -238,37 +247,37 @@ class SpliceConduit:
         )
 
     def _refuse(self, leg: Attachment) -> None:
-        """It comes to nothing; the mobile node, which has its reply or not, opens another."""
-        self._host.reactor.unwatch(leg.sock.fileno())
-        with contextlib.suppress(OSError):
-            reset_on_close(leg.sock)
-        leg.sock.close()
+        refuse(self._host, leg.sock)
         self._tell_leg_ended(leg.generation)
 
     def _owe(self, begin: int, early: bytes) -> None:
         """Bytes that the mobile may have forgotten, and the server has not: this conduit's, whatever leg comes next."""
         self._owed = OwedBytes(self._host.reactor, self._session, self._host.output, begin, early)
 
+    def _hand_over(self, leg: Attachment, side: Side | None) -> None:
+        """The present leg was stopped for it; it drains."""
+        assert self._takeover is not None
+        self._generation = leg.generation
+        successor = self._handovers.attach(leg, side)
+        if successor is not None:
+            self._takeover.cancel()
+            self._takeover = successor
+        else:
+            self._tell_leg_ended(leg.generation)
+
     def _on_spliced(self, old_number: int, number: int) -> None:
         """The leg is carried, and its socket gone; so is the server's."""
         self._server = self._server_side = None
         self._spliced = True
         if old_number:
-            # What still comes on the old leg is nobody's. The new one may have the same addresses.
-            session = self._session
-            old, new = session.legs[old_number], session.legs[number]
-            if old.state != LegState.NONE and key_of(old) != key_of(new):
-                self._host.tables.delete_flow(key_of(old))
-            old.state = LegState.NONE
+            flows.replace(self._host.tables, self._session, old_number, number)
         if self._parking is not None:
             self._parking.resume(number)
 
     def _on_leg_lost(self, generation: int, number: int) -> None:
         if self._closed:
             return
-        entry = self._session.legs[number]
-        self._host.tables.delete_flow(key_of(entry))
-        entry.state = LegState.NONE
+        flows.take_out(self._host.tables, self._session.legs[number])
         self._tell_leg_ended(generation)
 
     def _become_relay(self, reason: DatapathReason) -> None:
@@ -341,6 +350,7 @@ class SpliceConduit:
         """Owe nobody anything any more."""
         if self._takeover is not None:
             self._takeover.cancel()
+        self._handovers.close()
         if self._parking is not None:
             self._parking.close()
 
@@ -384,8 +394,7 @@ class SpliceConduit:
             close_server(host, preparation, server, reset)
             return
         if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
-            number = self._takeover.number if self._takeover is not None else SERVER
-            reset_both(self._session, number, host.output)
+            reset_both(self._session, self._takeover.number if self._takeover else SERVER, host.output)
         assert preparation is not None
         host.leave(preparation.slot)
         host.server_legs.ended(preparation.slot)

@@ -7,7 +7,7 @@ import socket
 import time
 from dataclasses import dataclass
 
-from msocks.datapath.interface import Attachment, Counters
+from msocks.datapath.interface import Attachment, Counters, Successor
 from msocks.datapath.splice.layout import NO_FIN, SERVER, FlowKey, Leg, LegFlag, LegState, Session, SessionFlag
 from msocks.datapath.splice.options import LegOptions, read_leg, stays_near
 from msocks.datapath.splice.segments import MAPPED_PREFIX
@@ -92,6 +92,15 @@ def fill_mobile_leg(leg: Leg, side: Side, attachment: Attachment) -> None:
     made.out_base = options.bytes_said & 0xFFFFFFFF
     made.consumed = options.bytes_received - options.bytes_unread - len(attachment.early)
     # In one piece: its packets may be looked up already.
+    ctypes.memmove(ctypes.addressof(leg), ctypes.addressof(made), _LEG_BYTES)
+
+
+def fill_successor(leg: Leg, side: Side, successor: Successor) -> None:
+    """The same of a leg that is to take over in a handover, before it is attached."""
+    made = Leg()
+    fill_leg(made, side)
+    made.begins_in = made.arrived = successor.up_from
+    made.consumed = successor.request_bytes
     ctypes.memmove(ctypes.addressof(leg), ctypes.addressof(made), _LEG_BYTES)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from msocks.datapath.interface import Attachment
 from msocks.datapath.splice.entries import Side
 from msocks.datapath.splice.layout import SERVER, LegFlag, Session
 from msocks.datapath.splice.options import reconcile
 from msocks.protocol.leg import DatapathReason
+from msocks.session.resume import StreamState
 
 
 def why_not(
@@ -33,3 +35,12 @@ def misfit(session: Session, mobile: Side) -> DatapathReason | None:
     if mobile.options.ecn or (needs_timestamps and not mobile.options.timestamps):
         return DatapathReason.UNEQUAL_OPTIONS
     return DatapathReason.LOCAL_SERVER if mobile.is_local else None
+
+
+def check_place(leg: Attachment, state: StreamState) -> None:
+    """Raise ValueError where a leg begins at a place in the streams that is gone, or has not come yet."""
+    first, last = state.down_acknowledged, state.down_available
+    if not first <= leg.down_from <= last:
+        raise ValueError(f"the leg begins at downstream byte {leg.down_from}, outside {first} to {last}")
+    if leg.up_from > state.up_taken and not leg.handover:
+        raise ValueError(f"the leg begins at upstream byte {leg.up_from}, but only {state.up_taken} have arrived")

@@ -7,7 +7,7 @@ import socket
 
 from msocks.datapath.splice.entries import Side, fill_leg, key_of, leg_key
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import SERVER, LegState, Session
+from msocks.datapath.splice.layout import SERVER, Leg, LegState, Session
 from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.tables import Tables
 
@@ -44,12 +44,25 @@ def put(host: SpliceHost, slot: int, flows: list[tuple[bytes, int]]) -> bool:
     return True
 
 
+def replace(tables: Tables, session: Session, old_number: int, number: int) -> None:
+    """What still comes on an old mobile leg is nobody's. The new one may have the same addresses."""
+    old, new = session.legs[old_number], session.legs[number]
+    if old.state != LegState.NONE and key_of(old) != key_of(new):
+        tables.delete_flow(key_of(old))
+    old.state = LegState.NONE
+
+
+def take_out(tables: Tables, leg: Leg) -> None:
+    """A leg that came to nothing."""
+    tables.delete_flow(key_of(leg))
+    leg.state = LegState.NONE
+
+
 def leave(tables: Tables, session: Session) -> None:
     """No packet finds the session any more."""
     for leg in session.legs:
         if leg.state != LegState.NONE:
-            tables.delete_flow(key_of(leg))
-            leg.state = LegState.NONE
+            take_out(tables, leg)
 
 
 def uncap(tables: Tables, leg: socket.socket) -> None:

@@ -15,6 +15,7 @@ MARK_OF_DAEMON = 0x4D534F43
 SERVER = 0
 LEGS = 3
 NO_FIN = 0xFFFF_FFFF_FFFF_FFFF
+NO_SPLIT = 0xFFFF_FFFF_FFFF_FFFF
 EVENT_PACKET_BYTES = 1280
 HELD_PACKET_BYTES = 16384
 
@@ -49,6 +50,7 @@ class LegFlag(IntEnum):
     NOTED = 16
     REPLY_ACKED = 32
     SUCCEEDED = 64
+    AWAITED = 128
 
 
 class SessionFlag(IntEnum):
@@ -102,6 +104,7 @@ class DropReason(IntEnum):
     OPTIONS = 19
     CHECKSUM = 20
     OUT_OF_TURN = 21
+    EARLY_ACK = 22
 
 
 _Address = ctypes.c_uint8 * 16
@@ -232,6 +235,44 @@ class Stream(ctypes.Structure):
     )
 
 
+class Handover(ctypes.Structure):
+    """struct handover."""
+
+    split: int
+    up_split: int
+    acked: int
+    room: int
+    allowance: int
+    since: int
+    timed_end: int
+    timed_at: int
+    timed_from: int
+    least_ns: int
+    base: int
+    reply_length: int
+    from_leg: int
+    to: int
+    timed_trip: int
+    _fields_ = (
+        ("split", ctypes.c_uint64),
+        ("up_split", ctypes.c_uint64),
+        ("acked", ctypes.c_uint64),
+        ("room", ctypes.c_uint64),
+        ("allowance", ctypes.c_uint64),
+        ("since", ctypes.c_uint64),
+        ("timed_end", ctypes.c_uint64),
+        ("timed_at", ctypes.c_uint64),
+        ("timed_from", ctypes.c_uint64),
+        ("least_ns", ctypes.c_uint64),
+        ("base", ctypes.c_uint32),
+        ("reply_length", ctypes.c_uint32),
+        ("from_leg", ctypes.c_uint8),
+        ("to", ctypes.c_uint8),
+        ("timed_trip", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8 * 5),
+    )
+
+
 class Session(ctypes.Structure):
     """struct session."""
 
@@ -251,6 +292,7 @@ class Session(ctypes.Structure):
     parked_ns: int
     held_ns: int
     held: int
+    handover: Handover
     _fields_ = (
         ("legs", Leg * LEGS),
         ("up", Stream),
@@ -269,6 +311,7 @@ class Session(ctypes.Structure):
         ("held_ns", ctypes.c_uint64),
         ("held", ctypes.c_uint32),
         ("unused", ctypes.c_uint32),
+        ("handover", Handover),
     )
 
 
@@ -364,6 +407,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "path": Path,
     "leg": Leg,
     "stream": Stream,
+    "handover": Handover,
     "session": Session,
     "config": Config,
     "event": Event,

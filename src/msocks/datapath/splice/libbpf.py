@@ -371,6 +371,17 @@ def run(program: int, packet: bytes = b"", context: bytes = b"", repeat: int = 1
     return signed, bytes(ffi.buffer(data_out, data_size[0])), bytes(ffi.buffer(context_out, context_size[0]))
 
 
+def call(program: int, argument: bytes) -> int:
+    """Run a program of type syscall with its argument, and return what it does. Raises BpfError."""
+    verdict, duration, unused = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    context = ffi.from_buffer(argument)
+    result = lib.msocks_test_run(
+        program, ffi.NULL, 0, ffi.NULL, unused, context, len(argument), ffi.NULL, unused, 0, verdict, duration
+    )
+    checked(result, "the program does not run")
+    return int(verdict[0])
+
+
 def structure(path: Path, name: str) -> tuple[int, dict[str, int]]:
     """Size of a C structure in a compiled object, and the offset of each member in bytes. Raises KeyError, BpfError."""
     types = lib.btf__parse_elf(str(path).encode(), ffi.NULL)

@@ -108,6 +108,14 @@ class Parking:
         self._timer: asyncio.TimerHandle | None = None
         self._opening: Residual | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the leg that stands has not yet all that its server had sent into an outage."""
+        session = self._session
+        return bool(session.flags & SessionFlag.RESUMING) or any(
+            each.end > session.down.acked for each in self._segments.values()
+        )
+
     def park(self, received: int) -> None:
         """The mobile leg is gone; the mobile's kernel has received the downstream up to `received`."""
         session = self._session

@@ -20,7 +20,8 @@ _TCP_TIMESTAMP = 24
 _TCP_REPAIR_WINDOW = 29
 
 _ON = 1
-_OFF_WITHOUT_PROBE = -1  # TCP_REPAIR_OFF_NO_WP: leaving repair by 0 would send a window probe
+_OFF = 0  # sends a window probe
+_OFF_WITHOUT_PROBE = -1  # TCP_REPAIR_OFF_NO_WP
 _RECEIVE_QUEUE, _SEND_QUEUE = 1, 2
 _LONGEST_QUEUE_BYTES = 1 << 16
 _OPTION_MSS, _OPTION_WINDOW_SCALE, _OPTION_SACK, _OPTION_TIMESTAMPS = 2, 3, 4, 8
@@ -50,6 +51,18 @@ def unheard(sock: socket.socket) -> bytes:
     _enter_repair(sock)
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
     return sock.recv(_LONGEST_QUEUE_BYTES, socket.MSG_PEEK)
+
+
+def provoke(sock: socket.socket) -> None:
+    """Make a connected socket send an ACK without data now, one before what its peer expects: a window probe.
+
+    Raises:
+        SpliceRefused: CAP_NET_ADMIN is missing.
+        OSError: The connection is lost.
+    """
+    _enter_repair(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _OFF)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # which leaving repair has taken away
 
 
 def rebuild(

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
+from msocks.datapath.splice import libbpf
 from msocks.datapath.splice.layout import (
     SERVER,
     Busy,
@@ -28,6 +29,7 @@ from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import End
 
 _FLOW = struct.Struct("=III")  # struct flow
+_WHICH = struct.Struct("=II")  # struct which
 _NANOSECONDS = 1_000_000_000
 _LONGEST_SETTLING_S = 0.1
 # So long an entry stays after the last packet that it let through, by the state of its session.
@@ -65,6 +67,7 @@ class Tables:
         self._listeners = program.map("listeners")
         self._caps = program.map("caps")
         self._drops = program.map("drops")
+        self._fix_split = program.program("fix_split")
         sessions, config, busy, lost = (program.map(name) for name in ("sessions", "config", "busy", "lost"))
         self.slots = sessions.max_entries
         self._sessions = (Session * self.slots).from_buffer(sessions.mmap())
@@ -216,6 +219,10 @@ class Tables:
     def close(self) -> None:
         """Let go of the mapped memory."""
         del self._sessions, self._busy, self._lost
+
+    def fix_split(self, slot: int) -> None:
+        """The handover under way in that slot has its split from now on, if no segment has taken it."""
+        libbpf.call(self._fix_split, _WHICH.pack(slot, self._sessions[slot].incarnation))
 
     async def settle(self) -> None:
         """Wait until every packet that is inside the programs now has left them: tens of microseconds at most."""

@@ -121,6 +121,22 @@ class Takeover:
         else:
             self._look()
 
+    def begin_live(self, attachment: Attachment, *, window: int) -> None:
+        """The leg carries already, and its numbers are known; its reply is crafted.
+
+        Args:
+            attachment: The leg.
+            window: Bytes that the server may send behind what it knows to be acknowledged.
+        """
+        self._owes_fin = False
+        early = attachment.early + _unread(attachment.sock, _MOST_COPIED_BYTES)
+        self._let_go(attachment.sock)
+        if early:  # behind a RECONNECT, so the mobile's still
+            self._copy(early, attachment.up_from, window)
+        else:
+            self._host.output.send(say(self._session, SERVER, self._session.up.acked, window=window))
+        self._watch_reply(attachment.down_from, attachment.reply, b"", is_said=False)
+
     def cancel(self) -> None:
         """Nobody waits for anything on this leg any more."""
         for residual in self._residuals:
@@ -213,7 +229,7 @@ class Takeover:
         if self._owes_window and not session.up.packets:
             self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
 
-    def _watch_reply(self, first: int, said: bytes, banner: bytes) -> None:
+    def _watch_reply(self, first: int, said: bytes, banner: bytes, *, is_said: bool = True) -> None:
         """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it.
 
         `said` ends with the reply, before the stream's byte `first`. `banner` are bytes of the server's that this
@@ -237,7 +253,7 @@ class Takeover:
         def again() -> None:
             self._host.output.send(say(session, number, offset, said, flags))
 
-        if banner or flags & FIN:
+        if banner or flags & FIN or not is_said:
             again()
         self._owe(again, lambda: bool(entry.flags & LegFlag.REPLY_ACKED), entry)
 

@@ -1,7 +1,8 @@
-"""A server leg that was prepared for the splice and is not spliced: it is the kernel's socket, and stays that."""
+"""Legs that come to nothing in the splice: their sockets are the kernel's, and stay that."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from msocks.datapath.splice import flows
@@ -13,8 +14,16 @@ from msocks.datapath.splice.speech import say
 from msocks.transport.kernel import reset_on_close
 
 
+def refuse(host: SpliceHost, leg: socket.socket) -> None:
+    """A mobile leg; the mobile node, which has its reply or not, opens another."""
+    host.reactor.unwatch(leg.fileno())
+    with contextlib.suppress(OSError):
+        reset_on_close(leg)
+    leg.close()
+
+
 def let_speak(host: SpliceHost, preparation: Preparation, side: Side | None) -> None:
-    """The socket is to be relayed; the slot can be used again, the port is its own until it is closed."""
+    """A server leg that is to be relayed; the slot can be used again, the port is its own until it is closed."""
     session = host.tables.session(preparation.slot)
     entry = session.legs[SERVER]
     flows.leave(host.tables, session)
@@ -27,7 +36,7 @@ def let_speak(host: SpliceHost, preparation: Preparation, side: Side | None) -> 
 
 
 def close_server(host: SpliceHost, preparation: Preparation | None, server: socket.socket, reset: bool) -> None:
-    """No leg has ever carried: it is an ordinary socket, to be closed."""
+    """A server leg for which no mobile leg has ever carried: an ordinary socket, to be closed."""
     if preparation is not None:
         flows.leave(host.tables, host.tables.session(preparation.slot))
         host.leave(preparation.slot)

@@ -11,6 +11,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "arrivals.h"
+#include "handover.h"
 #include "layout.h"
 #include "maps.h"
 #include "options.h"
@@ -189,6 +190,11 @@ static __always_inline int of_spliced_leg(struct __sk_buff *skb, struct packet *
 			return server_handshake(skb, packet, flow, l2);
 		if (packet->payload && leg->reply_length)
 			return reply(skb, packet, flow, session, leg, l2);
+		if (leg->flags & LEG_AWAITED) {
+			note_timestamps(skb, packet, leg);
+			learn_path(skb, leg, l2 != 0);
+			note_successor(skb, packet, session, leg);
+		}
 		return capped(skb, packet);
 	}
 	/* The listener's answer to a host that uses the addresses of a session that is over. */

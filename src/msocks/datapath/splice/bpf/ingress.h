@@ -8,6 +8,7 @@
 
 #include "arrivals.h"
 #include "damage.h"
+#include "handover.h"
 #include "layout.h"
 #include "maps.h"
 #include "options.h"
@@ -33,6 +34,8 @@ struct crossing {
 	__u64 end; /* without the FIN */
 	__u64 now;
 	__u32 from_mobile;
+	__u32 carrier; /* the number of `mobile` */
+	__u32 drains;  /* it is a leg that has handed over, and brings what was sent on it */
 };
 
 static __always_inline int dropped(struct crossing *crossing, __u32 reason)
@@ -40,6 +43,21 @@ static __always_inline int dropped(struct crossing *crossing, __u32 reason)
 	crossing->data->dropped++;
 	count_drop(reason);
 	return DROP;
+}
+
+/*
+ * How far SACK blocks reach. While a leg hands over, what has come on the other one behind the split is no sign of a
+ * loss; and what lies behind it on the old leg nobody reads.
+ */
+static __always_inline __u64 reported_end(const struct crossing *crossing)
+{
+	struct session *session = crossing->session;
+	__u64 end = crossing->out->arrived, split = split_of(&session->handover);
+
+	if (crossing->from_mobile && session->handover.from_leg && split != NO_SPLIT && distance(split, end) > 0 &&
+	    (crossing->carrier == session->handover.from_leg || !has_drained(session)))
+		return split;
+	return end;
 }
 
 /* The layout that nearly every segment has is read here; any other is done by work_on_options() and put back. */
@@ -53,6 +71,8 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 	__u32 at = packet->l4 + sizeof(struct tcphdr);
 	__u64 acknowledged;
 	__u32 words[3];
+	/* What is limited was handed over not long ago. */
+	int shared = crossing->session->handover.from_leg || crossing->session->handover.allowance;
 
 	if (!packet->options)
 		return 0;
@@ -64,7 +84,7 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 		}
 		if (crossing->from_mobile)
 			echo = timestamps_from_mobile(mobile, server, bpf_ntohl(words[1]), bpf_ntohl(words[2]),
-						      crossing->now);
+						      crossing->now, shared);
 		else
 			echo = timestamps_from_server(mobile, server, bpf_ntohl(words[1]), bpf_ntohl(words[2]),
 						      crossing->now);
@@ -84,7 +104,7 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 			work.changes |= CHANGE_TIMESTAMPS;
 			if (crossing->from_mobile)
 				echo = timestamps_from_mobile(mobile, server, work.tsval_found, work.tsecr_found,
-							      crossing->now);
+							      crossing->now, shared);
 			else
 				echo = timestamps_from_server(mobile, server, work.tsval_found, work.tsecr_found,
 							      crossing->now);
@@ -97,7 +117,7 @@ static __always_inline int cross_timestamps_and_sack(struct __sk_buff *skb, stru
 	work.sack_shift = out->in_base - in->out_base;
 	work.sack_base = segment->acknowledgment;
 	work.sack_floor = out->in_base + (__u32)later(in->begins_out, acknowledged - SACK_REACH);
-	work.sack_end = out->in_base + (__u32)out->arrived;
+	work.sack_end = out->in_base + (__u32)reported_end(crossing);
 	if (work_on_options(skb, &work, at, packet->options) < 0 || put_options(skb, &work, at, packet->options) < 0)
 		return -1;
 	segment->sum += work.at;
@@ -143,10 +163,11 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 {
 	struct stream *back = crossing->back;
 	struct leg *in = crossing->in, *out = crossing->out;
+	struct session *session = crossing->session;
 	__u64 said = unwrap(back->acked, packet->acknowledgment - in->out_base), emitted = said;
 	__u32 window = packet->window;
 	int reason, is_reset = packet->flags & RST;
-	__u64 room;
+	__u64 edge, room;
 
 	/* An RST counts whatever it acknowledges (RFC 9293 section 3.10.7.4), and nobody goes by that. */
 	reason = is_reset ? -1 : implausible_ack(back, said);
@@ -157,25 +178,50 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 	/* What it acknowledges of the reply is this host's affair; of an earlier leg's bytes, the other end's. */
 	if (distance(emitted, in->begins_out) > 0)
 		emitted = in->begins_out;
+	edge = said + window;
+	if (crossing->from_mobile && !is_reset) {
+		if (distance(in->begins_out, said) >= 0)
+			in->flags |= LEG_REPLY_ACKED;
+		if (!(packet->flags & SYN) && !crossing->drains)
+			session->mobile_edge = later(session->mobile_edge, edge);
+		if (session->handover.from_leg) {
+			struct told told = {
+				.acknowledged = emitted,
+				.edge = edge,
+				.leg = crossing->carrier,
+				.has_more = packet->payload || (packet->flags & (SYN | FIN) && !crossing->drains),
+			};
+
+			if (!crossing->drains)
+				time_acknowledgment(session, said);
+			reason = tell_of_both(session, &told);
+			if (reason >= 0)
+				return reason;
+			emitted = told.acknowledged;
+			edge = told.edge;
+		} else {
+			time_acknowledgment(session, said);
+		}
+		if (session->handover.allowance)
+			edge = allowed_edge(session, emitted, edge);
+	}
+	/* To a leg that begins behind what another one is still to bring, that is not said. */
+	if (!crossing->from_mobile && distance(emitted, out->begins_in) > 0)
+		emitted = out->begins_in;
 	if (distance(out->arrived, emitted) > 0)
 		emitted = out->arrived;
 	/* D is what was let through to the server, U what the server has said. */
 	if (!is_reset) {
 		if (crossing->from_mobile) {
 			note_acknowledged(back, emitted);
-			if (distance(in->begins_out, said) >= 0)
-				in->flags |= LEG_REPLY_ACKED;
 		} else if (distance(said, back->sent) >= 0) {
 			note_acknowledged(back, said);
 		}
-		if (!(packet->flags & SYN)) {
+		if (!(packet->flags & SYN))
 			note_window(back, said, window);
-			if (crossing->from_mobile)
-				crossing->session->mobile_edge = later(crossing->session->mobile_edge, said + window);
-		}
 	}
 	segment->acknowledgment = out->in_base + (__u32)emitted;
-	room = distance(emitted, said + window) > 0 ? said + window - emitted : 0;
+	room = distance(emitted, edge) > 0 ? edge - emitted : 0;
 	if (!(packet->flags & SYN))
 		room >>= out->out_scale;
 	segment->window = room > 65535 ? 65535 : room;
@@ -220,10 +266,15 @@ static __always_inline void miss_reply(struct packet *packet, struct crossing *c
  */
 static __always_inline __u64 acceptable(const struct crossing *crossing)
 {
-	__u64 offset = crossing->offset;
+	const struct handover *handover = &crossing->session->handover;
+	__u64 offset = crossing->offset, split = split_of(handover);
 
 	if (crossing->from_mobile)
 		return distance(offset, crossing->data->acked) > 1 ? crossing->data->acked : offset;
+	if (handover->from_leg && split != NO_SPLIT) {
+		split += crossing->carrier == handover->from_leg ? 0 : handover->room;
+		return distance(split, offset) > 0 ? split : offset;
+	}
 	return distance(crossing->session->mobile_edge, offset) > 0 ? crossing->session->mobile_edge : offset;
 }
 
@@ -240,6 +291,9 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	if (packet->hop_limit <= 1)
 		return dropped(crossing, DROP_HOP_LIMIT);
 	reason = implausible_data(crossing->data, crossing->offset, crossing->end);
+	/* A leg may begin far behind: the mobile had not heard what the server has acknowledged on an earlier one. */
+	if (reason == DROP_OLD_SEQUENCE && crossing->from_mobile && distance(in->begins_in, crossing->offset) >= 0)
+		reason = -1;
 	if (reason >= 0)
 		return dropped(crossing, reason);
 	if (session->flags & SESSION_STOPPED)
@@ -252,6 +306,15 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	if (!out->path.known)
 		return dropped(crossing, DROP_NO_PATH);
 
+	if (crossing->drains) {
+		/* A leg that has handed over may end: of the stream that says nothing, nor of the session. */
+		if (packet->flags & RST)
+			return dropped(crossing, DROP_RESET_DETACHES);
+		if (packet->payload && distance(session->handover.up_split, crossing->end) > 0)
+			return dropped(crossing, DROP_STALE_LEG);
+		has_fin = 0;
+		segment.clear_flags = FIN;
+	}
 	if (packet->flags & RST) {
 		reason = implausible_reset(crossing);
 		if (reason >= 0)
@@ -285,6 +348,8 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	}
 	if (!(packet->flags & (SYN | RST)))
 		note_data(crossing->data, in, crossing->end, has_fin);
+	if (!crossing->from_mobile && packet->payload && crossing->carrier != session->handover.from_leg)
+		time_segment(session, crossing->end);
 	session->last_ns = crossing->now;
 	if (!session->finished && all_acknowledged(&session->up) && all_acknowledged(&session->down)) {
 		session->finished = 1;
@@ -292,7 +357,7 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 		tell(EVENT_FINISHED, crossing->flow, 0);
 	}
 
-	if (!packet->payload && !(packet->flags & (SYN | FIN | RST)))
+	if (!packet->payload && !(packet->flags & ~segment.clear_flags & (SYN | FIN | RST)))
 		crossing->offset = acceptable(crossing);
 	segment.sequence = out->out_base + (__u32)crossing->offset;
 	if (rewrite(skb, packet, out, &segment, l2) < 0)
@@ -316,12 +381,15 @@ static __always_inline int spliced(struct __sk_buff *skb, struct packet *packet,
 	crossing.flow = flow;
 	crossing.now = bpf_ktime_get_coarse_ns();
 	if (flow->leg == LEG_SERVER) {
+		crossing.carrier = session->handover.from_leg ? leg_of_two(session, packet) : active;
 		crossing.in = &session->legs[LEG_SERVER];
-		crossing.out = crossing.mobile = active == 2 ? &session->legs[2] : &session->legs[1];
+		crossing.out = crossing.mobile = mobile_leg(session, crossing.carrier);
 		crossing.data = &session->down;
 		crossing.back = &session->up;
 	} else {
-		crossing.in = crossing.mobile = flow->leg == 2 ? &session->legs[2] : &session->legs[1];
+		crossing.carrier = flow->leg;
+		crossing.drains = flow->leg == session->handover.from_leg && flow->leg != active;
+		crossing.in = crossing.mobile = mobile_leg(session, flow->leg);
 		crossing.out = &session->legs[LEG_SERVER];
 		crossing.data = &session->up;
 		crossing.back = &session->down;
@@ -349,8 +417,11 @@ static __always_inline int spliced(struct __sk_buff *skb, struct packet *packet,
 	}
 	if (session->state != SESSION_OPEN && session->state != SESSION_CLOSING)
 		return dropped(&crossing, DROP_STALE_FLOW);
-	if (crossing.from_mobile && (flow->leg != active || crossing.in->state != LEG_LIVE))
+	if (crossing.from_mobile && ((flow->leg != active && !crossing.drains) || crossing.in->state != LEG_LIVE))
 		return dropped(&crossing, DROP_STALE_LEG);
+	/* Between two legs, of which the new one cannot take anything yet. */
+	if (!crossing.from_mobile && session->handover.from_leg && !crossing.carrier && !(packet->flags & RST))
+		return dropped(&crossing, DROP_STOPPED);
 	return cross(skb, packet, &crossing, l2);
 }
 

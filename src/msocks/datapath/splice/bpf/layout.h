@@ -25,6 +25,7 @@
 #define LEGS 3
 
 #define NO_FIN (~0ULL)
+#define NO_SPLIT (~0ULL)
 
 enum session_state {
 	SESSION_FREE,
@@ -50,6 +51,7 @@ enum leg_flags {
 	LEG_NOTED = 1 << 4, /* the kernel's handshake ACK (server leg) or reply (mobile leg) has been seen */
 	LEG_REPLY_ACKED = 1 << 5,
 	LEG_SUCCEEDED = 1 << 6, /* the listener has answered a SYN with this leg's addresses: see `consumed` */
+	LEG_AWAITED = 1 << 7, /* the next word of its kernel socket's tells where its numbers stand */
 };
 
 enum session_flags {
@@ -97,6 +99,7 @@ enum drop_reason {
 	DROP_OPTIONS,
 	DROP_CHECKSUM,
 	DROP_OUT_OF_TURN,     /* a later leg stands, and the server has not sent yet what belongs at its beginning */
+	DROP_EARLY_ACK,	      /* of the new leg's, while the old one hands over: noted, and told later */
 	DROP_REASONS,
 };
 
@@ -176,6 +179,26 @@ struct stream {
 	__u32 dropped;
 };
 
+/* One mobile leg gives way to another while both live: handover.h. None is under way where `from_leg` is 0. */
+struct handover {
+	__u64 split;	/* downstream: the old leg brings what lies before, the new one the rest; or NO_SPLIT */
+	__u64 up_split; /* A: the same upstream */
+	__u64 acked;	/* the highest ACK of the new leg: told once the old one has brought all */
+	__u64 room;	/* the right edge that the new leg has offered, counted from the split */
+	__u64 allowance; /* the widest window that the server is offered, 0 without limit; outlasts the handover */
+	__u64 since;	/* ns: when it was set */
+	__u64 timed_end; /* the end of a segment on the new leg whose round trip is measured, or 0 */
+	__u64 timed_at;	/* ns */
+	__u64 timed_from; /* what the new leg had acknowledged then */
+	__u64 least_ns;	  /* the least round trip of the new leg */
+	__u32 base;	    /* sequence number of the new leg at the split */
+	__u32 reply_length; /* of the reply that is to come before the stream on the new leg */
+	__u8 from_leg; /* which leg hands over, or 0; until the new one is attached it is the active one */
+	__u8 to;   /* to which, or 0 as long as its numbers are not known */
+	__u8 timed_trip; /* the round trip is measured, and what is acknowledged goes on to be */
+	__u8 unused[5];
+};
+
 struct session {
 	struct leg legs[LEGS];
 	struct stream up;
@@ -196,6 +219,7 @@ struct session {
 	__u64 held_ns; /* when a segment was last copied to the daemon */
 	__u32 held; /* segments copied since the last leg was lost */
 	__u32 unused;
+	struct handover handover;
 };
 
 struct config {

@@ -76,7 +76,8 @@ static __always_inline void put_nops(__u8 *bytes, __u32 at)
 /*
  * Puts the block at `at` to `to`, changed; returns where the next one goes. A block below the cumulative ACK reports a
  * duplicate (RFC 2883); it is passed on where this leg has carried those bytes. A block of what the other leg does not
- * know is left out: an empty one in its place would lie inside the next, and read as the report of a duplicate.
+ * know is left out: an empty one in its place would lie inside the next, and read as the report of a duplicate. So is
+ * one that begins at the ACK: Linux would think that the receiver has thrown away what it had (reneged).
  */
 static __always_inline __u32 change_block(struct option_work *work, __u32 at, __u32 to)
 {
@@ -88,8 +89,9 @@ static __always_inline __u32 change_block(struct option_work *work, __u32 at, __
 	if ((__s32)(right - work->sack_base) <= 0) {
 		sign = ~(left - work->sack_floor);
 	} else {
-		if ((__s32)(left - work->sack_base) < 0)
-			left = work->sack_base;
+		/* No receiver has what its ACK ends at: this one lacks something that lies before the stream. */
+		if ((__s32)(left - work->sack_base) <= 0)
+			right = left;
 		if ((__s32)(right - work->sack_end) > 0)
 			right = work->sack_end;
 		sign = left - right;

@@ -30,6 +30,7 @@ struct segment { /* as it is to leave */
 	__u16 window;
 	__u8 write_timestamps; /* behind two NOPs */
 	__u8 strip_timestamps; /* from there */
+	__u8 clear_flags;      /* of the TCP header's low eight */
 };
 
 static __always_inline word_sum difference_of_addresses(const __u8 *before, const __u8 *after)
@@ -167,6 +168,7 @@ static __always_inline word_sum rewrite_tcp(struct tcphdr *tcp, const struct leg
 	tcp->seq = bpf_htonl(segment->sequence);
 	tcp->ack_seq = bpf_htonl(segment->acknowledgment);
 	tcp->window = bpf_htons(segment->window);
+	((__u8 *)tcp)[13] &= ~segment->clear_flags;
 	sum = exchange(sum, before[0], words[0]);
 	sum = exchange(sum, before[1], words[1]);
 	sum = exchange(sum, before[2], words[2]);

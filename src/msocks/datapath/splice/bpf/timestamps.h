@@ -27,7 +27,7 @@ static __always_inline __u32 ticks_since(__u64 then, __u64 now)
 }
 
 static __always_inline struct echo timestamps_from_mobile(struct leg *mobile, struct leg *server, __u32 tsval,
-							  __u32 tsecr, __u64 now)
+							  __u32 tsecr, __u64 now, int shared)
 {
 	struct echo echo;
 
@@ -36,6 +36,9 @@ static __always_inline struct echo timestamps_from_mobile(struct leg *mobile, st
 		mobile->flags |= LEG_SHIFT_IN_SET;
 	}
 	echo.shift = mobile->shift_in;
+	/* Two legs at once, whose ways are of different length: none may fall behind what the other has said. */
+	if (shared && (__s32)(tsval + echo.shift - server->ts_out) < 0)
+		echo.shift = server->ts_out - tsval;
 	if (mobile->flags & LEG_SHIFT_OUT_SET)
 		echo.tsecr = tsecr - mobile->shift_out;
 	else if (!mobile->begins_out)
