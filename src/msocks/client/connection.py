@@ -347,7 +347,6 @@ class Connection:
             if not waiting.done():
                 waiting.set_result(None)
         self._live = self.stream.live_socket
-        self._network.carries()
         if not self._connected.done():
             self._connected.set_result(self.bound)
         if carried.from_link != carried.link or carried.cause is not mobile.MoveCause.REQUESTED:

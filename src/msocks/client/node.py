@@ -15,7 +15,6 @@ from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
-from msocks.client.spare_legs import SpareLegs
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
@@ -78,7 +77,6 @@ class MobileNode:
         self._usable: tuple[str, ...] = ()
         self.router: Router | None = None
         """Decides for each connection; by default each may use all links in their order."""
-        self._spares = SpareLegs(self.reactor, self._dial_anew)
         self._gone: list[ParkedLeg] = []  # legs of which the proxy is to be told in the next turn of the loop
         self._problem: MsocksError | None = None
 
@@ -97,7 +95,6 @@ class MobileNode:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._channels.close(), _CLOSING_S)
         self._unsubscribe()
-        self._spares.close()
         self._authority.close()
         self._watch.close()
         self._monitor.close()
@@ -172,15 +169,6 @@ class MobileNode:
         known = self._watch.links().get(link)
         if known is None:
             raise LinkUnavailable.unknown(link)
-        spare = self._spares.take(known)
-        if spare is not None:
-            return spare
-        return await self._dial_anew(link)
-
-    async def _dial_anew(self, link: str) -> socket.socket:
-        known = self._watch.links().get(link)
-        if known is None:
-            raise LinkUnavailable.unknown(link)
         return await self._dialer.dial(known, timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
 
     def park(self, leg: ParkedLeg) -> None:
@@ -205,17 +193,6 @@ class MobileNode:
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
         self.connections.pop(connection.session, None)
-        self.carries()
-
-    def carries(self) -> None:
-        """A spare leg for every link that a session may have to move to, unless it is metered."""
-        if not self.connections or not self.authorised:
-            self._spares.close()
-            return
-        in_use = {connection.link for connection in self.connections.values()}
-        links = self._watch.links()
-        idle = (name for name in self._usable if name not in in_use and not links[name].metered)
-        self._spares.keep(idle, self._usable)
 
     # -- ControlOwner -----------------------------------------------------------------------------------------------
 
@@ -293,7 +270,6 @@ class MobileNode:
             rtt_s = self._rtt_s()
             for connection in list(self.connections.values()):
                 self._offer(connection, rtt_s)
-        self.carries()
 
     def offer(self, connection: Connection) -> None:
         """Have the router decide anew about one connection."""
