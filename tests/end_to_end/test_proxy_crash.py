@@ -357,6 +357,7 @@ def test_a_proxy_that_is_restarted_for_an_upgrade(spliced: Field) -> None:
             advance(each)
 
 
+@pytest.mark.long
 def test_without_a_record_it_goes_on_but_cannot_be_reconnected(spliced: Field) -> None:
     field = spliced
     crash(field)
