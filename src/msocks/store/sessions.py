@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from msocks.errors import AddressError
+from msocks.store.schema import Schema
 from msocks.store.state_directory import StoreError
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId, SessionId
 
-_APPLICATION_ID = 0x4D534F53  # "MSOS", PRAGMA application_id: which program's file this is
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMA = Schema(
+    application_id=0x4D534F53,  # "MSOS"
+    version=1,
+    statement="""
 CREATE TABLE sessions (
     user TEXT NOT NULL,
     session BLOB NOT NULL CHECK (length(session) = 16),
@@ -43,7 +45,10 @@ CREATE TABLE sessions (
     identity BLOB NOT NULL,
     PRIMARY KEY (user, session)
 ) STRICT, WITHOUT ROWID
-"""
+""",
+    holds="sessions",
+    way_out="update msocks, or start with --store memory",
+)
 _COLUMNS = (
     "user, session, user_fingerprint, association, destination, opened_at, generation, up_from, down_from, identity"
 )
@@ -157,7 +162,7 @@ class SqliteSessions:
             )
         try:
             with self._explained():
-                self._open_schema()
+                self._prepare()
         except BaseException:
             self._database.close()
             raise
@@ -250,33 +255,13 @@ class SqliteSessions:
 
     # -- the file ---------------------------------------------------------------------------------------------------
 
-    def _open_schema(self) -> None:
+    def _prepare(self) -> None:
         database = self._database
-        version = self._pragma("user_version")
-        if version == 0 and not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("BEGIN IMMEDIATE")
-            database.execute(_SCHEMA)
-            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            database.execute("COMMIT")
-        elif version > _SCHEMA_VERSION:
-            raise StoreError(
-                f"{self._path} was written by a newer msocks (schema {version}, known here: {_SCHEMA_VERSION})",
-                remedy="update msocks, or start with --store memory; the file was not changed",
-            )
-        elif version != _SCHEMA_VERSION or self._pragma("application_id") != _APPLICATION_ID:
-            raise StoreError(
-                f"{self._path} is not a database of msocks sessions",
-                remedy="give the right state directory, or move the file away; it was not changed",
-            )
+        _SCHEMA.open(database, self._path, create=True)
         database.execute("PRAGMA synchronous = NORMAL")
         found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(str(found))
-
-    def _pragma(self, name: str) -> int:
-        return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msocks.errors import ConfigurationError
+from msocks.store.schema import Schema
 from msocks.store.state_directory import StoreError
 from msocks.values.access_link import SECRET_BYTES
 from msocks.values.user_name import check_user_name
 
-_APPLICATION_ID = 0x4D534F43  # "MSOC", PRAGMA application_id: which program's file this is
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMA = Schema(
+    application_id=0x4D534F43,  # "MSOC"
+    version=1,
+    statement="""
 CREATE TABLE users (
     name TEXT PRIMARY KEY NOT NULL,
     secret_sha256 BLOB NOT NULL CHECK (length(secret_sha256) = 32),
@@ -34,7 +36,9 @@ CREATE TABLE users (
     max_sessions INTEGER CHECK (max_sessions >= 0),
     max_channels INTEGER CHECK (max_channels >= 0)
 ) STRICT, WITHOUT ROWID
-"""
+""",
+    holds="users",
+)
 _BUSY_TIMEOUT_S = 5.0
 
 MAX_PASSWORD_BYTES = 255
@@ -101,7 +105,8 @@ class UserStore:
             # Autocommit: a statement is a transaction; two that belong together say BEGIN.
             self._database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
         try:
-            self._open_schema(create)
+            with self._explained():
+                _SCHEMA.open(self._database, path, create=create)
         except BaseException:
             self._database.close()
             raise
@@ -217,40 +222,6 @@ class UserStore:
         for name, created_at, has_password, max_sessions, max_channels in rows:
             created = datetime.datetime.fromtimestamp(created_at, datetime.UTC)
             yield User(name, created, bool(has_password), max_sessions, max_channels)
-
-    def _open_schema(self, create: bool) -> None:
-        with self._explained():
-            version = self._pragma("user_version")
-            if version == 0 and create:
-                self._create_schema()
-                version = self._pragma("user_version")
-            if version > _SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self._path} was written by a newer msocks (schema {version}, known here: {_SCHEMA_VERSION})",
-                    remedy="update msocks; the file was not changed",
-                )
-            if version != _SCHEMA_VERSION or self._pragma("application_id") != _APPLICATION_ID:
-                raise StoreError(
-                    f"{self._path} is not a database of msocks users",
-                    remedy="give the right state directory, or move the file away; it was not changed",
-                )
-
-    def _create_schema(self) -> None:
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            # Another process may have been faster.
-            if self._pragma("user_version") == 0:
-                if self._database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                    return
-                self._database.execute(_SCHEMA)
-                self._database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        finally:
-            self._database.execute("COMMIT")
-
-    def _pragma(self, name: str) -> int:
-        return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
