@@ -42,7 +42,6 @@ class SpliceConduit:
         "_owner",
         "_parking",
         "_preparation",
-        "_reason",
         "_relay",
         "_reset_generation",
         "_resumable",
@@ -68,7 +67,6 @@ class SpliceConduit:
         self._preparation = preparation
         self._resumable = resumable
         self._relay: RelayConduit | None = None
-        self._reason = DatapathReason.UNSPECIFIED
         self._asked: tuple[socket.socket, Carriage, Side | None] | None = None  # by carriage_for(), last
         self._generation = 0
         self._reset_generation = 0  # of the last leg of which that was told
@@ -185,7 +183,8 @@ class SpliceConduit:
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
             self._become_relay(asked[1].reason)
         if self._relay is not None:
-            flows.uncap(self._host.tables, leg.sock)
+            if leg.generation > 1:  # it may have come with a RECONNECT
+                flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return
         self._check(leg, self.state())
