@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import pwd
 import socket
@@ -97,11 +98,16 @@ def _origin(found: tuple[int, str] | None, holders: dict[str, int]) -> Origin:
     if pid is not None:
         with contextlib.suppress(OSError):
             process = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    return Origin(process=process, pid=pid, user=user_name(uid), uid=uid)
+
+
+@functools.lru_cache(maxsize=1024)
+def user_name(uid: int) -> str | None:
+    """The account's name, as it was when first asked for; None where it has none."""
     try:
-        user = pwd.getpwuid(uid).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        user = None
-    return Origin(process=process, pid=pid, user=user, uid=uid)
+        return None
 
 
 def _holders(inodes: Iterable[str]) -> dict[str, int]:

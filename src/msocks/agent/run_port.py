@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import pwd
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import structlog
 from msocks.agent.control_socket import bind_control_socket
 from msocks.agent.held_connect import HeldConnect
 from msocks.agent.local_port import ProgramRequest
+from msocks.agent.program_lookup import user_name
 from msocks.errors import ConfigurationError, MsocksError
 from msocks.interception import messages
 from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run
@@ -153,7 +153,7 @@ class RunPort:
             refuse(errno.ECONNREFUSED)
             return
         answer = HeldConnect(sock, program, refuse)
-        origin = Origin(connect.process, connect.pid, _user_name(connect.uid), connect.uid, run.tag)
+        origin = Origin(connect.process, connect.pid, user_name(connect.uid), connect.uid, run.tag)
         self._on_request(ProgramRequest(sock, answer, destination, origin, run.wish, waits_in_connect=True))
 
     def _refuse(self, registration: _Registration, cookie: int, number: int) -> None:
@@ -190,11 +190,3 @@ def _place(address: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-@functools.lru_cache(maxsize=1024)
-def _user_name(uid: int) -> str | None:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return None

@@ -26,7 +26,6 @@ class RuleBook:
         self._anywhere = _bits(not rule.destination for rule in rules)
         self._for_anybody = _bits(not rule.user for rule in rules)
         self._by_program = _bits(bool(rule.process or rule.user) for rule in rules)
-        self._by_tag = _bits(bool(rule.tag) for rule in rules)
 
     def match(self, facts: FlowFacts) -> Rule | None:
         """The first rule that matches; None where none does."""

@@ -92,11 +92,8 @@ def clear_handshakes(tables: Tables) -> None:
     """What was under way when the earlier process died has ended with its sockets."""
     tables.delete_openings()
     for slot in range(tables.slots):
-        session = tables.session(slot)
-        if session.state == SessionState.OPENING:
-            for leg in session.legs:
-                if leg.state != LegState.NONE:
-                    tables.delete_flow_of(key_of(leg), slot)
+        if tables.session(slot).state == SessionState.OPENING:
+            tables.forget_flows(slot)
             tables.free_slot(slot)
 
 

@@ -196,7 +196,8 @@ class SpliceConduit:
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
             self._become_relay(asked[1].reason)
         if self._relay is not None:
-            flows.uncap(self._host.tables, leg.sock)
+            if leg.generation > 1:  # it may have come with a RECONNECT
+                flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return
         state = self.state()

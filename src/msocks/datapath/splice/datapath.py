@@ -17,6 +17,7 @@ from msocks.datapath.splice.adoption import clear_handshakes, freed_just_now, su
 from msocks.datapath.splice.caretaker import Caretaker
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.firewall import Firewall
+from msocks.datapath.splice.held_bytes import HeldBytes
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
 from msocks.datapath.splice.layout import (
@@ -31,7 +32,6 @@ from msocks.datapath.splice.layout import (
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
-from msocks.datapath.splice.parked import HeldBytes
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput

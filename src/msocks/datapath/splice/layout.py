@@ -375,7 +375,6 @@ class HeldPacket(ctypes.Structure):
     event: Event
     arrived_ns: int
     tsval: int
-    length: int
     headers: int
     copied: int
     segment: int
@@ -384,11 +383,9 @@ class HeldPacket(ctypes.Structure):
         ("event", Event),
         ("arrived_ns", ctypes.c_uint64),
         ("tsval", ctypes.c_uint32),
-        ("length", ctypes.c_uint32),
         ("headers", ctypes.c_uint32),
         ("copied", ctypes.c_uint32),
         ("segment", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
         ("packet", ctypes.c_uint8 * HELD_PACKET_BYTES),
     )
 

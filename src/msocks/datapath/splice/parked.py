@@ -16,14 +16,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
+from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import NO_FIN, SERVER, HeldPacket, LegFlag, Session, SessionFlag
-from msocks.datapath.splice.raw_output import RawOutput
-from msocks.datapath.splice.residual import Residual, ResidualClock
+from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN
 from msocks.datapath.splice.speech import say
-from msocks.transport.reactor import Reactor
 
 MOST_SEGMENTS = 64
 """Of one session."""
@@ -36,35 +34,6 @@ _AGAIN_S = 0.3
 _LONGEST_S = 30.0
 _SILENT_NS = 1_000_000_000
 _GONE_NS = 24 * 3600 * 1_000_000_000
-
-
-class HeldBytes:
-    """How much all sessions hold."""
-
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        self.held = 0
-
-
-class ParkingHost(Protocol):
-    """What a parked session needs of its datapath."""
-
-    @property
-    def reactor(self) -> Reactor:
-        """The event loop's part for sockets."""
-
-    @property
-    def output(self) -> RawOutput:
-        """Sends what was crafted."""
-
-    @property
-    def residuals(self) -> ResidualClock:
-        """When it is time to say something again."""
-
-    @property
-    def held(self) -> HeldBytes:
-        """What all sessions hold."""
 
 
 @dataclass(slots=True)
@@ -96,7 +65,7 @@ class Parking:
         "_total",
     )
 
-    def __init__(self, host: ParkingHost, session: Session) -> None:
+    def __init__(self, host: SpliceHost, session: Session) -> None:
         self._loop = host.reactor.loop
         self._output = host.output
         self._clock = host.residuals

@@ -256,11 +256,9 @@ struct held_packet {
 	struct event event; /* offset: of its first byte in the stream */
 	__u64 arrived_ns;
 	__u32 tsval;
-	__u32 length; /* of the packet on the wire, from its IP header */
 	__u32 headers; /* bytes of IP and TCP before the payload */
 	__u32 copied; /* bytes of it below, up to the end of a segment */
 	__u32 segment; /* bytes of payload of each of its segments */
-	__u32 unused;
 	__u8 packet[HELD_PACKET_BYTES];
 };
 

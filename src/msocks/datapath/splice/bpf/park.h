@@ -55,16 +55,10 @@ static __always_inline int put_copy(struct __sk_buff *skb, struct held_packet *c
 {
 	__u32 headers = packet->l4 - packet->l3 + sizeof(struct tcphdr) + packet->options, have;
 
-	copy->event.type = EVENT_HELD;
-	copy->event.slot = flow->slot;
-	copy->event.incarnation = flow->incarnation;
-	copy->event.leg = LEG_SERVER;
-	copy->event.offset = offset;
+	copy->event = event_of(EVENT_HELD, flow, offset);
 	copy->arrived_ns = bpf_ktime_get_ns();
-	copy->length = packet->wire_length;
 	copy->headers = headers;
 	copy->segment = skb->gso_size ? skb->gso_size : packet->payload;
-	copy->unused = 0;
 	have = packet->payload;
 	if (headers + have > size && copy->segment) /* whole segments */
 		have = (size - headers) / copy->segment * copy->segment;
