@@ -79,8 +79,6 @@ class SpliceConduit:
         self._over = False
         self._closed = False
 
-    # -- what it is -------------------------------------------------------------------------------------------------
-
     @property
     def kind(self) -> DatapathKind:
         if self._relay is not None:
