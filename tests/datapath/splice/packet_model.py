@@ -114,8 +114,9 @@ class Model:
         if self.offset > signed(self.data.edge, 64) + SLACK:
             raise Dropped(DropReason.BEYOND_WINDOW)
         if session.flags & SessionFlag.STOPPED:
-            if flags & RST and self._implausible_reset() is None:
-                self._reset()
+            if flags & RST:
+                if self._implausible_reset() is None:
+                    self._reset()
             elif session.parked_ns and not self.from_mobile:
                 self._parked(end)
             raise Dropped(DropReason.STOPPED)
