@@ -197,6 +197,22 @@ def test_the_fin_of_the_old_leg_is_not_the_streams(draining: Rig):
     assert (draining.session.up.fin, draining.session.up.sent) == (NO_FIN, A)
 
 
+def test_what_comes_from_behind_the_fin_of_the_old_leg_does_not_hide_the_streams(draining: Rig):
+    server = draining.session.legs[SERVER]
+    ack(draining, MOBILE, 8600, offset=A, flags=ACK | FIN)
+    result = ack(draining, MOBILE, 8700, offset=A + 1)
+    assert told(draining, result)[0] == 8700
+    assert result.seen.segment.sequence == (server.out_base + A) % WRAP
+    assert draining.session.up.sent == draining.session.legs[MOBILE].arrived == A
+    result = ack(draining, SECOND_MOBILE, SPLIT, offset=A, flags=ACK | FIN)
+    assert result.seen.segment.flags & FIN
+    assert (draining.session.up.fin, draining.session.up.sent) == (A, A + 1)
+    # The old leg goes on with what it acknowledges, from where the server expects it.
+    ack(draining, SERVER, A + 1, offset=SPLIT)
+    result = ack(draining, MOBILE, 8800, offset=A + 1)
+    assert (told(draining, result)[0], result.seen.segment.sequence) == (8800, (server.out_base + A + 1) % WRAP)
+
+
 def test_the_rst_of_the_old_leg_ends_nothing(draining: Rig):
     assert dropped(ack(draining, MOBILE, SPLIT, flags=ACK | RST), "reset_detaches")
     assert draining.session.legs[MOBILE].state == LegState.LIVE

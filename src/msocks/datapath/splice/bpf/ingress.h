@@ -314,6 +314,9 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 			return dropped(crossing, DROP_STALE_LEG);
 		has_fin = 0;
 		segment.clear_flags = FIN;
+		/* What comes from behind its own FIN stands where the other leg's bytes begin. */
+		if (distance(session->handover.up_split, crossing->end) > 0)
+			crossing->offset = crossing->end = later(session->handover.up_split, crossing->data->acked);
 	}
 	if (packet->flags & RST) {
 		reason = implausible_reset(crossing);
