@@ -175,18 +175,22 @@ def play(show: Show) -> None:
     show.step("wifi goes silent", both, "lte", lambda: wifi.cut(CutMode.SILENT))
     show.step("wifi is back", both, "wifi", wifi.restore)
 
-    def no_link_for_three_seconds() -> None:
-        wifi.cut(CutMode.CARRIER)
-        lte.cut(CutMode.CARRIER)
-        show.watch(3.0)
-        lte.restore()
+    def no_link(seconds: float) -> Callable[[], None]:
+        def cut_both() -> None:
+            wifi.cut(CutMode.CARRIER)
+            lte.cut(CutMode.CARRIER)
+            show.watch(seconds)
+            lte.restore()
+
+        return cut_both
 
     def kill_the_proxy() -> None:
         show.world.kill_proxy()
         show.watch(2.0)
         show.world.start_proxy()
 
-    show.step("no link for 3 s", both, "lte", no_link_for_three_seconds)
+    show.step("no link for 3 s", both, "lte", no_link(3))
+    show.step("no link for 10 s", both, "lte", no_link(10))
     if {carrier.datapath for carrier in show.carriers} == {"splice"}:  # what is relayed ends with its proxy
         show.step("kill -9 of proxy", both, "lte", kill_the_proxy)
     show.step("wifi is back", both, "wifi", wifi.restore)
