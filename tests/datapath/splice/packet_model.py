@@ -25,11 +25,11 @@ from tests.datapath.splice.packet_bench import (
     signed,
 )
 
+from msocks.datapath.splice.events import EventType
 from msocks.datapath.splice.layout import (
     NO_FIN,
     SERVER,
     DropReason,
-    EventType,
     Leg,
     LegFlag,
     LegState,

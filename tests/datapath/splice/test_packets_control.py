@@ -6,7 +6,8 @@ import pytest
 from tests.datapath.splice.packet_bench import FAMILIES, MOBILE, SECOND_MOBILE, Rig, Told
 from tests.datapath.splice.packet_model import check
 
-from msocks.datapath.splice.layout import NO_FIN, SERVER, EventType, LegState, SessionFlag, SessionState
+from msocks.datapath.splice.events import EventType
+from msocks.datapath.splice.layout import NO_FIN, SERVER, LegState, SessionFlag, SessionState
 from msocks.datapath.splice.segments import ACK, FIN, PSH, RST, SYN
 
 LEGS = [MOBILE, SERVER]

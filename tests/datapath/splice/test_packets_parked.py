@@ -10,7 +10,8 @@ import pytest
 from tests.datapath.splice.packet_bench import DROP, ENDS, MOBILE, REDIRECT, Result, Rig, read
 from tests.datapath.splice.packet_model import HELD_MOST, check
 
-from msocks.datapath.splice.layout import SERVER, EventType, HeldPacket, SessionFlag
+from msocks.datapath.splice.events import EventType, HeldPacket
+from msocks.datapath.splice.layout import SERVER, SessionFlag
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.segments import ACK, FIN, PSH, RST, timestamps
 

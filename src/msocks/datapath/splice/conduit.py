@@ -10,11 +10,12 @@ from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice import flows
 from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
 from msocks.datapath.splice.entries import Side, counters, fill_session, stream_state
+from msocks.datapath.splice.events import HeldPacket
 from msocks.datapath.splice.farewell import Farewell, reset_both
 from msocks.datapath.splice.fitting import check_place, misfit, why_not
 from msocks.datapath.splice.handover import Handovers
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import SERVER, HeldPacket, LegState, Session, SessionFlag, SessionState
+from msocks.datapath.splice.layout import SERVER, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.owed import OwedBytes
 from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
@@ -135,8 +136,7 @@ class SpliceConduit:
             server = self._server_side = Side.of(self._server, unread=False)
         except OSError:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
-        believed = self._host.told_mtus.segment(server.key[:16], server.family)
-        return why_not(self._session, mobile, server, resumable=self._resumable, believed=believed)
+        return why_not(self._session, mobile, server, resumable=self._resumable, told=self._host.told_mtus)
 
     # -- stopping and looking ---------------------------------------------------------------------------------------
 

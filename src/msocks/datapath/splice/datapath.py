@@ -16,19 +16,12 @@ from msocks.datapath.splice.adopted_conduit import AdoptedConduit
 from msocks.datapath.splice.adoption import clear_handshakes, freed_just_now, survivor_of
 from msocks.datapath.splice.caretaker import Caretaker
 from msocks.datapath.splice.conduit import SpliceConduit
+from msocks.datapath.splice.events import EventType, HeldPacket, PacketEvent
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.held_bytes import HeldBytes
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import (
-    MARK_OF_DAEMON,
-    SERVER,
-    EventType,
-    HeldPacket,
-    LegState,
-    PacketEvent,
-    SessionState,
-)
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.options import read_options
@@ -77,7 +70,7 @@ class SpliceDatapath:
         self.output = RawOutput(MARK_OF_DAEMON)
         self.residuals = ResidualClock(reactor.loop)
         self.held = HeldBytes()
-        self.told_mtus = ToldMtus()
+        self.told_mtus = ToldMtus(program.map("told_mtus"))
         self._ports = PortAllocator(ports)
         self.shortage = Shortage()
         self.server_legs = ServerLegs(self.tables, self._ports, self.shortage)

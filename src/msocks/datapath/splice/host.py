@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice.events import HeldPacket
 from msocks.datapath.splice.held_bytes import HeldBytes
-from msocks.datapath.splice.layout import HeldPacket
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.server_legs import ServerLegs
