@@ -148,7 +148,9 @@ def test_a_later_leg_begins_with_what_it_waits_for(rig: Rig, copies: Copies):
     rig.session.mobile_edge = 8000 + 60000
     ahead = rig.segment(SERVER, 8500, 4000, payload=b"ahead", options=CLOCK)
     assert check(rig, SERVER, ahead).drops == {"out_of_turn": 1}
-    assert check(rig, SERVER, rig.segment(SERVER, 9000, 4000, payload=b"new", options=CLOCK)).drops == {"out_of_turn": 1}
+    assert check(rig, SERVER, rig.segment(SERVER, 9000, 4000, payload=b"new", options=CLOCK)).drops == {
+        "out_of_turn": 1
+    }
     assert [copy.event.offset for copy in copies.take()] == [8500, 9000]
     # Both are delivered from there: the mobile may acknowledge them.
     assert rig.session.down.sent == rig.session.legs[SERVER].arrived == 9003
