@@ -58,12 +58,17 @@ def run(datapath: str) -> Iterator[Callable[..., dict[str, Any]]]:
         for port in (7001, 7002, 7003):
             lab.server.wait_listening(port)
 
+        def established() -> set[int]:
+            return {each["remote_port"] for each in lab.server.tcp_sockets() if each["state"] == "ESTABLISHED"}
+
         def run_program(name: str, loop: str = "asyncio") -> dict[str, Any]:
             program = str(HERE / "library_program.py")
             argv = [sys.executable, program, name, str(field.access), str(certificate), loop]
+            before = established()
             output = lab.mobile.run(argv, timeout=60).stdout
             result: dict[str, Any] = json.loads(output)
             result["connections"] = lab.server.accepted_connections()
+            result["stays"] = [*(established() - before)]
             return result
 
         yield run_program
@@ -94,6 +99,13 @@ def test_failures_are_those_that_programs_know(run: Callable[..., dict[str, Any]
     assert result["unknown"][1:] == [4, True]
     assert result["link"] == ["eth9"]
     assert result["after"] == ["still here"]
+
+
+def test_what_cannot_go_on_ends_at_both_ends(run: Callable[..., dict[str, Any]]) -> None:
+    result = run("miscounting")
+    assert "bytes were lost" in result["move"]
+    assert "bytes were lost" in result["read"]
+    assert result["stays"] == []
 
 
 def test_a_blocking_socket_is_a_real_one_and_moves(run: Callable[..., dict[str, Any]]) -> None:

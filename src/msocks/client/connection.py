@@ -289,6 +289,8 @@ class Connection:
                 self._resolve_abandoned()
             self.stream.confirm_end(reply.down_fin_at)
         self._apply(self._machine.replied(self._now(), attempt.generation, reply))
+        if reply.status is LegStatus.BAD_OFFSETS:  # the proxy waits for a leg that there will not be
+            self._network.close_session(self.session, attempt.generation)
 
     def _adopt(self, attempt: LegAttempt, received: ReceivedReply) -> bool:
         """Join the leg to the stream, behind those that the proxy had accepted before it; False at a gap."""
