@@ -259,7 +259,7 @@ class Model:
         data, has_fin = self.data, with_fin and bool(self.segment.flags & FIN)
         if data.fin != NO_FIN and end > data.fin + 1:
             data.fin = NO_FIN
-        if has_fin and end >= signed(data.sent, 64):
+        if has_fin and end + 1 >= signed(data.sent, 64):
             data.fin = end
         data.sent = max(signed(data.sent, 64), end + has_fin)
         self.into.arrived = max(signed(self.into.arrived, 64), end + has_fin)
