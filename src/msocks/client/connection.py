@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 
+from msocks.client.ended_sessions import EndedSession
 from msocks.client.leg_attempt import LegAttempt
 from msocks.client.network import Authority, ConnectionListener, Network
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
@@ -113,6 +114,9 @@ class Connection:
 
     def finished(self) -> None:
         """Both directions have ended and all was delivered."""
+        link, generation = self._machine.link, self._machine.generation
+        if link is not None and self.state is not SessionState.ENDED:
+            self._network.finished(link, EndedSession(self.session, generation, self.stream.written))
         self._apply(self._machine.ended(EndReason.CLOSED))
 
     def abort(self) -> None:

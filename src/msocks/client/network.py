@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from msocks.client.ended_sessions import EndedSession
 from msocks.errors import MsocksError
 from msocks.protocol.control import ParkedLeg
 from msocks.session.mobile import HOLD_DOWN_S
@@ -64,6 +65,9 @@ class Network(Protocol):
 
     def close_session(self, session: SessionId, generation: int) -> None:
         """Tell the proxy, now or as soon as it can be told, that a session is to be reset."""
+
+    def finished(self, link: str, ended: EndedSession) -> None:
+        """A session is over in good order; its last leg was on `link`."""
 
     def sent(self, link: str) -> None:
         """Bytes were written to a leg on this link."""
