@@ -66,7 +66,7 @@ def opening(request: pytest.FixtureRequest, bare_rig: Rig) -> Iterator[Rig]:
     session.state = SessionState.OPENING
     server = session.legs[SERVER]
     server.in_base = server.out_base = server.flags = server.path.known = 0
-    rig.tables.put_opening(key, rig.slot)
+    rig.tables.prepare(rig.slot, -1, (packed(address), port), local_port, mobile=None, smallest_mtu=0)
     yield rig
     rig.tables.delete_opening(key)
 

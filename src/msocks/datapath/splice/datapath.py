@@ -31,7 +31,6 @@ from msocks.datapath.splice.layout import (
 )
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
-from msocks.datapath.splice.options import read_options
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
@@ -142,8 +141,7 @@ class SpliceDatapath:
     ) -> None:
         if not self.tables.free_slots:
             self._sweep()
-        mobile = read_options(leg, unread=False) if leg is not None else None
-        self.server_legs.prepare(sock, destination, mobile, smallest_mtu)
+        self.server_legs.prepare(sock, destination, leg, smallest_mtu)
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
         return SpliceConduit(self, server, owner, self.server_legs.claim(server), resumable=resumable)

@@ -113,7 +113,7 @@ class Handovers:
             host.reactor.forget(leg.sock.fileno())
             vanish(leg.sock)
             return None
-        takeover = Takeover(host, self._session, succession.number, resumable=self._resumable)
+        takeover = Takeover(host, self._session, succession.number, None, resumable=self._resumable)
         succession.go_live(leg)
         takeover.begin_live(leg, window=succession.window)
         succession.drain()

@@ -13,24 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Session, SessionFlag, SessionState
-from msocks.datapath.splice.libbpf import lib
-from msocks.datapath.splice.options import LegOptions
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Session, SessionState
+from msocks.datapath.splice.libbpf import BpfError, lib
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
 from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.speech import ends
 from msocks.datapath.splice.tables import Tables, opening_key
-from msocks.errors import MsocksError
 from msocks.values.endpoint import Address
 
 _BIND_ATTEMPTS = 16
 _LEAST_LINGER_NS = 1_000_000_000
 _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
-_IPV4_HEADERS = 40
-_IPV6_HEADERS = 60
-_LEAST_MSS = 536
-_ORDINARY_SCALE = 7  # of Linux, unless a program or its operator has chosen its buffers
 _MORE_SESSIONS = "raise limits.sessions; sessions that have ended keep theirs for a minute"
 
 
@@ -81,12 +75,16 @@ class ServerLegs:
         self,
         sock: socket.socket,
         destination: tuple[Address, int],
-        mobile: LegOptions | None,
+        mobile: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
-        """Give `sock`, which is about to connect, what a server leg needs; without room it stays an ordinary socket."""
+        """Give `sock`, which is about to connect, what a server leg needs; without room it stays an ordinary socket.
+
+        Raises OSError where the mobile leg is lost.
+        """
         self._reclaim()
-        self._by_descriptor.pop(sock.fileno(), None)
+        descriptor = sock.fileno()
+        self._by_descriptor.pop(descriptor, None)
         tables = self._tables
         slot = tables.take_slot()
         if slot is None:
@@ -97,27 +95,24 @@ class ServerLegs:
         remote = _end(destination)
         family = socket.AF_INET if destination[0].version == 4 else socket.AF_INET6
         try:
-            port = self._bind(sock, family, remote)
+            port = self._bind(descriptor, family, remote)
         except OSError as error:
             tables.free_slot(slot)
             self._shortage.report("ports", error.strerror or str(error), "widen proxy.splice_ports")
             return
         session = tables.session(slot)
         preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
-        if mobile is not None and not mobile.timestamps:
-            session.flags = SessionFlag.STRIP_TIMESTAMPS
-        # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
-        session.legs[SERVER].announced = _largest_segment(family, mobile, smallest_mtu)
-        if mobile is not None and mobile.snd_wscale < _ORDINARY_SCALE:
-            # Its windows are expressed for the server in this host's unit: not in a coarser one than its own.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 0xFFFF << mobile.snd_wscale)
+        client = mobile.fileno() if mobile is not None else None
         try:
-            tables.put_opening(preparation.key, slot)
-        except MsocksError as error:
+            tables.prepare(slot, descriptor, remote, port, mobile=client, smallest_mtu=smallest_mtu or 0)
+        except BpfError as error:
             self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
             self.release(preparation)
             return
-        self._by_descriptor[sock.fileno()] = preparation
+        except OSError:
+            self.release(preparation)
+            raise
+        self._by_descriptor[descriptor] = preparation
         self._waiting.append(preparation)
 
     def claim(self, sock: socket.socket) -> Preparation | None:
@@ -178,11 +173,11 @@ class ServerLegs:
             else:
                 return
 
-    def _bind(self, sock: socket.socket, family: int, remote: End) -> int:
+    def _bind(self, descriptor: int, family: int, remote: End) -> int:
         """Give it the mark, and a port that connections to other servers may share. Raises OSError."""
         for _ in range(_BIND_ATTEMPTS):
             port = self._ports.take(*remote)
-            result = lib.msocks_bind(sock.fileno(), family, MARK_OF_DAEMON, port)
+            result = lib.msocks_bind(descriptor, family, MARK_OF_DAEMON, port)
             if result == 0:
                 return port
             self._ports.release(*remote, port)
@@ -195,13 +190,3 @@ def _end(destination: tuple[Address, int]) -> End:
     address, port = destination
     packed = address.packed
     return (MAPPED_PREFIX + packed if isinstance(address, IPv4Address) else packed), port
-
-
-def _largest_segment(family: int, mobile: LegOptions | None, smallest_mtu: int | None) -> int:
-    """The server's segments must fit the mobile's narrowest link, from the SYN on (RFC 9293 section 3.7.1); or 0."""
-    limits = []
-    if mobile is not None:
-        limits.append(mobile.largest_segment)
-    if smallest_mtu:
-        limits.append(smallest_mtu - (_IPV6_HEADERS if family == socket.AF_INET6 else _IPV4_HEADERS))
-    return max(_LEAST_MSS, min(limits)) if limits else 0
