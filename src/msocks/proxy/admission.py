@@ -59,23 +59,24 @@ class Admission:
 
     def enter(self, connection: HalfOpen) -> None:
         """A connection was accepted; the oldest one of its source, or of all, may have to go for it."""
-        same = self._of_source.get(connection.source)
-        if same is None:
-            same = self._of_source[connection.source] = {}
-        elif len(same) >= self._per_source:
+        source = connection.source
+        same = self._of_source.get(source)
+        if same is not None and len(same) >= self._per_source:
             self._evict(next(iter(same)))
         if len(self._waiting) >= self._total:
             oldest = self._waiting.oldest()
             if oldest is not None:
                 self._evict(oldest)
-        # Evicting the source's last connection has dropped its entry.
-        self._of_source.setdefault(connection.source, same)[connection] = None
+        # Only now: evicting the source's last connection has dropped its entry.
+        same = self._of_source.get(source)
+        if same is None:
+            same = self._of_source[source] = {}
+        same[connection] = None
         self._waiting.add(connection)
 
     def leave(self, connection: HalfOpen) -> None:
         """The connection has said what it wants, or is closed."""
-        if connection in self._waiting:
-            self._waiting.discard(connection)
+        if self._waiting.discard(connection):
             self._forget(connection)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import chain, zip_longest
 from typing import TypeAlias
 
@@ -39,6 +40,10 @@ def interleave(addresses: Sequence[Address]) -> list[Address]:
 def most_telling(errors: Sequence[OSError]) -> OSError:
     """The error to report when all attempts have failed."""
     return min(errors, key=lambda each: _TELLING.index(each.errno) if each.errno in _TELLING else len(_TELLING))
+
+
+# Writing an address takes as long as connecting to it costs here otherwise, and the same few come again and again.
+_text_of = lru_cache(maxsize=1024)(str)
 
 
 class ConnectRace:
@@ -112,7 +117,7 @@ class ConnectRace:
             return False
         try:
             self._prepare(sock, (address, self._port))
-            sock.connect((str(address), self._port))
+            sock.connect((_text_of(address), self._port))
         except BlockingIOError:
             pass
         except OSError as error:

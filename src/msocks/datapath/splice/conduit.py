@@ -304,12 +304,10 @@ class SpliceConduit:
         self._host.reactor.call_soon(tell)
 
     def _tell_last(self, message: Callable[[], None]) -> None:
-        def tell() -> None:
-            if not self._over:
-                self._over = True
-                message()
-
-        self._host.reactor.call_soon(tell)
+        """To be called from the event loop alone."""
+        if not self._over:
+            self._over = True
+            message()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

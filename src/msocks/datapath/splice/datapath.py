@@ -216,6 +216,7 @@ class SpliceDatapath:
         if now - self._swept_at < _BETWEEN_SWEEPS_S:
             return
         self._swept_at = now
+        tell_soon = self.reactor.call_soon  # this may be within a call of a session's
         for slot in tuple(self.tables.taken_slots()):
             session = self.tables.session(slot)
             conduit = self._conduits.get(slot)
@@ -225,9 +226,9 @@ class SpliceDatapath:
             elif conduit is None:
                 continue
             elif session.finished:
-                conduit.on_finished()
+                tell_soon(conduit.on_finished)
             elif session.state == SessionState.RESET:
-                conduit.on_server_reset()
+                tell_soon(conduit.on_server_reset)
             elif session.active != SERVER and leg.state == LegState.STOPPED:
                 conduit.on_leg_reset(leg.generation)
 
@@ -280,4 +281,4 @@ class SpliceDatapath:
             self._ports.release(*remote, local[1])
         conduit = self._conduits.pop(slot, None)
         if conduit is not None:
-            conduit.on_expired()
+            self.reactor.call_soon(conduit.on_expired)
