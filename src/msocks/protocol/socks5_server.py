@@ -180,7 +180,7 @@ class Socks5Server:
             self._read_greeting()
         if self._state is _State.PASSWORD:
             return self._read_password()
-        if self._state is _State.REQUEST:
+        if self._state is _State.REQUEST and self._buffer:
             return self._read_request()
         return []
 

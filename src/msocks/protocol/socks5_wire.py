@@ -109,4 +109,3 @@ def decode_address(data: bytes) -> Endpoint:
         return Endpoint(parse_host(data[2:-2].decode("ascii")), port)
     except (AddressError, UnicodeDecodeError) as error:
         raise ProtocolError(ProtocolFault.ADDRESS, f"a SOCKS message names a malformed host: {error}") from None
-

@@ -71,6 +71,7 @@ class Dial:
     def cancel(self) -> None:
         """Give up silently."""
         self._on_done = None
+        self._dialler.ended(self)
         self._end()
 
     # -- for the dialler --------------------------------------------------------------------------------------------
@@ -126,7 +127,9 @@ class Dial:
 
     def _finish(self, result: DialResult) -> None:
         on_done, self._on_done = self._on_done, None
-        self._end()
+        self._dialler.ended(self)
+        if self._race is not None or self._task is not None:
+            self._end()
         if on_done is not None:
             on_done(result)
         elif isinstance(result, socket.socket):
@@ -134,7 +137,6 @@ class Dial:
             result.close()
 
     def _end(self) -> None:
-        self._dialler.ended(self)
         if self._race is not None:
             self._race.cancel()
             self._race = None

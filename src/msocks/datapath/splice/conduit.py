@@ -187,10 +187,11 @@ class SpliceConduit:
                 flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return
-        state = self.state()
-        check_place(leg, state)
-        if leg.handover:
-            self._handovers.check(leg, state)
+        if self._first is None or leg.down_from or leg.up_from or leg.handover:
+            state = self.state()
+            check_place(leg, state)
+            if leg.handover:
+                self._handovers.check(leg, state)
         assert asked is not None
         self._take_leg(leg, asked[2])
 

@@ -10,12 +10,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable
+from typing import Protocol
 
-_LEAST_S = 0.2  # RTO_MIN of Linux
+LEAST_S = 0.2
+"""RTO_MIN of Linux."""
 _MOST_S = 8.0
 _ATTEMPTS = 8
 # Being late by this much is allowed, so that the timer does not fire for every single one.
 _SLACK_S = 0.005
+
+
+class Timed(Protocol):
+    """What waits for its time."""
+
+    def on_time(self) -> float | None:
+        """It is time; after how many seconds it is again, None where it is over."""
 
 
 class Residual:
@@ -44,7 +53,7 @@ class Residual:
         self._say: Callable[[], None] | None = say
         self._is_acknowledged: Callable[[], bool] | None = is_acknowledged
         self._on_over: Callable[[Residual], None] | None = on_over
-        self._timeout_s = min(_MOST_S, max(_LEAST_S, timeout_s))
+        self._timeout_s = min(_MOST_S, max(LEAST_S, timeout_s))
         self._attempts = 0
         clock.wake(self, self._timeout_s)
 
@@ -59,7 +68,6 @@ class Residual:
         self._say = self._is_acknowledged = self._on_over = None
 
     def on_time(self) -> float | None:
-        """It is time; after how many seconds it is again, None where it is over."""
         say, is_acknowledged, on_over = self._say, self._is_acknowledged, self._on_over
         if say is None or is_acknowledged is None or on_over is None:
             return None
@@ -78,12 +86,12 @@ class ResidualClock:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[tuple[float, int, Residual]] = []
+        self._waiting: list[tuple[float, int, Timed]] = []
         self._count = 0  # of those that were ever added: a tie decides who came first
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # of the timer
 
-    def wake(self, residual: Residual, after_s: float) -> None:
+    def wake(self, residual: Timed, after_s: float) -> None:
         """Call `residual.on_time` then."""
         due = self._loop.time() + after_s
         self._count += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import time
 import weakref
@@ -13,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Session, SessionState
-from msocks.datapath.splice.libbpf import BpfError, lib
+from msocks.datapath.splice.layout import SERVER, Session, SessionState
+from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
 from msocks.datapath.splice.shortage import Shortage
@@ -24,6 +23,7 @@ from msocks.values.endpoint import Address
 
 _BIND_ATTEMPTS = 16
 _LEAST_LINGER_NS = 1_000_000_000
+_MANY_WAITING = 64  # then is looked which of them nobody waits for any more
 _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
 _MORE_SESSIONS = "raise limits.sessions; sessions that have ended keep theirs for a minute"
 
@@ -78,40 +78,35 @@ class ServerLegs:
         mobile: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
-        """Give `sock`, which is about to connect, what a server leg needs; without room it stays an ordinary socket.
-
-        Raises OSError where the mobile leg is lost.
-        """
-        self._reclaim()
+        """Give `sock`, which is about to connect, what a server leg needs; without room it stays an ordinary socket."""
+        if len(self._waiting) > _MANY_WAITING:
+            self._reclaim()
         descriptor = sock.fileno()
         self._by_descriptor.pop(descriptor, None)
         tables = self._tables
         slot = tables.take_slot()
+        if slot is None:
+            self._reclaim()
+            slot = tables.take_slot()
         if slot is None:
             slot = self._reuse()
         if slot is None:
             self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
             return
         remote = _end(destination)
-        family = socket.AF_INET if destination[0].version == 4 else socket.AF_INET6
+        client = mobile.fileno() if mobile is not None else None
         try:
-            port = self._bind(descriptor, family, remote)
+            port = self._bind(descriptor, slot, remote, client, smallest_mtu or 0)
+        except BpfError as error:
+            tables.free_slot(slot)
+            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
+            return
         except OSError as error:
             tables.free_slot(slot)
             self._shortage.report("ports", error.strerror or str(error), "widen proxy.splice_ports")
             return
         session = tables.session(slot)
         preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
-        client = mobile.fileno() if mobile is not None else None
-        try:
-            tables.prepare(slot, descriptor, remote, port, mobile=client, smallest_mtu=smallest_mtu or 0)
-        except BpfError as error:
-            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
-            self.release(preparation)
-            return
-        except OSError:
-            self.release(preparation)
-            raise
         self._by_descriptor[descriptor] = preparation
         self._waiting.append(preparation)
 
@@ -161,28 +156,31 @@ class ServerLegs:
         return None
 
     def _reclaim(self) -> None:
-        """What was prepared for sockets that never came to a conduit, oldest first."""
+        """What was prepared for sockets that never came to a conduit, oldest first; what came to one is let go."""
         waiting = self._waiting
         while waiting:
             oldest = waiting[0]
-            if oldest.taken:
-                waiting.popleft()
-            elif oldest.abandoned:
-                waiting.popleft()
+            if not oldest.taken:
+                if not oldest.abandoned:
+                    return
                 self.release(oldest)
-            else:
-                return
+            waiting.popleft()
 
-    def _bind(self, descriptor: int, family: int, remote: End) -> int:
-        """Give it the mark, and a port that connections to other servers may share. Raises OSError."""
+    def _bind(self, descriptor: int, slot: int, remote: End, mobile: int | None, smallest_mtu: int) -> int:
+        """Prepare it with a port that connections to other servers may share.
+
+        Raises OSError; BpfError where the table of openings is full, and the port is free again.
+        """
         for _ in range(_BIND_ATTEMPTS):
             port = self._ports.take(*remote)
-            result = lib.msocks_bind(descriptor, family, MARK_OF_DAEMON, port)
-            if result == 0:
+            try:
+                self._tables.prepare(slot, descriptor, remote, port, mobile=mobile, smallest_mtu=smallest_mtu)
+            except OSError as error:
+                self._ports.release(*remote, port)
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
                 return port
-            self._ports.release(*remote, port)
-            if result != -errno.EADDRINUSE:
-                raise OSError(-result, os.strerror(-result))
         raise OSError(errno.EADDRINUSE, "ports of the splice's range are used by other programs")
 
 

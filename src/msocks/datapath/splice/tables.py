@@ -179,11 +179,11 @@ class Tables:
     def prepare(
         self, slot: int, server: int, remote: End, local_port: int, *, mobile: int | None, smallest_mtu: int
     ) -> None:
-        """A server leg (a descriptor, as `mobile`'s) begins its handshake.
+        """A server leg (a descriptor, as `mobile`'s) gets its local port, and begins its handshake.
 
         `smallest_mtu` is that of the mobile node's links, 0 where it is not known.
 
-        Raises BpfError where the table is full, another OSError where the mobile leg is lost.
+        Raises BpfError where the table is full, another OSError where the port cannot be had.
         """
         address, port = remote
         result = lib.msocks_prepare(

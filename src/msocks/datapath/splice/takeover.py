@@ -19,7 +19,7 @@ from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, LegState, Session, SessionFlag
 from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.rebuild import unheard, vanish
-from msocks.datapath.splice.residual import Residual
+from msocks.datapath.splice.residual import LEAST_S, Residual
 from msocks.datapath.splice.segments import FIN, PSH
 from msocks.datapath.splice.speech import largest_payload, say
 from msocks.transport.kernel import bytes_unread
@@ -69,6 +69,7 @@ class Takeover:
         "_said_from",
         "_server",
         "_session",
+        "_timeout_s",
         "_unheard",
         "generation",
         "number",
@@ -97,7 +98,8 @@ class Takeover:
         self._offered: int | None = None  # where it is not what stands in the entry
         self._owes_fin = False
         self._owes_window = False
-        self._residual: Residual | None = None
+        self._said: bytes | None = None  # as long as nobody has heard it
+        self._residual: Residual | None = None  # of that, where it has to be said again
         self._server: socket.socket | None = None
         self._attachment: Attachment | None = None
 
@@ -188,14 +190,15 @@ class Takeover:
             residual.cancel()
         self._owes_window = False
         self._owner = None
+        self._said = None
         attachment, self._attachment = self._attachment, None
         if attachment is not None:
             self._let_go(attachment.sock)
 
     def repeat(self) -> None:
         """The mobile has what came behind the reply, but not the reply."""
-        if self._residual is not None:
-            self._residual.again()
+        if self._said is not None and not self._is_heard():
+            self._say_again()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -303,20 +306,32 @@ class Takeover:
             self._flags |= FIN
         if banner or self._owes_fin or not is_said:
             self._say_again()
-        timeout_s = 3 * entry.round_trip_ms / 1000
-        self._residual = Residual(
-            self._host.residuals, self._say_again, self._is_heard, self._is_over, timeout_s=timeout_s
-        )
+        self._timeout_s = max(LEAST_S, 3 * entry.round_trip_ms / 1000)
+        self._host.residuals.wake(self, self._timeout_s)
 
     def _say_again(self) -> None:
-        self._host.output.send(say(self._session, self.number, self._said_from, self._said, self._flags))
+        said = self._said
+        if said is not None:
+            self._host.output.send(say(self._session, self.number, self._said_from, said, self._flags))
 
     def _is_heard(self) -> bool:
         return bool(self._session.legs[self.number].flags & LegFlag.REPLY_ACKED)
 
+    def on_time(self) -> None:
+        """Nearly always it was heard long ago; else there is a residual to be said, and to be waited for, from now."""
+        if self._said is None:
+            return
+        if self._is_heard():
+            self._said = None
+            return
+        self._say_again()
+        self._residual = Residual(
+            self._host.residuals, self._say_again, self._is_heard, self._is_over, timeout_s=2 * self._timeout_s
+        )
+
     def _is_over(self, _residual: Residual) -> None:
         # A mobile that does not answer is found by those who watch over its links.
-        self._residual = None
+        self._residual = self._said = None
 
     def _copy(self, early: bytes, offset: int, offered: int | None) -> None:
         """Bytes behind the request of a leg that was capped: the mobile's still, the server gets a copy."""

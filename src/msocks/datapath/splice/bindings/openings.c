@@ -58,18 +58,18 @@ static void msocks_open_entry(uintptr_t entry)
 	session->state = SESSION_OPENING;
 }
 
-/* Before a socket connects: its mark, and a local port of `family` on any address, which sockets to other servers may
- * have as well. */
-static int msocks_bind(int fd, int family, int mark, int port)
+/* The mark of a socket that is to connect, and a local port of its family on any address, which sockets to other servers
+ * may have as well. */
+static int bind_port(int fd, int is_ipv4, int port)
 {
 	struct sockaddr_in ipv4 = {.sin_family = AF_INET, .sin_port = htons(port)};
 	struct sockaddr_in6 ipv6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
-	const void *name = family == AF_INET ? (const void *)&ipv4 : (const void *)&ipv6;
-	int on = 1;
+	const void *name = is_ipv4 ? (const void *)&ipv4 : (const void *)&ipv6;
+	int mark = MARK_OF_DAEMON, on = 1;
 
 	if (setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) < 0 ||
 	    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) < 0 ||
-	    bind(fd, name, family == AF_INET ? sizeof(ipv4) : sizeof(ipv6)) < 0)
+	    bind(fd, name, is_ipv4 ? sizeof(ipv4) : sizeof(ipv6)) < 0)
 		return -errno;
 	return 0;
 }
@@ -87,9 +87,9 @@ static uint16_t largest_segment(const struct leg_look *mobile, int smallest_mtu,
 	return largest < LEAST_MSS ? LEAST_MSS : largest;
 }
 
-/* Before a socket connects to `remote`, from a local port that it is bound to: its session's entry says what the SYN is
- * to say, by what the client at `mobile` (or -1) takes, and `smallest_mtu` (or 0); and the table of openings, that it is
- * a server leg. What that table refuses is a positive error number. */
+/* Before a socket connects to `remote`: it gets its mark and the local port. Its session's entry says what the SYN is to
+ * say, by what the client at `mobile` (or -1) takes, and `smallest_mtu` (or 0); and the table of openings, that it is a
+ * server leg. What that table refuses is a positive error number; the socket is bound then. */
 static int msocks_prepare(int server, int mobile, int smallest_mtu, const void *remote, int remote_port, int local_port,
 			  int openings, uint32_t slot, uintptr_t entry)
 {
@@ -97,27 +97,26 @@ static int msocks_prepare(int server, int mobile, int smallest_mtu, const void *
 	struct opening_key key = {.remote_port = htons(remote_port), .local_port = htons(local_port)};
 	struct flow flow = {.slot = slot, .incarnation = session->incarnation, .leg = LEG_SERVER};
 	struct leg_look look;
-	int error;
+	int is_ipv4, is_known, error;
 
 	memcpy(key.remote, remote, sizeof(key.remote));
-	if (mobile >= 0) {
-		error = read_info(mobile, &look);
-		if (error)
-			return error;
-		if (!timestamps_bytes(&look))
-			session->flags = SESSION_STRIP_TIMESTAMPS;
-		if ((look.info[AT_SCALES] & 0xf) < ORDINARY_SCALE) {
-			/* Its windows are expressed for the server in this host's unit: not in a coarser one. */
-			int clamp = 0xffff << (look.info[AT_SCALES] & 0xf);
+	is_ipv4 = is_mapped(key.remote);
+	error = bind_port(server, is_ipv4, local_port);
+	if (error)
+		return error;
+	is_known = mobile >= 0 && read_info(mobile, &look) == 0;
+	if (is_known && !timestamps_bytes(&look))
+		session->flags = SESSION_STRIP_TIMESTAMPS;
+	if (is_known && (look.info[AT_SCALES] & 0xf) < ORDINARY_SCALE) {
+		/* Its windows are expressed for the server in this host's unit: not in a coarser one than its own. */
+		int clamp = 0xffff << (look.info[AT_SCALES] & 0xf);
 
-			if (setsockopt(server, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof(clamp)) < 0)
-				return -errno;
-		}
+		if (setsockopt(server, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof(clamp)) < 0)
+			return -errno;
 	}
 	/* Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well. */
 	session->legs[LEG_SERVER].announced =
-		largest_segment(mobile >= 0 ? &look : NULL, smallest_mtu,
-				is_mapped(key.remote) ? IPV4_HEADERS : IPV6_HEADERS);
+		largest_segment(is_known ? &look : NULL, smallest_mtu, is_ipv4 ? IPV4_HEADERS : IPV6_HEADERS);
 	return -bpf_map_update_elem(openings, &key, &flow, BPF_ANY);
 }
 
