@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Protocol, TypeAlias
 
@@ -30,14 +31,18 @@ class HalfOpen(Protocol):
 
 def source_of(sockaddr: tuple[object, ...]) -> Source:
     """Whose connections are counted together: an IPv4 address, or an IPv6 /64 (which is what one host has)."""
-    text = str(sockaddr[0])
+    return _source_of_text(str(sockaddr[0]))
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+@lru_cache(maxsize=1024)
+def _source_of_text(text: str) -> Source:
     if ":" not in text:
         return socket.inet_aton(text)
     packed = socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
     return packed[12:] if packed[:12] == _MAPPED else packed[:8]
-
-
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def source_of_address(address: Address) -> Source:

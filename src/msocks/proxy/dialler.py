@@ -115,7 +115,8 @@ class Dial:
         if not allowed:
             self._dialler.reactor.call_soon(lambda: self._finish(DialFailure(ReplyCode.NOT_ALLOWED, reason)))
             return
-        self._race = ConnectRace(self._dialler.reactor, interleave(allowed), port, self._prepare, self._on_raced)
+        order = interleave(allowed) if len(allowed) > 1 else allowed
+        self._race = ConnectRace(self._dialler.reactor, order, port, self._prepare, self._on_raced)
 
     def _on_raced(self, outcome: socket.socket | OSError) -> None:
         self._race = None

@@ -79,7 +79,7 @@ class SpliceDatapath:
         self.told_mtus = ToldMtus()
         self._ports = PortAllocator(ports)
         self.shortage = Shortage()
-        self.server_legs = ServerLegs(self.tables, self._ports, self.shortage)
+        self.server_legs = ServerLegs(self.tables, self._ports, self.shortage, self._sweep)
         self._range = ports
         self._program = program
         self._hooks = hooks
@@ -139,8 +139,6 @@ class SpliceDatapath:
         leg: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
-        if not self.tables.free_slots:
-            self._sweep()
         self.server_legs.prepare(sock, destination, leg, smallest_mtu)
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:

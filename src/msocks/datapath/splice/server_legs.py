@@ -63,7 +63,9 @@ class Preparation:
 class ServerLegs:
     """See the module."""
 
-    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage) -> None:
+    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage, sweep: Callable[[], None]) -> None:
+        """`sweep` looks for slots that were freed without a word."""
+        self._sweep = sweep
         self._tables = tables
         self._ports = ports
         self._shortage = shortage
@@ -86,10 +88,7 @@ class ServerLegs:
         tables = self._tables
         slot = tables.take_slot()
         if slot is None:
-            self._reclaim()
-            slot = tables.take_slot()
-        if slot is None:
-            slot = self._reuse()
+            slot = self._make_room()
         if slot is None:
             self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
             return
@@ -134,6 +133,13 @@ class ServerLegs:
     def ended(self, slot: int) -> None:
         """The session is over; its entry lingers for what comes late, and can be reused when room is scarce."""
         self._ended.append((slot, self._tables.session(slot).incarnation))
+
+    def _make_room(self) -> int | None:
+        """A slot, where there is none that nobody has."""
+        self._reclaim()
+        self._sweep()
+        slot = self._tables.take_slot()
+        return self._reuse() if slot is None else slot
 
     def _reuse(self) -> int | None:
         """The slot of the session that has ended first, if it has lingered for a moment; as TIME-WAIT is cut short."""
