@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from msocks.datapath.splice.layout import SERVER, Session, SessionState
+from msocks.datapath.splice.layout import Session, SessionState
 from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
 from msocks.datapath.splice.shortage import Shortage
-from msocks.datapath.splice.speech import ends
 from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.values.endpoint import Address
 
@@ -154,9 +153,9 @@ class ServerLegs:
                 return None
             ended.popleft()
             tables.forget_flows(slot)
-            local, remote = ends(session.legs[SERVER])
+            remote, remote_port, local_port = tables.server_end(slot)
             with contextlib.suppress(KeyError):
-                self._ports.release(*remote, local[1])
+                self._ports.release(remote, remote_port, local_port)
             tables.free_slot(slot)
             return tables.take_slot()
         return None

@@ -29,6 +29,7 @@ from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import End
 
 _FLOW = struct.Struct("=III")  # struct flow
+_SERVER_END = struct.Struct("!16s16xHH")  # the struct flow_key that the first leg, and so the entry, begins with
 _SESSION_BYTES = ctypes.sizeof(Session)
 _WHICH = struct.Struct("=II")  # struct which
 _NANOSECONDS = 1_000_000_000
@@ -106,6 +107,11 @@ class Tables:
     def address(self, slot: int) -> int:
         """Where the entry lies in this process's memory."""
         return self._begin + slot * _SESSION_BYTES
+
+    def server_end(self, slot: int) -> tuple[bytes, int, int]:
+        """The server's address (16 bytes) and port, and the local port toward it."""
+        found: tuple[bytes, int, int] = _SERVER_END.unpack(ctypes.string_at(self.address(slot), _SERVER_END.size))
+        return found
 
     def take_slot(self) -> int | None:
         """An unused slot, in state OPENING with a new incarnation; None where there is none."""

@@ -156,6 +156,8 @@ static int msocks_join(int mobile, const void *reply, size_t size, int server, u
 static void msocks_forget_flows(int flows, uint32_t slot, uintptr_t entry)
 {
 	const struct session *session = (const void *)entry;
+	struct flow_key theirs[LEGS];
+	uint32_t count = 0;
 	struct flow found;
 
 	for (int number = 0; number < LEGS; number++) {
@@ -163,6 +165,8 @@ static void msocks_forget_flows(int flows, uint32_t slot, uintptr_t entry)
 
 		if (leg->state != LEG_NONE && bpf_map_lookup_elem(flows, leg, &found) == 0 && found.slot == slot &&
 		    found.incarnation == session->incarnation)
-			bpf_map_delete_elem(flows, leg);
+			memcpy(&theirs[count++], leg, sizeof(theirs[0]));
 	}
+	if (count)
+		bpf_map_delete_batch(flows, theirs, &count, NULL);
 }
