@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -57,11 +58,6 @@ class Residual:
         self._attempts = 0
         clock.wake(self, self._timeout_s)
 
-    def again(self) -> None:
-        """The peer has shown that it did not get it."""
-        if self._say is not None and self._is_acknowledged is not None and not self._is_acknowledged():
-            self._say()
-
     def cancel(self) -> None:
         """Nobody waits for it any more; `on_over` is not called."""
         # The clock holds this object for a while yet, but none of what it stood for.
@@ -82,14 +78,30 @@ class Residual:
 
 
 class ResidualClock:
-    """One timer for all residuals: thousands of connections a second have one each, and hardly any needs its time."""
+    """One timer for all residuals: thousands of connections a second have one each, and hardly any needs its time.
+
+    What waits for the first time waits equally long, nearly always, and nearly always in vain: it is kept so that it
+    can be let go of at once, while its memory is still in the processor's cache.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[tuple[float, int, Timed]] = []
+        self._new: dict[Timed, float] = {}  # when each is due, in this order
+        self._waiting: list[tuple[float, int, Timed]] = []  # a heap
         self._count = 0  # of those that were ever added: a tie decides who came first
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # of the timer
+
+    def wake_first(self, residual: Timed) -> None:
+        """Call `residual.on_time` after the least time-out, unless it is let go of before."""
+        due = self._loop.time() + LEAST_S
+        self._new[residual] = due
+        if self._timer is None or due < self._due:
+            self._arm(due)
+
+    def let_go(self, residual: Timed) -> None:
+        """The opposite of `wake_first`; no-op where that is over."""
+        self._new.pop(residual, None)
 
     def wake(self, residual: Timed, after_s: float) -> None:
         """Call `residual.on_time` then."""
@@ -101,6 +113,7 @@ class ResidualClock:
 
     def close(self) -> None:
         """Nothing is said again."""
+        self._new.clear()
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -114,14 +127,23 @@ class ResidualClock:
 
     def _run(self) -> None:
         self._timer = None
-        waiting, now = self._waiting, self._loop.time()
+        new, waiting, now = self._new, self._waiting, self._loop.time()
         try:
+            while new:
+                residual, due = next(iter(new.items()))
+                if due > now:
+                    break
+                del new[residual]
+                self._call(residual, now)
             while waiting and waiting[0][0] <= now:
-                residual = heapq.heappop(waiting)[2]
-                after_s = residual.on_time()
-                if after_s is not None:
-                    self._count += 1
-                    heapq.heappush(waiting, (now + after_s, self._count, residual))
+                self._call(heapq.heappop(waiting)[2], now)
         finally:
-            if waiting:
-                self._arm(max(waiting[0][0], now + _SLACK_S))
+            if waiting or new:
+                due = min(waiting[0][0] if waiting else math.inf, next(iter(new.values()), math.inf))
+                self._arm(max(due, now + _SLACK_S))
+
+    def _call(self, residual: Timed, now: float) -> None:
+        after_s = residual.on_time()
+        if after_s is not None:
+            self._count += 1
+            heapq.heappush(self._waiting, (now + after_s, self._count, residual))

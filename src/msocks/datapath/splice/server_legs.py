@@ -22,7 +22,7 @@ from msocks.values.endpoint import Address
 
 _BIND_ATTEMPTS = 16
 _LEAST_LINGER_NS = 1_000_000_000
-_MANY_WAITING = 64  # then is looked which of them nobody waits for any more
+_MANY_WAITING = 16  # then is looked which of them nobody waits for any more
 _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
 _MORE_SESSIONS = "raise limits.sessions; sessions that have ended keep theirs for a minute"
 

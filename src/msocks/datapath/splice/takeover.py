@@ -69,7 +69,6 @@ class Takeover:
         "_said_from",
         "_server",
         "_session",
-        "_timeout_s",
         "_unheard",
         "generation",
         "number",
@@ -190,7 +189,9 @@ class Takeover:
             residual.cancel()
         self._owes_window = False
         self._owner = None
-        self._said = None
+        if self._said is not None:
+            self._said = None
+            self._host.residuals.let_go(self)
         attachment, self._attachment = self._attachment, None
         if attachment is not None:
             self._let_go(attachment.sock)
@@ -306,8 +307,11 @@ class Takeover:
             self._flags |= FIN
         if banner or self._owes_fin or not is_said:
             self._say_again()
-        self._timeout_s = max(LEAST_S, 3 * entry.round_trip_ms / 1000)
-        self._host.residuals.wake(self, self._timeout_s)
+        timeout_s = 3 * entry.round_trip_ms / 1000
+        if timeout_s <= LEAST_S:
+            self._host.residuals.wake_first(self)
+        else:
+            self._host.residuals.wake(self, timeout_s)
 
     def _say_again(self) -> None:
         said = self._said
@@ -325,9 +329,9 @@ class Takeover:
             self._said = None
             return
         self._say_again()
-        self._residual = Residual(
-            self._host.residuals, self._say_again, self._is_heard, self._is_over, timeout_s=2 * self._timeout_s
-        )
+        timeout_s = 2 * max(LEAST_S, 3 * self._session.legs[self.number].round_trip_ms / 1000)
+        clock = self._host.residuals
+        self._residual = Residual(clock, self._say_again, self._is_heard, self._is_over, timeout_s=timeout_s)
 
     def _is_over(self, _residual: Residual) -> None:
         # A mobile that does not answer is found by those who watch over its links.
