@@ -183,15 +183,14 @@ class Incoming:
             if not data:
                 self.abandon()
                 return
-            if not self._lingers:
-                self._take(data)
+            if speaker is not None:
+                speaker.receive(data)
+            elif not self._lingers:
+                self._take_first(data)
             if len(data) < _READ_BYTES and not events & _CLOSING:
                 return  # read empty; the next byte makes the next event
 
-    def _take(self, data: bytes) -> None:
-        if self._speaker is not None:
-            self._speaker.receive(data)
-            return
+    def _take_first(self, data: bytes) -> None:
         self._first += data
         announcement = classify(self._first)
         if announcement is Announcement.UNDECIDED:

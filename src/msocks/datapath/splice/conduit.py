@@ -198,8 +198,7 @@ class SpliceConduit:
     def _take_leg(self, leg: Attachment, side: Side | None) -> None:
         host, preparation = self._host, self._preparation
         assert preparation is not None
-        session = self._session
-        old = self._takeover
+        session, old = preparation.session, self._takeover
         if leg.handover:
             self._hand_over(leg, side)
             return
@@ -282,7 +281,9 @@ class SpliceConduit:
 
     def on_finished(self) -> None:
         """Both FINs are acknowledged."""
-        self._tell_last(self._owner.on_finished)
+        if not self._over:
+            self._over = True
+            self._owner.on_finished()
 
     def on_expired(self) -> None:
         """The kernel's half has given up the entry: nothing has passed for days."""
@@ -340,7 +341,7 @@ class SpliceConduit:
             session,
             up_end,
             owed=self._owed.rest() if self._owed is not None else b"",
-            on_finished=lambda: self._tell_last(self._owner.on_finished),
+            on_finished=self.on_finished,
             on_lost=lambda: self._tell_last(lambda: self._owner.on_server_lost(LegEnd.RESET)),
         )
         if self._owed is not None:

@@ -51,6 +51,8 @@ _NANOSECONDS_A_MS = 1_000_000
 class Handovers:
     """Those of one session, one after the other."""
 
+    __slots__ = ("_host", "_now", "_resumable", "_slot")
+
     def __init__(self, host: SpliceHost, slot: int | None, *, resumable: bool) -> None:
         """Without a slot there are none."""
         self._host = host
