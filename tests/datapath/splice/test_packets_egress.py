@@ -66,8 +66,10 @@ def opening(request: pytest.FixtureRequest, bare_rig: Rig) -> Iterator[Rig]:
     session.state = SessionState.OPENING
     server = session.legs[SERVER]
     server.in_base = server.out_base = server.flags = server.path.known = 0
-    rig.tables.put_opening(key, rig.slot)
-    yield rig
+    with socket.socket(socket.AF_INET if request.param == 4 else socket.AF_INET6) as sock:
+        remote = packed(address), port
+        rig.tables.prepare(rig.slot, sock.fileno(), remote, local_port, mobile=None, smallest_mtu=0)
+        yield rig
     rig.tables.delete_opening(key)
 
 
