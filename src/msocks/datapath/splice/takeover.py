@@ -3,7 +3,8 @@
 The order leaves no gap. The entry and its flows are installed while the kernel's sockets still answer. Then the mobile
 leg's socket writes the reply: the egress hook sees it leave, notes where the numbers of the leg stand, and from that
 instant the leg is spliced. What the kernel had acknowledged until then lies in the socket, and is read from there. The
-server, which the egress hook had told a window of zero, gets the mobile's; and the sockets vanish without a word.
+sockets vanish without a word. The server has not heard an ACK of its SYN yet: the egress hook has kept it back, and the
+mobile's first word is the one that ends the handshake.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Takeover:
         "_flags",
         "_host",
         "_offered",
+        "_owes_ack",
         "_owes_fin",
-        "_owes_window",
         "_owner",
         "_residual",
         "_resumable",
@@ -96,7 +97,7 @@ class Takeover:
         self._unheard = False  # something that was said before the reply, by the mobile
         self._offered: int | None = None  # where it is not what stands in the entry
         self._owes_fin = False
-        self._owes_window = False
+        self._owes_ack = False
         self._said: bytes | None = None  # as long as nobody has heard it
         self._residual: Residual | None = None  # of that, where it has to be said again
         self._server: socket.socket | None = None
@@ -187,7 +188,7 @@ class Takeover:
         residual, self._residual = self._residual, None
         if residual is not None:
             residual.cancel()
-        self._owes_window = False
+        self._end_handshake()
         self._owner = None
         if self._said is not None:
             self._said = None
@@ -274,16 +275,16 @@ class Takeover:
         elif not first:
             self._host.output.send(say(session, SERVER, session.up.acked, window=offered))
         else:
-            self._owes_window = True
-            self._host.reactor.call_soon(self._tell_window)
+            self._owes_ack = True
         self._watch_reply(attachment.down_from, said, banner)
         owner.on_spliced(self)
 
-    def _tell_window(self) -> None:
-        """Within the same moment: a client that speaks first, which has told its window by that, spares the packet."""
+    def _end_handshake(self) -> None:
+        """By its ACK of the reply the mobile should have; it may be gone, and the server does not wait for ever."""
         session = self._session
-        if self._owes_window and not session.up.packets:
+        if self._owes_ack and not session.up.packets:
             self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
+        self._owes_ack = False
 
     def _watch_reply(self, first: int, said: bytes, banner: bytes, *, is_said: bool = True) -> None:
         """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it.
@@ -328,6 +329,7 @@ class Takeover:
         if self._is_heard():
             self._said = None
             return
+        self._end_handshake()
         self._say_again()
         timeout_s = 2 * max(LEAST_S, 3 * self._session.legs[self.number].round_trip_ms / 1000)
         clock = self._host.residuals
