@@ -26,6 +26,7 @@ from msocks.transport.kernel import bytes_unread
 
 _NOT_YET_S = 0.001  # the kernel has not sent the reply at once: its pacing, or a full queue
 _NEVER_S = 5.0
+_PATIENT_TURNS = 4
 _MOST_COPIED_BYTES = 1 << 20
 _SAFE_SEGMENT = 1220  # fits every IPv6 path (RFC 8200 section 5)
 
@@ -96,7 +97,7 @@ class Takeover:
         self._unheard = False  # something that was said before the reply, by the mobile
         self._offered: int | None = None  # where it is not what stands in the entry
         self._owes_fin = False
-        self._owes_window = False
+        self._owes_window = 0  # turns of the event loop until it is told
         self._said: bytes | None = None  # as long as nobody has heard it
         self._residual: Residual | None = None  # of that, where it has to be said again
         self._server: socket.socket | None = None
@@ -187,7 +188,7 @@ class Takeover:
         residual, self._residual = self._residual, None
         if residual is not None:
             residual.cancel()
-        self._owes_window = False
+        self._owes_window = 0
         self._owner = None
         if self._said is not None:
             self._said = None
@@ -274,15 +275,24 @@ class Takeover:
         elif not first:
             self._host.output.send(say(session, SERVER, session.up.acked, window=offered))
         else:
-            self._owes_window = True
+            self._owes_window = _PATIENT_TURNS
             self._host.reactor.call_soon(self._tell_window)
         self._watch_reply(attachment.down_from, said, banner)
         owner.on_spliced(self)
 
     def _tell_window(self) -> None:
-        """Within the same moment: a client that speaks first, which has told its window by that, spares the packet."""
+        """Soon: a client that speaks first, which has told its window by that, spares the packet.
+
+        It gets some turns of the event loop for that: with nothing to do these take microseconds, and when they take
+        longer the client's host, too, may have much to do.
+        """
         session = self._session
-        if self._owes_window and not session.up.packets:
+        if not self._owes_window or session.up.packets:
+            return
+        self._owes_window -= 1
+        if self._owes_window:
+            self._host.reactor.call_soon(self._tell_window)
+        else:
             self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
 
     def _watch_reply(self, first: int, said: bytes, banner: bytes, *, is_said: bool = True) -> None:
