@@ -104,10 +104,11 @@ class Socks5Server:
             ProtocolError: The client broke the protocol, or no method suits both. Send `data_to_send` and close.
             InvalidState: `wants_data` is false.
         """
-        if self._state not in _WANTING:
+        state = self._state
+        if state not in _WANTING:
             raise InvalidState("the SOCKS connection does not want data now", remedy="look at wants_data first")
         self._buffer += data
-        return self._advance()
+        return self._read_request() if state is _State.REQUEST else self._advance()
 
     def data_to_send(self) -> bytes:
         """The bytes to send now; empty when asked again."""

@@ -15,7 +15,6 @@ from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.options import ESTABLISHED, read_options
 
 REPLY = b"the reply"
-EARLY = 3  # bytes behind the request that were read before
 SILENCE_S = 0.3
 
 
@@ -37,7 +36,7 @@ class Legs:
         self.entry.legs[1].state = state
         place = ctypes.addressof(self.entry)
         server = self.server.fileno() if both else -1
-        return int(lib.msocks_join(self.mobile.fileno(), REPLY, len(REPLY), server, place, 1, EARLY))
+        return int(lib.msocks_join(self.mobile.fileno(), REPLY, len(REPLY), server, place, 1))
 
     def gone(self, sock: socket.socket) -> bool:
         """Whether the descriptor is closed; its number may not be closed once more."""

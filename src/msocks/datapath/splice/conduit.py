@@ -374,4 +374,4 @@ class SpliceConduit:
             reset_both(self._session, self._takeover.number if self._takeover else SERVER, host.output)
         assert preparation is not None
         host.leave(preparation.slot)
-        host.server_legs.ended(preparation.slot)
+        host.server_legs.ended(preparation.slot, preparation.incarnation)

@@ -102,7 +102,7 @@ class SpliceDatapath:
                 with contextlib.suppress(ValueError):
                     self._ports.claim(*remote, local[1])
                 if session.state != SessionState.OPEN:
-                    self.server_legs.ended(slot)
+                    self.server_legs.ended(slot, session.incarnation)
 
     def _forget_the_past(self) -> None:
         """What was told to an earlier process, and what it was about to do."""

@@ -91,7 +91,8 @@ class ServerLegs:
         if slot is None:
             self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
             return
-        remote = _end(destination)
+        address, remote_port = destination
+        remote = MAPPED_PREFIX + address.packed if isinstance(address, IPv4Address) else address.packed, remote_port
         client = mobile.fileno() if mobile is not None else None
         try:
             port = self._bind(descriptor, slot, remote, client, smallest_mtu or 0)
@@ -129,9 +130,9 @@ class ServerLegs:
         """Nobody uses the port toward this server any more."""
         self._ports.release(*preparation.remote, preparation.port)
 
-    def ended(self, slot: int) -> None:
+    def ended(self, slot: int, incarnation: int) -> None:
         """The session is over; its entry lingers for what comes late, and can be reused when room is scarce."""
-        self._ended.append((slot, self._tables.session(slot).incarnation))
+        self._ended.append((slot, incarnation))
 
     def _make_room(self) -> int | None:
         """A slot, where there is none that nobody has."""
@@ -187,9 +188,3 @@ class ServerLegs:
             else:
                 return port
         raise OSError(errno.EADDRINUSE, "ports of the splice's range are used by other programs")
-
-
-def _end(destination: tuple[Address, int]) -> End:
-    address, port = destination
-    packed = address.packed
-    return (MAPPED_PREFIX + packed if isinstance(address, IPv4Address) else packed), port

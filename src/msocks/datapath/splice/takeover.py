@@ -127,12 +127,10 @@ class Takeover:
                 self._session.owed_up = self._session.owed_down = 1
             self._write(attachment)
             return
-        reply, early = attachment.reply, attachment.early
-        fd = server.fileno() if server is not None else -1
+        reply, fd = attachment.reply, server.fileno() if server is not None else -1
         entry = ctypes.addressof(self._session)
-        self._go_on(
-            lib.msocks_join(attachment.sock.fileno(), reply, len(reply), fd, entry, self.number, len(early)), attachment
-        )
+        step = lib.msocks_join(attachment.sock.fileno(), reply, len(reply), fd, entry, self.number)
+        self._go_on(step, attachment)
 
     def begin_entered(self, attachment: Attachment, server: socket.socket) -> None:
         """The same of a first pair that was entered in one call (`Tables.pair`)."""
@@ -263,7 +261,7 @@ class Takeover:
         session = self._session
         owner, self._owner = self._owner, None
         assert owner is not None
-        if first and (early or banner):
+        if first:
             session.owed_up, session.owed_down = len(early), len(banner)
         # The first word to the server says what the mobile's window is; see `parked` for why not always.
         offered = None if session.flags & SessionFlag.RESUMING else self._offered

@@ -124,9 +124,8 @@ static int vanish(int fd)
 
 /* Takes the mobile leg of that number over, and with the first one the server leg (`server`, else -1); their flows are in
  * the table. Writes the reply, looks at the state of the leg's entry, which the kernel's half has changed if the reply has
- * left, and closes the sockets in repair, so that nothing is sent. `early` are the bytes behind the request that have
- * been read. */
-static int msocks_join(int mobile, const void *reply, size_t size, int server, uintptr_t entry, int number, uint32_t early)
+ * left, and closes the sockets in repair, so that nothing is sent. */
+static int msocks_join(int mobile, const void *reply, size_t size, int server, uintptr_t entry, int number)
 {
 	struct session *session = (void *)entry;
 	const volatile uint8_t *state = &session->legs[number].state;
@@ -143,11 +142,8 @@ static int msocks_join(int mobile, const void *reply, size_t size, int server, u
 	if (vanish(mobile) < 0 || (server >= 0 && vanish(server) < 0))
 		return JOIN_LIVE;
 	close(mobile);
-	if (server >= 0) {
+	if (server >= 0)
 		close(server);
-		session->owed_up = early;
-		session->owed_down = 0;
-	}
 	return JOIN_GONE;
 }
 

@@ -206,5 +206,5 @@ static int msocks_join_pair(int mobile, const void *reply, size_t size, int serv
 	leg->reply_length = size;
 	leg->consumed -= early;
 	session->down.edge = session->down.widest = session->mobile_edge = offered;
-	return msocks_join(mobile, reply, size, server, entry, 1, early);
+	return msocks_join(mobile, reply, size, server, entry, 1);
 }
