@@ -155,6 +155,8 @@ class Connection:
         """The proxy was restarted: whoever was asked under other keys answers no more."""
         for attempt in list(self._attempts.values()):
             if attempt.said and attempt.key_up != key_up:
+                if attempt.disowned:
+                    self._machine.disowned(attempt.generation)
                 restarted = LinkUnavailable(attempt.link, "the proxy was restarted before it had answered")
                 self._on_failure(attempt, restarted)
 
@@ -274,6 +276,11 @@ class Connection:
         if not received.verified:
             if authority is not None and reply.status in (LegStatus.UNKNOWN_ASSOCIATION, LegStatus.BAD_MAC):
                 authority.forgotten(attempt.key_up)
+                if self.state is SessionState.LIVE:
+                    # A leg stands, and is given up only if this was forged: `keys_changed` tells, or time runs out.
+                    attempt.disowned = True
+                    attempt.cease()
+                    return
             self._on_failure(attempt, LinkUnavailable(attempt.link, f"unverified answer {reply.status.name.lower()}"))
             return
         if authority is not None:

@@ -90,7 +90,7 @@ class PathWatch:
         self._association = association
         self._keys = ProbeKeys(association)
         self._legs = legs
-        self._wanted = wanted
+        self.wanted = wanted
         self._rebound = rebound
         self._checks = LegChecks(reactor)
         self._paths: dict[str, LinkPath] = {}
@@ -252,7 +252,7 @@ class PathWatch:
         if health is None or self._association.keys is None:
             path.due = math.inf
             return
-        health.wanted = self._wanted()
+        health.wanted = self.wanted()
         health.alone = not any(other is not path and other.state is LinkState.UP for other in self._paths.values())
         now = time.monotonic()
         path.due = max(health.next_event(now), now + _LEAST_S)
