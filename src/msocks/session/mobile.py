@@ -8,9 +8,8 @@ r"""The life of a session at the mobile node, sans-IO: events and time in, effec
         \--verdict--> ENDED <--verdict of the proxy, program done-- any
 
 One *attempt* is under way at a time. Each has a generation of its own, so that the proxy can tell them apart and the
-last one wins. An attempt whose request has left may have been accepted although its reply was lost; it is abandoned,
-not forgotten: its socket may hold bytes that the proxy takes for received, so the driver keeps it until a later one
-stands.
+last one wins. An attempt whose request has left may have been accepted although its reply was not heard. When it is
+abandoned its socket may hold bytes that the proxy takes for received; the driver has to look, and to read them first.
 """
 
 from __future__ import annotations
