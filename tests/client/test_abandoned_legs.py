@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from msocks.client.connection import Connection
-from msocks.errors import MsocksError
+from msocks.errors import LinkUnavailable, MsocksError
 from msocks.protocol.control import ParkedLeg
 from msocks.protocol.leg import LegReply, LegRequest, LegStatus, Reconnect
 from msocks.protocol.leg_reply_codec import encode_reply
@@ -147,20 +148,28 @@ class Node:
         assert (self.received, self.ended) == (data, [])
 
 
+@asynccontextmanager
+async def living() -> AsyncIterator[Node]:
+    made = Node()
+    try:
+        yield made
+    finally:
+        made.stream.close()
+        for far in made.far:
+            far.sock.close()
+        made.reactor.close()
+
+
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    """One whose connection has had a leg, got a byte over it, and lost it; its wifi is up alone."""
-    made = Node()
-    made.links("wifi", "lte")
-    first, _ = await made.leg()
-    first.accept(down_from=0, behind=b"a")
-    await made.until_received(b"a")
-    made.links()
-    yield made
-    made.stream.close()
-    for far in made.far:
-        far.sock.close()
-    made.reactor.close()
+    """One whose connection has had a leg, got a byte over it, and lost it."""
+    async with living() as made:
+        made.links("wifi", "lte")
+        first, _ = await made.leg()
+        first.accept(down_from=0, behind=b"a")
+        await made.until_received(b"a")
+        made.links()
+        yield made
 
 
 def hear_nothing(node: Node) -> None:
@@ -202,6 +211,31 @@ async def test_an_abandoned_leg_acknowledges_nothing_any_more(node: Node) -> Non
     await node.until_received(b"abcde")
 
 
+async def test_one_to_which_another_leg_was_handing_over_is_taken_over_with_it() -> None:
+    """What it has cannot be used before the bytes that were lost with the other leg: the proxy counts none of it."""
+    async with living() as node:
+        node.links("wifi", "lte")
+        first, _ = await node.leg()
+        first.accept(down_from=0, behind=b"a")
+        await node.until_received(b"a")
+        moving = asyncio.ensure_future(node.connection.move("lte"))
+        second, request = await node.leg()
+        assert isinstance(request, Reconnect)
+        assert request.handover_from == 1
+        hear_nothing(node)
+        first.sock.send(b"bc")
+        second.accept(down_from=6, behind=b"gh")
+        await node.until_received(b"abc")
+        node.links("wifi")
+        with pytest.raises(LinkUnavailable):
+            await moving
+        third, request = await node.leg()
+        assert isinstance(request, Reconnect)
+        assert (request.received, request.handover_from) == (3, 0)
+        third.accept(down_from=3, behind=b"defghi")
+        await node.until_received(b"abcdefghi")
+
+
 async def test_a_deafened_connection_keeps_what_it_has_and_acknowledges_no_more(node: Node) -> None:
     near, far = await node.dial("lte"), node.far[-1].sock
     far.send(b"before")
@@ -217,20 +251,16 @@ async def test_a_deafened_connection_keeps_what_it_has_and_acknowledges_no_more(
 
 
 async def test_one_that_was_accepted_before_the_program_had_an_answer_waits_for_it() -> None:
-    node = Node()
-    node.links("wifi", "lte")
-    first, _ = await node.leg()
-    hear_nothing(node)
-    first.accept(down_from=0, behind=b"banner")
-    await asyncio.sleep(0.05)
-    node.links("lte")
-    second, _ = await node.leg()
-    await asyncio.sleep(0.05)
-    assert node.received == b"", "nobody has told the program that it is connected"
-    second.accept(down_from=6, behind=b"more")
-    await node.until_received(b"bannermore")
-    assert node.carried == [2]
-    node.stream.close()
-    for far in node.far:
-        far.sock.close()
-    node.reactor.close()
+    async with living() as node:
+        node.links("wifi", "lte")
+        first, _ = await node.leg()
+        hear_nothing(node)
+        first.accept(down_from=0, behind=b"banner")
+        await asyncio.sleep(0.05)
+        node.links("lte")
+        second, _ = await node.leg()
+        await asyncio.sleep(0.05)
+        assert node.received == b"", "nobody has told the program that it is connected"
+        second.accept(down_from=6, behind=b"more")
+        await node.until_received(b"bannermore")
+        assert node.carried == [2]
