@@ -107,8 +107,6 @@ class Node:
 
     def forget(self, connection: Connection) -> None: ...
 
-    def carries(self) -> None: ...
-
     def on_carried(self, carried: Carried) -> None:
         self.carried.append(carried.generation)
 

@@ -57,9 +57,7 @@ class Agent:
         self.settings = settings
         self._started_at = time.time()
         self.control = Path(settings.control or default_control_paths()[0])
-        self.node = MobileNode(
-            settings.access, links=settings.links, agent_name="msocks agent", spare_legs=settings.spare_legs
-        )
+        self.node = MobileNode(settings.access, links=settings.links, agent_name="msocks agent")
         loop = self.node.reactor.loop
         self.flows = FlowTable(loop, settings.limits)
         self.events = EventFeed()

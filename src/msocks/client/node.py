@@ -15,7 +15,6 @@ from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
-from msocks.client.spare_legs import SpareLegs
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
@@ -40,7 +39,6 @@ from msocks.values.link import Link, LinkState
 
 _DIAL_TIMEOUT_S = 5.0
 _CLOSING_S = 2.0
-_SPARES_PAUSE_S = 0.05
 
 
 class MobileNode:
@@ -50,17 +48,9 @@ class MobileNode:
     """
 
     def __init__(
-        self,
-        access: AccessLink,
-        *,
-        links: Sequence[str] | None = None,
-        agent_name: str = "msocks library",
-        spare_legs: bool = True,
+        self, access: AccessLink, *, links: Sequence[str] | None = None, agent_name: str = "msocks library"
     ) -> None:
-        """`links` are interface names in order of preference; by default all that have a route to the proxy.
-
-        With `spare_legs`, a connection is kept open over each link that a session may have to move to.
-        """
+        """`links` are interface names in order of preference; by default all that have a route to the proxy."""
         loop = asyncio.get_running_loop()
         self.access = access
         self.reactor = Reactor(loop)
@@ -87,8 +77,6 @@ class MobileNode:
         self._usable: tuple[str, ...] = ()
         self.router: Router | None = None
         """Decides for each connection; by default each may use all links in their order."""
-        self._spares = SpareLegs(self.reactor, self._dial_anew) if spare_legs else None
-        self._spares_due: asyncio.TimerHandle | None = None
         self._gone: list[ParkedLeg] = []  # legs of which the proxy is to be told in the next turn of the loop
         self._problem: MsocksError | None = None
 
@@ -107,11 +95,6 @@ class MobileNode:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._channels.close(), _CLOSING_S)
         self._unsubscribe()
-        if self._spares_due is not None:
-            self._spares_due.cancel()
-        if self._spares is not None:
-            self._spares.close()
-            self._spares = None
         self._authority.close()
         self._watch.close()
         self._monitor.close()
@@ -186,16 +169,6 @@ class MobileNode:
         known = self._watch.links().get(link)
         if known is None:
             raise LinkUnavailable.unknown(link)
-        spare = self._spares.take(known) if self._spares is not None else None
-        if spare is not None:
-            self.carries()
-            return spare
-        return await self._dial_anew(link)
-
-    async def _dial_anew(self, link: str) -> socket.socket:
-        known = self._watch.links().get(link)
-        if known is None:
-            raise LinkUnavailable.unknown(link)
         return await self._dialer.dial(known, timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
 
     def park(self, leg: ParkedLeg) -> None:
@@ -220,24 +193,6 @@ class MobileNode:
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
         self.connections.pop(connection.session, None)
-        self.carries()
-
-    def carries(self) -> None:
-        """Which links carry sessions may have changed, and so where a spare leg is needed: looked at a little later."""
-        if self._spares is not None and self._spares_due is None:
-            self._spares_due = self.reactor.loop.call_later(_SPARES_PAUSE_S, self._keep_spares)
-
-    def _keep_spares(self) -> None:
-        """A spare leg for every link that carries nothing and that a session may have to move to, unless metered."""
-        self._spares_due = None
-        if self._spares is None:
-            return
-        connections = self.connections.values() if self.authorised else ()
-        in_use = {connection.link for connection in connections}
-        allowed = {link for connection in connections for link in connection.usable_links}
-        links = self._watch.links()
-        idle = (name for name in self._usable if name in allowed - in_use and not links[name].metered)
-        self._spares.keep(idle, self._usable if connections else ())
 
     # -- ControlOwner -----------------------------------------------------------------------------------------------
 
@@ -315,7 +270,6 @@ class MobileNode:
             rtt_s = self._rtt_s()
             for connection in list(self.connections.values()):
                 self._offer(connection, rtt_s)
-        self.carries()
 
     def offer(self, connection: Connection) -> None:
         """Have the router decide anew about one connection."""
