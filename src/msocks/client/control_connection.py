@@ -10,7 +10,7 @@ import socket
 import time
 from typing import Protocol
 
-from msocks.errors import ControlUnavailable, InvalidState, MsocksError, ProtocolError
+from msocks.errors import ControlClosed, ControlUnavailable, InvalidState, MsocksError, ProtocolError
 from msocks.protocol.control import (
     ControlMessage,
     Drain,
@@ -170,7 +170,7 @@ class ControlConnection:
                 return
             if not data:
                 where = "" if self.is_pinned else " during the handshake"
-                self._lose(ControlUnavailable(f"the proxy closed the control channel{where}"))
+                self._lose(ControlClosed(f"the proxy closed the control channel{where}"))
                 return
             self.heard_at = time.monotonic()
             self._listener.on_bytes()
@@ -191,7 +191,7 @@ class ControlConnection:
             if self._over:
                 return
         if self._tls.closed:
-            self._lose(ControlUnavailable("the proxy closed the control channel"))
+            self._lose(ControlClosed("the proxy closed the control channel"))
 
     def _on_message(self, message: ControlMessage) -> None:
         match message:
@@ -206,7 +206,7 @@ class ControlConnection:
             case Pong():
                 self._listener.on_pong(message)
             case Goodbye():
-                self._lose(ControlUnavailable("the proxy said goodbye"))
+                self._lose(ControlClosed("the proxy said goodbye"))
             case LegAccepted() | SessionEnded() | Parked() | Drain():
                 self._listener.on_word(message)
 

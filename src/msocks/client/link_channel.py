@@ -18,6 +18,7 @@ from msocks.client.control_connection import ControlConnection
 from msocks.client.path_watch import PathWatch
 from msocks.errors import (
     AuthenticationError,
+    ControlClosed,
     ControlUnavailable,
     LinkUnavailable,
     MsocksError,
@@ -47,6 +48,9 @@ _DIAL_S = 5.0
 _HANDSHAKE_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _MOST_PAUSE_S = 30.0
+_AWAY_PAUSE_S = 1.5
+"""The longest pause while the proxy's host answers, the proxy does not, and sessions wait for it. No path may be called
+silent for want of answers meanwhile, so it is well below `msocks.session.path_health.REFUSED_S`."""
 _STABLE_S = 10.0
 _IMPOSTOR_FIRST_S, _IMPOSTOR_MOST_S = 15.0, 120.0
 _REFUSED_FIRST_S, _REFUSED_MOST_S = 60.0, 600.0
@@ -127,6 +131,7 @@ class LinkChannel:
         self._opened_at: float | None = None
         self._retry_at: float | None = None
         self._hello_number = 0
+        self._is_away = False  # the proxy, though its host answers; until it says WELCOME
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[MsocksError | OSError] = context.reactor.loop.create_future()
@@ -189,6 +194,7 @@ class LinkChannel:
         context, name = self._context, self.link.name
         self._opened_at = time.monotonic()
         self._error = None
+        self._is_away = False
         self._observed = welcome.observed
         self._set_timer(KEEP_ALIVE_S * random.uniform(0.9, 1.0), self._keep_alive)
         context.association.welcomed(welcome, self._hello_number)
@@ -225,9 +231,9 @@ class LinkChannel:
                 error = await self._ended
             except (MsocksError, OSError) as failure:
                 error = failure
-                if isinstance(failure, ConnectionRefusedError):
-                    self._context.watch.refused(self.link.name)
                 self._context.dialer.resolve_soon()
+            self._is_away = isinstance(error, ControlClosed | ConnectionRefusedError | ConnectionResetError)
+            self._excuse()
             pause_s = self._pause_after(error)
             self._close(goodbye=False)
             self._error = error
@@ -255,6 +261,12 @@ class LinkChannel:
         self._set_timer(_HANDSHAKE_S, self._on_handshake_time_out)
         self.connection.start()
         context.watch.control_heard(name)
+        self._excuse()
+
+    def _excuse(self) -> None:
+        """A proxy that was restarted answers no probe of the association before it has said WELCOME."""
+        if self._is_away:
+            self._context.watch.refused(self.link.name)
 
     def _pause_after(self, error: MsocksError | OSError) -> float:
         """How long to wait, and what the failure says about the link."""
@@ -270,7 +282,8 @@ class LinkChannel:
         elif isinstance(error, AuthenticationError):
             first_s, most_s = _REFUSED_FIRST_S, _REFUSED_MOST_S
         else:
-            first_s, most_s = _FIRST_PAUSE_S, _MOST_PAUSE_S
+            is_awaited = self._is_away and self._context.watch.wanted()
+            first_s, most_s = _FIRST_PAUSE_S, _AWAY_PAUSE_S if is_awaited else _MOST_PAUSE_S
         return min(first_s * doubling, most_s) * random.uniform(0.5, 1.0)
 
     def _on_handshake_time_out(self) -> None:

@@ -136,7 +136,8 @@ class Handovers:
             old = session.handover.from_leg
             end_handover(self._host, session, old if session.active != old else _OTHER[old])
         if self._slot is not None:
-            self._session.handover.allowance = 0  # it was measured for a leg that goes
+            # They were measured for a leg that goes.
+            self._session.handover.allowance = self._session.handover.timed_end = 0
 
     def close(self) -> None:
         """The session is over."""
