@@ -119,13 +119,26 @@ def test_a_static_c_client(roaming: Runs, served: Path) -> None:
     assert digest(body) == digest(served.read_bytes())
 
 
-def test_a_go_client(roaming: Runs, served: Path, tmp_path: Path) -> None:
-    program, source = tmp_path / "go_download", Path(__file__).with_name("go_download.go")
-    offline = {"CGO_ENABLED": "0", "GOCACHE": str(tmp_path / "cache"), "GOPROXY": "off", "GOFLAGS": "-mod=mod"}
-    environment = {**os.environ, **offline, "GOPATH": str(tmp_path / "path")}
-    subprocess.run(["go", "build", "-o", program, source], check=True, timeout=300, env=environment, cwd=tmp_path)
-    got = roaming.field.directory / "by-go"
-    run_to_file(roaming, got, str(program), f"http://{roaming.server4}:{WEB_PORT}/file")
+@pytest.fixture(scope="module")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("go")
+    program, source = directory / "go_download", Path(__file__).with_name("go_download.go")
+    offline = {"CGO_ENABLED": "0", "GOCACHE": str(directory / "cache"), "GOPROXY": "off", "GOFLAGS": "-mod=mod"}
+    environment = {**os.environ, **offline, "GOPATH": str(directory / "path")}
+    subprocess.run(["go", "build", "-o", program, source], check=True, timeout=300, env=environment, cwd=directory)
+    return program
+
+
+@pytest.mark.parametrize("way", ["run", "variable"])
+def test_a_go_client(roaming: Runs, served: Path, go_program: Path, way: str) -> None:
+    got = roaming.field.directory / f"by-go-{way}"
+    words = [str(go_program), f"http://{roaming.server4}:{WEB_PORT}/file"]
+    if way == "run":
+        run_to_file(roaming, got, *words)
+    else:
+        variable = {"HTTP_PROXY": f"socks5://127.0.0.1:{PORT}", "NO_PROXY": "", "no_proxy": "", "http_proxy": ""}
+        with got.open("wb") as taken:
+            over_two_networks(roaming.field, roaming.lab.mobile.popen(words, env=variable, stdout=taken))
     assert digest(got.read_bytes()) == digest(served.read_bytes())
 
 
