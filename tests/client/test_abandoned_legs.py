@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from msocks.client.connection import Connection
+from msocks.client.ended_sessions import EndedSession
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.protocol.control import ParkedLeg
 from msocks.protocol.leg import LegReply, LegRequest, LegStatus, Reconnect
@@ -102,6 +103,8 @@ class Node:
     def park(self, leg: ParkedLeg) -> None: ...
 
     def close_session(self, session: SessionId, generation: int) -> None: ...
+
+    def finished(self, link: str, ended: EndedSession) -> None: ...
 
     def sent(self, link: str) -> None: ...
 
