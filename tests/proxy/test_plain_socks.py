@@ -257,7 +257,7 @@ async def test_a_server_that_does_not_answer_times_out(start_proxy: StartProxy):
     sock.close()
 
 
-@pytest.mark.parametrize("command", [2, 3, 9], ids=["BIND", "UDP ASSOCIATE", "undefined"])
+@pytest.mark.parametrize("command", [2, 9], ids=["BIND", "undefined"])
 async def test_commands_that_are_not_supported(open_proxy: RunningProxy, server: Server, command: int):
     sock, code = await negotiate(open_proxy, server.endpoint, command)
     assert code == 0x07

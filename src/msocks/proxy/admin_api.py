@@ -12,6 +12,7 @@ from aiohttp import web
 
 from msocks.datapath.interface import Datapath
 from msocks.proxy.session_host import SessionView
+from msocks.proxy.udp_host import UdpView
 from msocks.store.running_proxy import short_socket_path
 
 SCHEMA = 1
@@ -20,8 +21,8 @@ SCHEMA = 1
 class AdminApi:
     """What it answers.
 
-    ``GET /sessions`` lists the sessions; ``GET /troubles`` counts what the datapath has lost or refused; ``POST
-    /users-changed`` makes the proxy look at its users now.
+    ``GET /sessions`` lists the sessions, ``GET /udp`` the UDP associations; ``GET /troubles`` counts what the datapath
+    has lost or refused; ``POST /users-changed`` makes the proxy look at its users now.
     """
 
     def __init__(
@@ -29,17 +30,20 @@ class AdminApi:
         path: Path,
         *,
         sessions: Callable[[], Iterable[SessionView]],
+        udp: Callable[[], Iterable[UdpView]],
         datapath: Datapath,
         now: Callable[[], float],
         users_changed: Callable[[], None],
     ) -> None:
         self._path = path
         self._sessions = sessions
+        self._udp = udp
         self._datapath = datapath
         self._now = now
         self._users_changed = users_changed
         application = web.Application()
         application.router.add_get("/sessions", self._get_sessions)
+        application.router.add_get("/udp", self._get_udp)
         application.router.add_get("/troubles", self._get_troubles)
         application.router.add_post("/users-changed", self._post_users_changed)
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
@@ -67,6 +71,10 @@ class AdminApi:
     async def _get_sessions(self, _request: web.Request) -> web.Response:
         now = self._now()
         return web.json_response({"schema": SCHEMA, "sessions": [_as_json(view, now) for view in self._sessions()]})
+
+    async def _get_udp(self, _request: web.Request) -> web.Response:
+        now = self._now()
+        return web.json_response({"schema": SCHEMA, "udp": [_udp_as_json(view, now) for view in self._udp()]})
 
     async def _get_troubles(self, _request: web.Request) -> web.Response:
         kind = self._datapath.kind.name.lower()
@@ -96,6 +104,22 @@ def _as_json(view: SessionView, now: float) -> dict[str, Any]:
         "age": round(now - record.opened_at, 3),
         "client": str(view.client),
         "durable": view.durable,
+    }
+
+
+def _udp_as_json(view: UdpView, now: float) -> dict[str, Any]:
+    return {
+        "user": view.user,
+        "mobile": view.mobile,
+        "client": None if view.client is None else str(view.client),
+        "port": view.port,
+        "sent": view.sent,
+        "received": view.received,
+        "bytes_up": view.bytes_up,
+        "bytes_down": view.bytes_down,
+        "paths": view.paths,
+        "age": round(now - view.opened_at, 3),
+        "dropped": view.dropped,
     }
 
 

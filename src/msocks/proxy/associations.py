@@ -9,6 +9,7 @@ from typing import Protocol
 from msocks.protocol.control import KEY_BYTES, ControlMessage
 from msocks.protocol.probe import probe_key
 from msocks.protocol.replay import ReplayWindow
+from msocks.protocol.udp_flow import udp_flow_key
 from msocks.proxy.deadlines import Deadlines
 from msocks.values.ids import AssociationId
 
@@ -36,8 +37,11 @@ class Association:
         key_down: Authenticates what the proxy sends.
         probe_key_up: The same for probes.
         probe_key_down: The same for probes.
+        udp_key_up: The same for UDP flows.
+        udp_key_down: The same for UDP flows.
         smallest_mtu: In bytes, of all the client's links; None where it has told none.
         leg_numbers: Those that were used.
+        udp_flows: The numbers of UDP flows that were used.
         channels: The open control channels, one per link of the client.
     """
 
@@ -50,6 +54,9 @@ class Association:
         "probe_key_down",
         "probe_key_up",
         "smallest_mtu",
+        "udp_flows",
+        "udp_key_down",
+        "udp_key_up",
         "user",
     )  # fmt: skip
 
@@ -60,8 +67,11 @@ class Association:
         self.key_down = secrets.token_bytes(KEY_BYTES)
         self.probe_key_up = probe_key(self.key_up)
         self.probe_key_down = probe_key(self.key_down)
+        self.udp_key_up = udp_flow_key(self.key_up)
+        self.udp_key_down = udp_flow_key(self.key_down)
         self.smallest_mtu: int | None = None
         self.leg_numbers = ReplayWindow()
+        self.udp_flows = ReplayWindow()
         self.channels: set[Channel] = set()
 
     def told_mtu(self, mtu: int) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from msocks.datapath.splice.ports import PortRange
 from msocks.errors import ConfigurationError
-from msocks.values.endpoint import Endpoint
+from msocks.values.endpoint import Address, Endpoint
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
@@ -48,6 +48,8 @@ class ProxyLimits:
         channels_per_user: Control channels, unless the user has a limit of his own.
         associations_per_user: Keys that are remembered. One more, and the one without channels for longest is dropped.
         resolutions: Host names being looked up; more wait.
+        udp_associations: UDP associations in all, those of plain clients and of agents.
+        udp_associations_per_user: The same of one user. Clients without password are no user.
         tombstones: Ended sessions whose end is remembered for late requests.
     """
 
@@ -60,6 +62,8 @@ class ProxyLimits:
     channels_per_user: int = 64
     associations_per_user: int = 64
     resolutions: int = 32
+    udp_associations: int = 4096
+    udp_associations_per_user: int = 256
     tombstones: int = 20_000
 
     def __post_init__(self) -> None:
@@ -87,6 +91,9 @@ class ProxyConfig:
         handshake_timeout_s: From a connection's beginning until it has said what it wants.
         connect_timeout_s: For resolving and connecting to a server, together.
         channel_idle_s: A control channel from which nothing comes for so long is closed; asked at half of that time.
+        udp_idle_s: A UDP association of which nothing is heard for so long is ended.
+        udp_address: Where plain clients are told to send their datagrams, if a NAT stands before the proxy: at most one
+            address of each IP version. By default it is the one at which the client has reached the proxy.
         stop_grace_s: How long sessions may go on when the proxy stops.
         tombstone_s: How long the end of a session is remembered.
         limits: See `ProxyLimits`.
@@ -105,6 +112,8 @@ class ProxyConfig:
     handshake_timeout_s: float = 10.0
     connect_timeout_s: float = 30.0
     channel_idle_s: float = 180.0
+    udp_idle_s: float = 300.0
+    udp_address: tuple[Address, ...] = ()
     stop_grace_s: float = 5.0
     tombstone_s: float = 3600.0
     limits: ProxyLimits = field(default_factory=ProxyLimits)
@@ -114,8 +123,12 @@ class ProxyConfig:
             raise ConfigurationError("the proxy has nothing to listen on", remedy="give --listen HOST:PORT")
         PortRange(*self.splice_ports)  # which says what is wrong with it
         durations = ("half_closed_s", "detach_grace_s", "handshake_timeout_s", "connect_timeout_s", "channel_idle_s")
-        for name in (*durations, "tombstone_s"):
+        for name in (*durations, "udp_idle_s", "tombstone_s"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}", remedy="give a duration above 0")
+        if len({each.version for each in self.udp_address}) < len(self.udp_address):
+            raise ConfigurationError(
+                "the proxy has several addresses of one IP version to tell for UDP", remedy="give one of each at most"
+            )
         if self.stop_grace_s < 0:
             raise ConfigurationError(f"stop_grace_s is {self.stop_grace_s}", remedy="give 0 or more")

@@ -1,4 +1,4 @@
-"""The proxy's ports: TCP listeners that accept in batches, and the UDP sockets for probes beside them."""
+"""The proxy's ports: TCP listeners that accept in batches, and the UDP sockets for probes and UDP flows beside them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from msocks.errors import AddressError, ConfigurationError, MsocksError
+from msocks.transport.datagram_socket import allow_fragments
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
 
@@ -56,7 +57,7 @@ class Listener:
     Attributes:
         endpoint: Where it listens, a free port resolved.
         tcp: Bound; listens from `begin` on.
-        udp: The socket for probes, non-blocking, which tells the local address of each datagram.
+        udp: The socket for probes and UDP flows, non-blocking, which tells the local address of each datagram.
     """
 
     def __init__(self, endpoint: Endpoint, *, both_families: bool) -> None:
@@ -184,10 +185,12 @@ def _bind(endpoint: Endpoint, kind: socket.SocketKind, both_families: bool) -> s
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for level, option, value in _OPTIONS:
                 sock.setsockopt(level, option, value)
-        elif ipv6:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
         else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            allow_fragments(sock)
+            if ipv6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         sock.bind((str(endpoint.host), endpoint.port))
     except OSError as error:
         sock.close()

@@ -1,27 +1,25 @@
-"""Answers path probes: UDP datagrams that prove their sender's key, from the address to which they came."""
+"""Answers path probes: UDP datagrams that prove their sender's key, from the address to which they came.
+
+What comes to the same port and belongs to a UDP flow is passed on.
+"""
 
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from msocks.errors import ProtocolError
-from msocks.protocol.probe import PROBE_BYTES, Probe, ProbeAnswer, decode_probe, encode_probe
+from msocks.protocol.probe import Probe, ProbeAnswer, decode_probe, encode_probe
+from msocks.protocol.udp_flow import is_udp_flow
 from msocks.proxy.associations import Association
-from msocks.proxy.listener import IP_PKTINFO
+from msocks.proxy.datagram_way import ANCILLARY_BYTES, DatagramWay
+from msocks.transport.datagram_socket import MOST_BYTES
 from msocks.transport.reactor import READABLE, Reactor
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId
 
 _BATCH = 64
-_ANCILLARY_BYTES = socket.CMSG_SPACE(20)  # struct in6_pktinfo, the larger one
-
-# struct in_pktinfo: interface, address to answer from, address in the header
-_IN_PKTINFO = struct.Struct("=i4s4s")
-# struct in6_pktinfo: address, interface
-_IN6_PKTINFO = struct.Struct("=16si")
 
 
 class ProbeResponder:
@@ -31,17 +29,23 @@ class ProbeResponder:
     """
 
     def __init__(
-        self, reactor: Reactor, sock: socket.socket, find: Callable[[AssociationId], Association | None]
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        find: Callable[[AssociationId], Association | None],
+        on_flow: Callable[[bytes, DatagramWay], None],
     ) -> None:
         """
         Args:
             reactor: Watches the socket.
             sock: From `msocks.proxy.listener`; it stays the listener's.
             find: Gives the association of an id.
+            on_flow: Called with what is to be read as a datagram of a UDP flow.
         """
         self._reactor = reactor
         self._sock = sock
         self._find = find
+        self._on_flow = on_flow
         reactor.watch(sock.fileno(), self._on_events)
 
     def close(self) -> None:
@@ -53,18 +57,18 @@ class ProbeResponder:
             return
         for _ in range(_BATCH):
             try:
-                # One byte more than a probe, to see what is too long.
-                datagram, ancillary, _, sockaddr = self._sock.recvmsg(PROBE_BYTES + 1, _ANCILLARY_BYTES)
+                datagram, ancillary, _, sockaddr = self._sock.recvmsg(MOST_BYTES, ANCILLARY_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # an ICMP error about an earlier answer
+            way = DatagramWay(self._sock, sockaddr, ancillary)
+            if is_udp_flow(datagram):
+                self._on_flow(datagram, way)
+                continue
             answer = self._answer(datagram, sockaddr)
             if answer is not None:
-                try:
-                    self._sock.sendmsg([answer], _from_there(ancillary), 0, sockaddr)
-                except OSError:
-                    pass  # a probe may be lost anywhere on its way
+                way.send(answer)  # or not: a probe may be lost anywhere
         self._reactor.call_soon(lambda: self._on_events(READABLE))
 
     def _answer(self, datagram: bytes, sockaddr: tuple[Any, ...]) -> bytes | None:
@@ -79,17 +83,3 @@ class ProbeResponder:
         observed = Endpoint.from_sockaddr(sockaddr)
         answer = ProbeAnswer(probe.association, probe.sequence, probe.time, observed)
         return encode_probe(answer, association.probe_key_down)
-
-
-def _from_there(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """The control message that makes an answer leave from the address to which the datagram came."""
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
-            _, local, _ = _IN_PKTINFO.unpack(data)
-            return [(level, kind, _IN_PKTINFO.pack(0, local, bytes(4)))]
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            local, interface = _IN6_PKTINFO.unpack(data)
-            # A link-local address means nothing without its interface; any other is routed.
-            scope = interface if local[0] == 0xFE and local[1] & 0xC0 == 0x80 else 0
-            return [(level, kind, _IN6_PKTINFO.pack(local, scope))]
-    return []

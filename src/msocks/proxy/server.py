@@ -36,6 +36,7 @@ from msocks.proxy.probe_responder import ProbeResponder
 from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.session_registry import SessionRegistry
 from msocks.proxy.socks_connection import ANYBODY, SocksConnection
+from msocks.proxy.udp_registry import UdpRegistry
 from msocks.proxy.users import UserDirectory
 from msocks.proxy.waiting_leg import WaitingLeg
 from msocks.store.identity import ProxyIdentity
@@ -101,6 +102,7 @@ class Proxy:
             api = AdminApi(
                 state.admin_socket,
                 sessions=lambda: core.sessions,
+                udp=lambda: core.udp,
                 datapath=datapath,
                 now=reactor.loop.time,
                 users_changed=core.look_at_users,
@@ -174,6 +176,7 @@ class _Core:
         )
         self._records = records
         self.sessions = SessionRegistry(reactor, config, self._dialler, datapath, records, self._users.fingerprint)
+        self.udp = UdpRegistry(reactor, config, self._dialler, self.associations.find)
         self._admission = Admission(
             loop,
             timeout_s=config.handshake_timeout_s,
@@ -205,7 +208,9 @@ class _Core:
         for listener in self._listeners:
             self._datapath.prepare_listener(listener.tcp)
             listener.begin(self.reactor, self._on_accepted)
-            self._responders.append(ProbeResponder(self.reactor, listener.udp, self.associations.find))
+            self._responders.append(
+                ProbeResponder(self.reactor, listener.udp, self.associations.find, self.udp.receive)
+            )
         self.spawn(self._watch_users())
 
     async def wind_down(self, *, leave: bool) -> None:
@@ -237,6 +242,7 @@ class _Core:
         for connection in self._lingering.take_all():
             connection.close()
         self._lingering.close()
+        self.udp.close()
         self.keep_alive.close()
         self.associations.close()
         self._dialler.close()
@@ -304,11 +310,12 @@ class _Core:
         """
         if not self._users.refresh():
             return
-        for user in {*self.associations.users(), *self.sessions.users()} - {ANYBODY}:
+        for user in {*self.associations.users(), *self.sessions.users(), *self.udp.users()} - {ANYBODY}:
             if not self._users.is_same(user):
                 _log.info("user_removed", user=user)
                 self._users.forget(user)
                 self.sessions.end_user(user)
+                self.udp.end_user(user)
                 self.associations.remove_user(user)
 
     async def _watch_users(self) -> None:

@@ -17,6 +17,7 @@ from msocks.proxy.admission import Source
 from msocks.proxy.associations import Association
 from msocks.proxy.incoming import Incoming
 from msocks.proxy.proxied_session import ProxiedSession
+from msocks.proxy.udp_registry import UdpRegistry
 from msocks.proxy.waiting_leg import Grant, WaitingLeg
 from msocks.store.state_directory import StoreError
 from msocks.values.endpoint import Endpoint
@@ -29,6 +30,10 @@ ANYBODY = ""
 
 class SocksHost(Protocol):
     """What a plain SOCKS5 connection needs of the proxy."""
+
+    @property
+    def udp(self) -> UdpRegistry:
+        """Where UDP associations are kept."""
 
     def socks_machine(self) -> Socks5Server:
         """A machine that offers the methods which are allowed now."""
@@ -93,6 +98,8 @@ class SocksConnection:
                 case CommandRequested(command=Command.CONNECT, destination=destination):
                     self._incoming.established()
                     self._session = self._host.open_plain(self, self._user, destination)
+                case CommandRequested(command=Command.UDP_ASSOCIATE, destination=announced):
+                    self._associate(announced)
                 case CommandRequested(command=command, destination=destination):
                     _log.info(
                         "command_not_supported",
@@ -104,6 +111,20 @@ class SocksConnection:
                     self._answer(ReplyCode.COMMAND_NOT_SUPPORTED)
                 case PasswordOffered():
                     self._checking = asyncio.get_running_loop().create_task(self._check(event))
+
+    def _associate(self, announced: Endpoint) -> None:
+        """A UDP association, which takes the connection over and ends with it."""
+        udp, incoming = self._host.udp, self._incoming
+        opened = udp.open_plain(self._user, incoming, announced)
+        if isinstance(opened, ReplyCode):
+            self._answer(opened)
+            return
+        self._machine.reply(ReplyCode.SUCCEEDED, udp.told(opened.bound))
+        incoming.send(self._machine.data_to_send())
+        if self.gone:
+            opened.close()
+        else:
+            opened.take_over(incoming.give_away())
 
     async def _check(self, offered: PasswordOffered) -> None:
         user = None

@@ -117,3 +117,14 @@ def sessions(state: Path) -> list[dict[str, Any]]:
     if not isinstance(found, list):
         raise ConfigurationError("the proxy's answer holds no sessions", remedy="restart the proxy with this version")
     return found
+
+
+def udp_associations(state: Path) -> list[dict[str, Any]]:
+    """The UDP associations of the running proxy, as ``GET /udp`` gives them.
+
+    Raises as `sessions` does.
+    """
+    found = request(StateDirectory.existing(state), "GET", "/udp").get("udp")
+    if not isinstance(found, list):
+        raise ConfigurationError("the proxy's answer holds no list", remedy="restart the proxy with this version")
+    return found

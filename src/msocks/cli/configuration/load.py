@@ -266,6 +266,8 @@ def _proxy(table: ProxyTable, base: Path) -> ProxyConfig:
         handshake_timeout_s=table.handshake_timeout_s,
         connect_timeout_s=table.connect_timeout_s,
         channel_idle_s=table.channel_idle_s,
+        udp_idle_s=table.udp_idle_s,
+        udp_address=tuple(table.udp_address),
         stop_grace_s=table.stop_grace_s,
         tombstone_s=table.tombstone_s,
         limits=ProxyLimits(**table.limits.model_dump()),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from msocks.agent.settings import DEFAULT_LISTEN, AgentLimits
 from msocks.cli.configuration.policy_models import PolicyTable
@@ -37,6 +37,19 @@ def _port_range(value: str) -> tuple[int, int]:
     return found
 
 
+def _address(value: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(value)
+    except ValueError:
+        raise ConfigurationError(f"{value!r} is no IP address") from None
+
+
+def _one_of_each(addresses: list[IPv4Address | IPv6Address]) -> list[IPv4Address | IPv6Address]:
+    if len({address.version for address in addresses}) < len(addresses):
+        raise ConfigurationError("there are several addresses of one IP version", remedy="give one of each at most")
+    return addresses
+
+
 def _path(value: str) -> Path:
     if not value or "\0" in value:
         raise ConfigurationError("the path is empty")
@@ -44,6 +57,7 @@ def _path(value: str) -> Path:
 
 
 EndpointText = Annotated[Endpoint, text(Endpoint.parse, "an address")]
+AddressText = Annotated[IPv4Address | IPv6Address, text(_address, "an IP address")]
 NetworkText = Annotated[IPv4Network | IPv6Network, text(parse_network, "a network")]
 AccessLinkText = Annotated[AccessLink, text(AccessLink.parse, "an access link")]
 DatapathText = Annotated[DatapathChoice, choice(DatapathChoice, "datapath")]
@@ -101,6 +115,8 @@ class ProxyLimitsTable(Table):
     channels_per_user: Count = Field(default=_PROXY_LIMITS.channels_per_user, examples=["64"])
     associations_per_user: Count = Field(default=_PROXY_LIMITS.associations_per_user, examples=["64"])
     resolutions: Count = Field(default=_PROXY_LIMITS.resolutions, examples=["32"])
+    udp_associations: Count = Field(default=_PROXY_LIMITS.udp_associations, examples=["4096"])
+    udp_associations_per_user: Count = Field(default=_PROXY_LIMITS.udp_associations_per_user, examples=["256"])
     tombstones: Count = Field(default=_PROXY_LIMITS.tombstones, examples=["20000"])
 
 
@@ -120,6 +136,10 @@ class ProxyTable(Table):
     handshake_timeout_s: Seconds = Field(default=10.0, examples=["10"])
     connect_timeout_s: Seconds = Field(default=30.0, examples=["30"])
     channel_idle_s: Seconds = Field(default=180.0, examples=["180"])
+    udp_idle_s: Seconds = Field(default=300.0, examples=["300"])
+    udp_address: Annotated[list[AddressText], AfterValidator(_one_of_each)] = Field(
+        default=[], examples=['["192.0.2.1"]']
+    )
     stop_grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=5.0, examples=["5"])
     tombstone_s: Seconds = Field(default=3600.0, examples=["3600"])
     limits: ProxyLimitsTable = Field(default_factory=ProxyLimitsTable, examples=["{ sessions = 20000 }"])
