@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 from tests.proxy.mobile_node import MobileNode, Server, server_on
+from tests.proxy.udp_server import UdpServer
 
 from msocks.proxy.config import DatapathChoice, ProxyConfig
 from msocks.proxy.server import Proxy
@@ -107,6 +108,13 @@ async def open_proxy(start_proxy: StartProxy) -> RunningProxy:
 async def server() -> AsyncIterator[Server]:
     async with server_on() as made:
         yield made
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[UdpServer]:
+    server = UdpServer()
+    yield server
+    server.close()
 
 
 async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:

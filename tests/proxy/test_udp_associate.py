@@ -14,6 +14,7 @@ import pytest
 import socks
 from tests.proxy.conftest import RunningProxy, StartProxy, eventually
 from tests.proxy.mobile_node import dial, read_all, read_exactly, receive, send
+from tests.proxy.udp_server import UdpServer
 
 from msocks.errors import ConfigurationError
 from msocks.protocol.socks5_udp import decode_udp, encode_udp
@@ -26,38 +27,6 @@ PATIENCE_S = 3.0
 QUIET_S = 0.15
 NOTHING = Endpoint.parse("0.0.0.0:0")
 IPV4_ONLY = "127.0.0.1"
-
-
-class UdpServer:
-    """Answers each datagram with itself, and notes where they came from."""
-
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.sock.bind((host, 0))
-        self.endpoint = Endpoint.from_sockaddr(self.sock.getsockname())
-        self.sources: list[tuple[Any, ...]] = []
-        self.received: list[bytes] = []
-        asyncio.get_running_loop().add_reader(self.sock, self._answer)
-
-    def _answer(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                data, source = self.sock.recvfrom(65536)
-                self.sources.append(source)
-                self.received.append(data)
-                self.sock.sendto(data, source)
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.sock)
-        self.sock.close()
-
-
-@pytest.fixture
-async def echo() -> AsyncIterator[UdpServer]:
-    server = UdpServer()
-    yield server
-    server.close()
 
 
 class Client:
