@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from msocks.agent.answers import ConnectTimeout, Overload
+from msocks.agent.any_flow import AnyFlow
 from msocks.agent.control_api import ControlApi
 from msocks.agent.control_json import error_as_json
 from msocks.agent.control_path import RUN_SUFFIX, default_control_paths
@@ -33,11 +34,13 @@ from msocks.agent.run_port import RunPort
 from msocks.agent.settings import AgentSettings
 from msocks.agent.state_path import default_state_directory
 from msocks.agent.steering import Steering
+from msocks.agent.udp_flow import UdpFlow
 from msocks.client.node import MobileNode
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.interception.messages import Run
 from msocks.policy.decision import Policy
 from msocks.policy.model import Hand
+from msocks.protocol.socks5_wire import Command
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
@@ -65,7 +68,7 @@ class Agent:
         self._farewells = Farewells(self.node.reactor)
         self._port = LocalPort(self.node.reactor, settings.limits, self._farewells, self._on_request)
         self._runs = RunPort(self.node.reactor, settings.access.addresses, self._check_run, self._on_request)
-        self._connecting = DeadlineQueue[Flow](
+        self._connecting = DeadlineQueue[AnyFlow](
             loop,
             patience_s=settings.limits.connect_timeout_s,
             limit=settings.limits.flows,
@@ -170,7 +173,11 @@ class Agent:
             _log.info("program_refused", destination=str(request.destination), reason=str(error))
             self._farewells.say(request.sock, request.dialogue.refuse(error))
             return
-        flow = Flow(self.node, request, self, self._farewells, self._budget)
+        flow: AnyFlow
+        if request.command is Command.UDP_ASSOCIATE:
+            flow = UdpFlow(self.node, request, self, self._farewells)
+        else:
+            flow = Flow(self.node, request, self, self._farewells, self._budget)
         self.flows.add(flow)
         self.steering.add(flow, facts, hand)
         self._connecting.add(flow)
@@ -183,7 +190,7 @@ class Agent:
         else:
             flow.begin()
 
-    async def _begin_known(self, flow: Flow) -> None:
+    async def _begin_known(self, flow: AnyFlow) -> None:
         """Begin a flow when it is known whose it is."""
         self.steering.set_origin(flow, await self._programs.origin_of(flow.program))
         if flow.state is not SessionState.ENDED:
@@ -197,7 +204,7 @@ class Agent:
             self.steering.set_origin(flow, origin)
         return self.steering.replace(policy)
 
-    def _on_connect_timeout(self, flow: Flow) -> None:
+    def _on_connect_timeout(self, flow: AnyFlow) -> None:
         flow.refuse(
             self.steering.waits_for_policy(flow)
             or ConnectTimeout(
@@ -210,24 +217,24 @@ class Agent:
 
     # -- FlowOwner --------------------------------------------------------------------------------------------------
 
-    def on_connected(self, flow: Flow, carried: Carried) -> None:
+    def on_connected(self, flow: AnyFlow, carried: Carried) -> None:
         self._connecting.discard(flow)
         self.steering.carried(flow)
         _log.debug("flow_connected", **self._names(flow), link=carried.link)
         self._tell_carried(flow, carried)
 
-    def on_moved(self, flow: Flow, carried: Carried) -> None:
+    def on_moved(self, flow: AnyFlow, carried: Carried) -> None:
         self.steering.carried(flow)
         _log.info(
             "flow_moved", **self._names(flow), cause=carried.cause.value, from_link=carried.from_link, to=carried.link
         )
         self._tell_carried(flow, carried)
 
-    def on_parked(self, flow: Flow) -> None:
+    def on_parked(self, flow: AnyFlow) -> None:
         _log.info("flow_parked", **self._names(flow))
         self._tell(FlowEventKind.PARKED, flow)
 
-    def on_ended(self, flow: Flow) -> None:
+    def on_ended(self, flow: AnyFlow) -> None:
         view = flow.view()
         never_stood = self._connecting.discard(flow)
         self.steering.forget(flow)
@@ -240,13 +247,13 @@ class Agent:
             _log.info("flow_ended", **self._names(flow), **totals, reason=str(view.error))
         self._tell(FlowEventKind.ENDED, flow, error=error_as_json(view.error))
 
-    def on_closed(self, flow: Flow) -> None:
+    def on_closed(self, flow: AnyFlow) -> None:
         self.flows.retire(flow)
 
-    def _names(self, flow: Flow) -> dict[str, str]:
+    def _names(self, flow: AnyFlow) -> dict[str, str]:
         return {"flow": flow.session.short, "destination": str(flow.destination)}
 
-    def _tell_carried(self, flow: Flow, carried: Carried) -> None:
+    def _tell_carried(self, flow: AnyFlow, carried: Carried) -> None:
         self._tell(
             FlowEventKind.CARRIED,
             flow,
@@ -256,7 +263,7 @@ class Agent:
             **{"from": carried.from_link},
         )
 
-    def _tell(self, kind: FlowEventKind, flow: Flow, **details: object) -> None:
+    def _tell(self, kind: FlowEventKind, flow: AnyFlow, **details: object) -> None:
         if self.events.heard:
             printed = self.flows.printed().get(flow.session, flow.session.short)
             names = {"id": printed, "session": flow.session.hex(), "destination": str(flow.destination)}

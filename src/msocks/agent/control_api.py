@@ -13,10 +13,10 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from msocks.agent.any_flow import AnyFlow
 from msocks.agent.control_json import SCHEMA, MoveOutcome, error_as_json, event_as_json, flow_as_json, moves_as_json
 from msocks.agent.control_socket import bind_control_socket
 from msocks.agent.event_feed import EventFeed
-from msocks.agent.flow import Flow
 from msocks.agent.flow_table import AmbiguousFlow, FlowHasEnded, FlowTable, NoSuchFlow
 from msocks.agent.policy_control import PolicyControl, problems_as_json
 from msocks.agent.policy_errors import MoveForbidden, PolicyRefused
@@ -156,7 +156,7 @@ class ControlApi:
             raise outcomes[0].error
         return _answer(moves_as_json(link, outcomes, self._flows.printed()))
 
-    async def _try_move(self, flow: Flow, link: str) -> MoveOutcome:
+    async def _try_move(self, flow: AnyFlow, link: str) -> MoveOutcome:
         before = flow.link
         try:
             async with asyncio.timeout(MOVE_TIMEOUT_S):
@@ -167,7 +167,7 @@ class ControlApi:
             return MoveOutcome(flow, before, MoveTimedOut(link))
         return MoveOutcome(flow, before, None)
 
-    def _wanted_flows(self, request: web.Request) -> list[Flow]:
+    def _wanted_flows(self, request: web.Request) -> list[AnyFlow]:
         wanted = request.match_info["id"]
         if wanted == "all":
             return [flow for flow in self._flows if flow.state is not SessionState.ENDED]

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msocks.agent.any_flow import AnyFlow
 from msocks.agent.event_feed import FlowEvent
-from msocks.agent.flow import Flow, FlowView
+from msocks.agent.flow import FlowView
 from msocks.errors import MsocksError
 from msocks.values.ids import SessionId
 
@@ -19,7 +20,7 @@ SCHEMA = 1
 class MoveOutcome:
     """What became of one flow's move; `error` is None where it runs on the new link."""
 
-    flow: Flow
+    flow: AnyFlow
     from_link: str | None
     error: MsocksError | None
 
@@ -55,6 +56,8 @@ def flow_as_json(view: FlowView, printed: str) -> dict[str, Any]:
         "pid": view.origin.pid,
         "user": view.origin.user,
         "tag": view.origin.tag,
+        "protocol": view.protocol,
+        "dropped_datagrams": view.dropped_datagrams,
     }
 
 

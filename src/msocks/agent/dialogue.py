@@ -38,6 +38,10 @@ class Answer(Protocol):
 class Dialogue(Answer, Protocol):
     """One program's request. Feed `receive`, send what `data_to_send` gives after every call, also after an error."""
 
+    @property
+    def command(self) -> Command:
+        """What is asked for, once `receive` has returned a destination."""
+
     def receive(self, data: bytes) -> Endpoint | None:
         """Take bytes; return the destination with those that complete the request. Nothing is received after that.
 
@@ -55,15 +59,21 @@ class SocksDialogue:
     name = "SOCKS5"
 
     def __init__(self) -> None:
+        self.command = Command.CONNECT
         self._machine = Socks5Server(allow_none=True, allow_password=False)
 
     def receive(self, data: bytes) -> Endpoint | None:
         for event in self._machine.receive(data):
             # Passwords are not allowed, so nothing else can come.
             assert isinstance(event, CommandRequested)
+            self.command = event.command
+            if event.command is Command.UDP_ASSOCIATE:
+                return event.destination
             if event.command is not Command.CONNECT:
                 self._machine.reply(ReplyCode.COMMAND_NOT_SUPPORTED)
-                raise ProtocolError(ProtocolFault.COMMAND, f"{event.command.name} is not supported, only CONNECT is")
+                raise ProtocolError(
+                    ProtocolFault.COMMAND, f"{event.command.name} is not supported; CONNECT and UDP ASSOCIATE are"
+                )
             if event.destination.port == 0:
                 self._machine.reply(ReplyCode.GENERAL_FAILURE)
                 raise _port_zero(event.destination)
@@ -89,6 +99,7 @@ class HttpDialogue:
     """HTTP CONNECT. A refusal tells a person the reason in its body."""
 
     name = "HTTP CONNECT"
+    command = Command.CONNECT
 
     def __init__(self) -> None:
         self._machine = HttpConnectServer()

@@ -6,7 +6,7 @@ import select
 import socket
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msocks.agent.farewell import Farewells
 from msocks.agent.local_port import ProgramRequest
@@ -21,6 +21,9 @@ from msocks.transport.socket_pump import SocketPump
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
 from msocks.values.origin import Origin
+
+if TYPE_CHECKING:
+    from msocks.agent.any_flow import AnyFlow
 
 # A program that ends its direction before it has an answer may mean a half-close, or be gone.
 _EOF_PATIENCE_S = 10.0
@@ -55,7 +58,7 @@ class FlowView:
         session: Names it.
         state: As users see it.
         link: The link that carries it or is being tried; None while there is none.
-        destination: Where to.
+        destination: Where to; ``udp`` for a UDP association, each of whose datagrams has its own.
         datapath: What carries its bytes at the proxy: ``none`` (no leg yet), ``relay``, ``splice``.
         datapath_reason: Why it is not the splice, such as ``chosen-by-operator``.
         generation: Of the live leg.
@@ -68,12 +71,14 @@ class FlowView:
         pinned: The one link that it may use, where somebody said so.
         error: Why it ended; None while it lives and after an orderly end.
         origin: Which program's it is.
+        protocol: ``tcp`` or ``udp``.
+        dropped_datagrams: Of a UDP association: those that this host did not carry; see `docs/explanation/udp.md`.
     """
 
     session: SessionId
     state: SessionState
     link: str | None
-    destination: Endpoint
+    destination: Endpoint | str
     datapath: str
     datapath_reason: str
     generation: int
@@ -86,24 +91,26 @@ class FlowView:
     pinned: str | None
     error: MsocksError | None
     origin: Origin
+    protocol: str = "tcp"
+    dropped_datagrams: int = 0
 
 
 class FlowOwner(Protocol):
     """Who is told what becomes of flows; none of the calls may block."""
 
-    def on_connected(self, flow: Flow, carried: Carried) -> None:
+    def on_connected(self, flow: AnyFlow, carried: Carried) -> None:
         """The first leg stands, and the program has been told so."""
 
-    def on_moved(self, flow: Flow, carried: Carried) -> None:
+    def on_moved(self, flow: AnyFlow, carried: Carried) -> None:
         """Another leg carries it."""
 
-    def on_parked(self, flow: Flow) -> None:
+    def on_parked(self, flow: AnyFlow) -> None:
         """It waits for another leg."""
 
-    def on_ended(self, flow: Flow) -> None:
+    def on_ended(self, flow: AnyFlow) -> None:
         """It is over; its view does not change any more, but the program may still be reading what had arrived."""
 
-    def on_closed(self, flow: Flow) -> None:
+    def on_closed(self, flow: AnyFlow) -> None:
         """After on_ended: nothing is left of it but its view."""
 
 

@@ -6,9 +6,11 @@ from ipaddress import IPv6Address
 
 from msocks.agent.local_port import ProgramRequest
 from msocks.agent.steering import with_origin
+from msocks.agent.udp_flow import DESTINATION as UDP_DESTINATION
 from msocks.errors import ConfigurationError
 from msocks.policy.model import NO_HAND, FlowFacts, Hand, OnLoss
 from msocks.policy.terms import parse_term
+from msocks.protocol.socks5_wire import Command
 from msocks.values.endpoint import Host
 from msocks.values.origin import Wish
 
@@ -16,11 +18,14 @@ from msocks.values.origin import Wish
 def facts_of(request: ProgramRequest) -> FlowFacts:
     """What rules can know of a request before the program is looked for."""
     host: Host = request.destination.host
+    port = request.destination.port
+    if request.command is Command.UDP_ASSOCIATE:
+        host, port = UDP_DESTINATION, 0  # what the request names is the program's own address
     if isinstance(host, str):
         host = host.lower().rstrip(".")
     elif isinstance(host, IPv6Address):
         host = host.ipv4_mapped or host
-    facts = FlowFacts(host, request.destination.port)
+    facts = FlowFacts(host, port)
     return facts if request.origin is None else with_origin(facts, request.origin)
 
 

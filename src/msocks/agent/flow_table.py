@@ -6,8 +6,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from msocks.agent.any_flow import AnyFlow
 from msocks.agent.deadline_queue import DeadlineQueue
-from msocks.agent.flow import Flow, FlowView
+from msocks.agent.flow import FlowView
 from msocks.agent.settings import AgentLimits
 from msocks.errors import MsocksError
 from msocks.session.mobile_effects import SessionState
@@ -41,7 +42,7 @@ class FlowTable:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: AgentLimits) -> None:
         self._limit = limits.flows
-        self._flows: dict[SessionId, Flow] = {}
+        self._flows: dict[SessionId, AnyFlow] = {}
         self._ended: dict[SessionId, FlowView] = {}
         self._remembered = DeadlineQueue[SessionId](
             loop, patience_s=limits.ended_kept_s, limit=limits.ended_flows, expire=self._forget
@@ -50,7 +51,7 @@ class FlowTable:
     def __len__(self) -> int:
         return len(self._flows)
 
-    def __iter__(self) -> Iterator[Flow]:
+    def __iter__(self) -> Iterator[AnyFlow]:
         """Those that have not been retired; a copy, so that they may end meanwhile."""
         return iter(list(self._flows.values()))
 
@@ -59,11 +60,11 @@ class FlowTable:
         """Whether there are as many flows as there may be."""
         return len(self._flows) >= self._limit
 
-    def add(self, flow: Flow) -> None:
+    def add(self, flow: AnyFlow) -> None:
         """A flow begins."""
         self._flows[flow.session] = flow
 
-    def retire(self, flow: Flow) -> None:
+    def retire(self, flow: AnyFlow) -> None:
         """A flow has ended: its view stays for a while."""
         if self._flows.pop(flow.session, None) is not None:
             self._ended[flow.session] = flow.view()
@@ -74,7 +75,7 @@ class FlowTable:
         self._remembered.clear()
         self._ended.clear()
 
-    def find(self, prefix: str) -> Flow:
+    def find(self, prefix: str) -> AnyFlow:
         """The flow whose id begins with `prefix`, in hexadecimal digits.
 
         Raises:

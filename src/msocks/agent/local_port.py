@@ -16,6 +16,7 @@ from msocks.agent.dialogue import Answer, Dialogue, dialogue_for
 from msocks.agent.farewell import Farewells
 from msocks.agent.settings import AgentLimits
 from msocks.errors import ConfigurationError, ProtocolError
+from msocks.protocol.socks5_wire import Command
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.origin import Origin, Wish
@@ -40,10 +41,11 @@ class ProgramRequest:
     Attributes:
         sock: Its connection, non-blocking; whoever takes the request owns it.
         dialogue: Takes the answer, and has the bytes that came early.
-        destination: Where to; names are not resolved.
+        destination: Where to; names are not resolved. With UDP ASSOCIATE, where the program sends from.
         origin: The program, where whoever brought the connection here knows it.
         wish: What the program's user asks for it.
         waits_in_connect: `sock` is not connected before the dialogue has granted.
+        command: CONNECT or UDP ASSOCIATE.
     """
 
     sock: socket.socket
@@ -52,6 +54,7 @@ class ProgramRequest:
     origin: Origin | None = None
     wish: Wish | None = None
     waits_in_connect: bool = False
+    command: Command = Command.CONNECT
 
 
 @dataclass(slots=True, eq=False)
@@ -175,7 +178,8 @@ class LocalPort:
                     sock.send(answer)
             if destination is not None:
                 self._handshakes.discard(handshake)
-                self._on_request(ProgramRequest(sock, handshake.dialogue, destination))
+                command = handshake.dialogue.command
+                self._on_request(ProgramRequest(sock, handshake.dialogue, destination, command=command))
                 return
 
     def _drop(self, handshake: _Handshake) -> None:

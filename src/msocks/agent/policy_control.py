@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from msocks.agent.flow import Flow
+from msocks.agent.any_flow import AnyFlow
 from msocks.agent.flow_table import FlowTable
 from msocks.agent.policy_errors import PolicyProblem, PolicyRefused
 from msocks.agent.policy_reload import PolicyReload
@@ -40,7 +40,7 @@ class PolicyControl:
             for link in self._steering.links()
         }
 
-    def why(self, flow: Flow) -> dict[str, Any]:
+    def why(self, flow: AnyFlow) -> dict[str, Any]:
         """What decides about a flow, and what else was considered."""
         printed = self._flows.printed().get(flow.session, flow.session.short)
         names = {"id": printed, "session": flow.session.hex(), "destination": str(flow.destination)}
@@ -48,11 +48,11 @@ class PolicyControl:
         explanation = self._steering.explain(flow)
         return names | running | {"flow": _facts_as_json(self._steering.facts(flow))} | _why_as_json(explanation)
 
-    async def move(self, flow: Flow, link: str) -> None:
+    async def move(self, flow: AnyFlow, link: str) -> None:
         """See `Steering.move`."""
         await self._steering.move(flow, link)
 
-    def pin(self, flows: Iterable[Flow], link: str) -> dict[str, Any]:
+    def pin(self, flows: Iterable[AnyFlow], link: str) -> dict[str, Any]:
         """Pin flows to a link. Raises LinkUnavailable where it does not exist."""
         if link not in self._node.links:
             raise LinkUnavailable.unknown(link)
@@ -61,7 +61,7 @@ class PolicyControl:
             self._steering.pin(flow, link)
         return {"to": link, "flows": self._listed(pinned)}
 
-    def unpin(self, flows: Iterable[Flow]) -> dict[str, Any]:
+    def unpin(self, flows: Iterable[AnyFlow]) -> dict[str, Any]:
         """Let the rules decide about flows again."""
         freed = list(flows)
         for flow in freed:
@@ -79,7 +79,7 @@ class PolicyControl:
             "needs_restart": list(done.needs_restart),
         }
 
-    def _listed(self, flows: Sequence[Flow]) -> list[dict[str, str]]:
+    def _listed(self, flows: Sequence[AnyFlow]) -> list[dict[str, str]]:
         printed = self._flows.printed()
         return [{"id": printed.get(flow.session, flow.session.short), "session": flow.session.hex()} for flow in flows]
 

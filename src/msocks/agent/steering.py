@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from msocks.agent.flow import Flow
+from msocks.agent.any_flow import AnyFlow
 from msocks.agent.link_meter import LinkMeter
 from msocks.agent.link_picture import LinkPicture
 from msocks.agent.policy_errors import LossEndsFlow, MoveForbidden, NoLinkAllowed
-from msocks.client.connection import Connection
-from msocks.client.network import Route
+from msocks.client.network import Route, Routed
 from msocks.client.node import MobileNode
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.policy.decision import Action, Decision, Explanation, Policy, decide, explain
@@ -29,7 +28,7 @@ _LEAVING_S = 5.0
 class _Steered:
     """What steering knows of one flow."""
 
-    flow: Flow
+    flow: AnyFlow
     facts: FlowFacts
     rule: Rule | None
     hand: Hand = NO_HAND
@@ -75,13 +74,13 @@ class Steering:
 
     # -- flows ------------------------------------------------------------------------------------------------------
 
-    def add(self, flow: Flow, facts: FlowFacts, hand: Hand) -> None:
+    def add(self, flow: AnyFlow, facts: FlowFacts, hand: Hand) -> None:
         """Steer a flow, before it begins."""
         steered = _Steered(flow, facts, self._policy.book.match(facts), hand)
         self._flows[flow.session] = steered
         self._name(steered)
 
-    def forget(self, flow: Flow) -> None:
+    def forget(self, flow: AnyFlow) -> None:
         """The flow has ended."""
         self._flows.pop(flow.session, None)
 
@@ -89,14 +88,14 @@ class Steering:
         """Whether a rule needs to know whose the flow is."""
         return self._policy.book.asks_for_program(facts)
 
-    def set_origin(self, flow: Flow, origin: Origin) -> None:
+    def set_origin(self, flow: AnyFlow, origin: Origin) -> None:
         """It is known now whose the flow is."""
         steered = self._flows.get(flow.session)
         if steered is not None:
             steered.facts = with_origin(steered.facts, origin)
             self._match(steered)
 
-    def unknown(self, policy: Policy) -> list[Flow]:
+    def unknown(self, policy: Policy) -> list[AnyFlow]:
         """The flows of which `policy` needs to know whose they are."""
         return [
             steered.flow
@@ -113,7 +112,7 @@ class Steering:
         self._reconsider_all(at_once=True)
         return changed
 
-    def carried(self, flow: Flow) -> None:
+    def carried(self, flow: AnyFlow) -> None:
         """Another link carries the flow: what it may do next depends on that."""
         steered = self._flows.get(flow.session)
         if steered is not None:
@@ -121,12 +120,12 @@ class Steering:
 
     # -- what people ask --------------------------------------------------------------------------------------------
 
-    def explain(self, flow: Flow) -> Explanation:
+    def explain(self, flow: AnyFlow) -> Explanation:
         """What decides where a flow goes, and what else was considered."""
         steered = self._flows[flow.session]
         return explain(self._policy, steered.facts, steered.hand, self.links(), flow.connection.carried_by)
 
-    def facts(self, flow: Flow) -> FlowFacts:
+    def facts(self, flow: AnyFlow) -> FlowFacts:
         """What rules can know of a flow."""
         return self._flows[flow.session].facts
 
@@ -134,15 +133,15 @@ class Steering:
         """The links as rules would see them this moment."""
         return self._picture.facts(self._node.usable_links, self._loop.time())
 
-    def pin(self, flow: Flow, link: str) -> None:
+    def pin(self, flow: AnyFlow, link: str) -> None:
         """Let a flow use `link`, which exists, and no other, whatever the rules say."""
         self._set_hand(flow, pin=link, moved=None)
 
-    def unpin(self, flow: Flow) -> None:
+    def unpin(self, flow: AnyFlow) -> None:
         """Let the rules decide again, about a flow that was pinned or moved."""
         self._set_hand(flow, pin=None, moved=None)
 
-    async def move(self, flow: Flow, link: str) -> None:
+    async def move(self, flow: AnyFlow, link: str) -> None:
         """Carry a flow over `link` and let it prefer that from now on, as far as the rules allow.
 
         Raises:
@@ -173,7 +172,7 @@ class Steering:
                 self._reconsider(steered)
             raise
 
-    def waits_for_policy(self, flow: Flow) -> MsocksError | None:
+    def waits_for_policy(self, flow: AnyFlow) -> MsocksError | None:
         """Why a flow without a link has none, where it may not use those that there are."""
         steered = self._flows.get(flow.session)
         if steered is None or not self._node.usable_links or self._decision(steered).action is not Action.WAIT:
@@ -184,7 +183,7 @@ class Steering:
 
     # -- Router -----------------------------------------------------------------------------------------------------
 
-    def route(self, connection: Connection, usable: tuple[str, ...]) -> Route:
+    def route(self, connection: Routed, usable: tuple[str, ...]) -> Route:
         """The links for a connection now; see `msocks.client.network.Router`."""
         steered = self._flows.get(connection.session)
         if steered is None:
@@ -245,7 +244,7 @@ class Steering:
             return
         self._loop.call_soon(self._end, flow, error)
 
-    def _end(self, flow: Flow, error: MsocksError) -> None:
+    def _end(self, flow: AnyFlow, error: MsocksError) -> None:
         if flow.state is not SessionState.ENDED:
             flow.refuse(error)
 
@@ -258,7 +257,7 @@ class Steering:
         steered.flow.rule = None if steered.rule is None else steered.rule.name
         steered.flow.pinned = steered.hand.pin
 
-    def _set_hand(self, flow: Flow, *, pin: str | None, moved: str | None) -> None:
+    def _set_hand(self, flow: AnyFlow, *, pin: str | None, moved: str | None) -> None:
         steered = self._flows.get(flow.session)
         if steered is None:
             return

@@ -72,6 +72,7 @@ class Association:
         self._leg_numbers = itertools.count(1)
         self._probe_numbers = itertools.count(1)
         self._hello_numbers = itertools.count(1)
+        self._udp_flows = itertools.count(1)
         self._answered_hello = 0
         self._waiting: set[asyncio.Future[None]] = set()
         self._doubters: list[Callable[[], None]] = []
@@ -99,6 +100,10 @@ class Association:
     def next_probe_number(self) -> int:
         """A number that no probe of this association had, above all before."""
         return next(self._probe_numbers)
+
+    def next_udp_flow(self) -> int:
+        """A number that no UDP flow of this association had, above all before."""
+        return next(self._udp_flows)
 
     def expiry_ms(self) -> int:
         """The proxy's time until which a request that is written now is good. Only after the first WELCOME."""

@@ -12,10 +12,12 @@ from msocks.protocol.control import ParkedLeg
 from msocks.session.mobile import HOLD_DOWN_S
 from msocks.session.mobile_effects import Carried
 from msocks.transport.reactor import Reactor
+from msocks.values.endpoint import Address, Endpoint
 from msocks.values.ids import AssociationId, SessionId
 
 if TYPE_CHECKING:
     from msocks.client.connection import Connection
+    from msocks.client.udp_connection import UdpConnection
 
 
 class Authority(Protocol):
@@ -35,6 +37,9 @@ class Authority(Protocol):
 
     def next_leg_number(self) -> int:
         """A number that no leg of this association had."""
+
+    def next_udp_flow(self) -> int:
+        """A number that no UDP flow of this association had."""
 
     def expiry_ms(self) -> int:
         """The proxy's time until which a request that is written now is good."""
@@ -89,10 +94,25 @@ class Route:
     hold_down_s: float = HOLD_DOWN_S
 
 
+class Routed(Protocol):
+    """What is carried over one link or another: a connection, or a UDP flow."""
+
+    @property
+    def session(self) -> SessionId:
+        """Names it."""
+
+    @property
+    def carried_by(self) -> str | None:
+        """The link that carries it or, while none does, that carried it last."""
+
+    def release(self) -> None:
+        """Prefer no link any more."""
+
+
 class Router(Protocol):
     """Who decides which connection uses which links."""
 
-    def route(self, connection: Connection, usable: tuple[str, ...]) -> Route:
+    def route(self, connection: Routed, usable: tuple[str, ...]) -> Route:
         """The links for a connection, out of those that can be used now, which come in the node's order."""
 
 
@@ -107,3 +127,37 @@ class ConnectionListener(Protocol):
 
     def on_ended(self, error: MsocksError | None) -> None:
         """The session is over. What had arrived can still be read from the stream."""
+
+
+class UdpNetwork(Protocol):
+    """What a UDP flow needs of the node."""
+
+    @property
+    def reactor(self) -> Reactor:
+        """Where sockets are watched."""
+
+    @property
+    def authority(self) -> Authority | None:
+        """The keys; None while there are none."""
+
+    def open_udp(self, link: str, turn: int) -> socket.socket:
+        """A UDP socket through a link, connected to one of the proxy's addresses, each in turn.
+
+        Raises OSError, MsocksError.
+        """
+
+    def addresses(self, link: str) -> tuple[Address, ...]:
+        """The link's own addresses."""
+
+    def sent(self, link: str) -> None:
+        """Something was sent on this link."""
+
+    def forget_udp(self, connection: UdpConnection) -> None:
+        """The flow has ended."""
+
+
+class DatagramListener(ConnectionListener, Protocol):
+    """Who is told what becomes of a UDP flow, and gets its datagrams."""
+
+    def on_datagram(self, source: Endpoint, payload: bytes) -> None:
+        """A server has sent something."""

@@ -16,6 +16,7 @@ from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
+from msocks.client.udp_connection import UdpConnection
 from msocks.errors import LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
@@ -29,14 +30,14 @@ from msocks.protocol.control import (
     SessionEnded,
     Welcome,
 )
-from msocks.transport.dial import Dialer
+from msocks.transport.dial import Dialer, bound_socket
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
 from msocks.transport.sweep import Sweep
 from msocks.values.access_link import AccessLink
-from msocks.values.endpoint import Endpoint
+from msocks.values.endpoint import Address, Endpoint
 from msocks.values.ids import SessionId
-from msocks.values.link import Link, LinkState
+from msocks.values.link import Family, Link, LinkState
 
 _DIAL_TIMEOUT_S = 5.0
 _CLOSING_S = 2.0
@@ -57,6 +58,7 @@ class MobileNode:
         self.reactor = Reactor(loop)
         self.sweep = Sweep(self.reactor)
         self.connections: dict[SessionId, Connection] = {}
+        self.udp: dict[SessionId, UdpConnection] = {}
         self._association = Association()
         self._dialer = Dialer(self.reactor, access.addresses)
         self._monitor = LinkMonitor(loop, links)
@@ -66,7 +68,7 @@ class MobileNode:
             self._dialer,
             self._association,
             legs=self._legs_on,
-            wanted=lambda: bool(self.connections),
+            wanted=lambda: bool(self.connections or self.udp),
             rebound=self._on_rebound,
         )
         self._channels = ControlChannels(
@@ -91,7 +93,7 @@ class MobileNode:
 
     async def close(self) -> None:
         """Reset what is left, say goodbye to the proxy (two seconds at most), and let go of everything."""
-        for connection in list(self.connections.values()):
+        for connection in self._all():
             connection.abort()
         await self._closer.drain(_CLOSING_S)
         with contextlib.suppress(TimeoutError):
@@ -144,11 +146,14 @@ class MobileNode:
         self.begin(connection, link=link)
         return connection
 
-    def begin(self, connection: Connection, *, link: str | None = None) -> None:
-        """Carry a connection that was made for this node."""
+    def begin(self, connection: Connection | UdpConnection, *, link: str | None = None) -> None:
+        """Carry a connection, or a UDP flow, that was made for this node."""
         if link is not None:
             connection.prefer(link)
-        self.connections[connection.session] = connection
+        if isinstance(connection, UdpConnection):
+            self.udp[connection.session] = connection
+        else:
+            self.connections[connection.session] = connection
         if self._association.refusal is not None:
             connection.give_up(self._association.refusal)
         elif self.authorised:
@@ -200,6 +205,36 @@ class MobileNode:
         """The connection has ended."""
         self.connections.pop(connection.session, None)
 
+    # -- UdpNetwork: what UDP flows need besides ----------------------------------------------------------------------
+
+    def open_udp(self, link: str, turn: int) -> socket.socket:
+        """A UDP socket through a link to one of the proxy's addresses, each in turn.
+
+        Raises OSError, LinkUnavailable.
+        """
+        known = self._watch.links().get(link)
+        candidates = [] if known is None else self._dialer.candidates(known)
+        if known is None or not candidates:
+            raise LinkUnavailable.unknown(link)
+        endpoint = candidates[turn % len(candidates)]
+        assert endpoint.address is not None
+        sock = bound_socket(known, Family.of(endpoint.address), socket.SOCK_DGRAM)
+        try:
+            sock.connect((str(endpoint.host), endpoint.port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def addresses(self, link: str) -> tuple[Address, ...]:
+        """The link's own addresses."""
+        known = self._watch.links().get(link)
+        return () if known is None else tuple(known.addresses)
+
+    def forget_udp(self, connection: UdpConnection) -> None:
+        """The flow has ended."""
+        self.udp.pop(connection.session, None)
+
     # -- ControlOwner -----------------------------------------------------------------------------------------------
 
     def on_control_open(self, link: str, welcome: Welcome) -> None:
@@ -207,7 +242,7 @@ class MobileNode:
         del link, welcome
         self._problem = None
         self._offer_links()
-        for connection in list(self.connections.values()):
+        for connection in self._all():
             connection.keys_changed(self._authority.key_up)
 
     def on_control_lost(self, link: str, error: MsocksError | OSError | None) -> None:
@@ -218,7 +253,7 @@ class MobileNode:
             self._problem = LinkUnavailable(link, str(error))
         refusal = self._association.refusal
         if refusal is not None:
-            for connection in list(self.connections.values()):
+            for connection in self._all():
                 connection.give_up(refusal)
 
     def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
@@ -263,6 +298,8 @@ class MobileNode:
         for connection in list(self.connections.values()):
             if connection.leg is not None and connection.link == link:
                 connection.leg_lost(connection.generation, error)
+        for flow in list(self.udp.values()):
+            flow.rebound(link)
         self._confirm_ends(link)
 
     def _confirm_ends(self, link: str) -> None:
@@ -286,17 +323,20 @@ class MobileNode:
         self._usable = usable
         if self.authorised:
             rtt_s = self._rtt_s()
-            for connection in list(self.connections.values()):
+            for connection in self._all():
                 self._offer(connection, rtt_s)
 
-    def offer(self, connection: Connection) -> None:
+    def offer(self, connection: Connection | UdpConnection) -> None:
         """Have the router decide anew about one connection."""
-        if self.authorised and connection.session in self.connections:
+        if self.authorised and (connection.session in self.connections or connection.session in self.udp):
             self._offer(connection, self._rtt_s())
 
-    def _offer(self, connection: Connection, rtt_s: dict[str, float]) -> None:
+    def _offer(self, connection: Connection | UdpConnection, rtt_s: dict[str, float]) -> None:
         route = Route(self._usable) if self.router is None else self.router.route(connection, self._usable)
         connection.links_changed(route.links, rtt_s, route.hold_down_s)
+
+    def _all(self) -> list[Connection | UdpConnection]:
+        return [*self.connections.values(), *self.udp.values()]
 
     def _can_carry(self, link: Link) -> bool:
         return link.state is LinkState.UP and bool(self._dialer.candidates(link))

@@ -38,6 +38,10 @@ class NodeAuthority:
         """A number that no leg of this association had."""
         return self._association.next_leg_number()
 
+    def next_udp_flow(self) -> int:
+        """A number that no UDP flow of this association had."""
+        return self._association.next_udp_flow()
+
     def expiry_ms(self) -> int:
         """The proxy's time until which a request that is written now is good."""
         return self._association.expiry_ms()
