@@ -38,9 +38,6 @@ class Authority(Protocol):
     def next_leg_number(self) -> int:
         """A number that no leg of this association had."""
 
-    def next_udp_flow(self) -> int:
-        """A number that no UDP flow of this association had."""
-
     def expiry_ms(self) -> int:
         """The proxy's time until which a request that is written now is good."""
 
@@ -129,6 +126,13 @@ class ConnectionListener(Protocol):
         """The session is over. What had arrived can still be read from the stream."""
 
 
+class UdpAuthority(Authority, Protocol):
+    """The association, where UDP flows get their keys and numbers."""
+
+    def next_udp_flow(self) -> int:
+        """A number that no UDP flow of this association had."""
+
+
 class UdpNetwork(Protocol):
     """What a UDP flow needs of the node."""
 
@@ -137,7 +141,7 @@ class UdpNetwork(Protocol):
         """Where sockets are watched."""
 
     @property
-    def authority(self) -> Authority | None:
+    def authority(self) -> UdpAuthority | None:
         """The keys; None while there are none."""
 
     def open_udp(self, link: str, turn: int) -> socket.socket:

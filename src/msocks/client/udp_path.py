@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from msocks.errors import ProtocolError
-from msocks.protocol.udp_flow import Down, State, decode_udp_flow
+from msocks.protocol.udp_flow import Down, FlowStatus, State, decode_udp_flow
 from msocks.transport.datagram_socket import DatagramSocket, SockAddr, allow_fragments
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
@@ -109,7 +109,8 @@ class UdpPath:
         if not isinstance(message, State | Down) or not signed.verify(self.key_down):
             return
         if isinstance(message, State):
-            if message.number not in self._asked:
+            # That a flow has ended stays true; anything else may be an answer that was recorded.
+            if message.number not in self._asked and message.status is not FlowStatus.ENDED:
                 return
             self._asked.clear()  # the answer to an earlier question says nothing new
         self._heard_at = self._loop.time()
