@@ -19,6 +19,7 @@ from msocks.version import __version__
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing would cost every start of `msocks nc`
 if TYPE_CHECKING:
     from msocks.client.blocking import MobileSocket, create_connection
+    from msocks.client.datagrams import MobileDatagrams, open_datagrams
     from msocks.client.events import Ended, Event, Moved, Parked, Resumed
     from msocks.client.node import MobileNode
     from msocks.client.shared_node import close_nodes
@@ -44,6 +45,7 @@ _HOMES = {
     "Ended": "msocks.client.events",
     "Event": "msocks.client.events",
     "LinkUnavailable": "msocks.errors",
+    "MobileDatagrams": "msocks.client.datagrams",
     "MobileNode": "msocks.client.node",
     "MobileSocket": "msocks.client.blocking",
     "MobileStreamWriter": "msocks.client.streams",
@@ -58,6 +60,7 @@ _HOMES = {
     "close_nodes": "msocks.client.shared_node",
     "create_connection": "msocks.client.blocking",
     "open_connection": "msocks.client.streams",
+    "open_datagrams": "msocks.client.datagrams",
 }
 
 __all__ = [
@@ -68,6 +71,7 @@ __all__ = [
     "Ended",
     "Event",
     "LinkUnavailable",
+    "MobileDatagrams",
     "MobileNode",
     "MobileSocket",
     "MobileStreamWriter",
@@ -83,6 +87,7 @@ __all__ = [
     "close_nodes",
     "create_connection",
     "open_connection",
+    "open_datagrams",
 ]
 
 

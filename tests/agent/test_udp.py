@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 import socket
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agent.agent_lab import MSOCKS, PROXY_PORT, AgentLab, RunningAgent, receive_exactly
-from tests.agent.udp_lab import ASSOCIATE, DnsClient, DnsServer, program_of, time_server
+from tests.agent.agent_lab import PROXY_PORT, AgentLab, RunningAgent
+from tests.agent.udp_lab import DnsClient, DnsServer, program_of, time_server
 from tests.client.mobile_lab import on_host
 
 from msocks.protocol.socks5_udp import encode_udp
-from msocks.store.administration import add_user, set_password
+from msocks.store.administration import set_password
 from msocks.store.running_proxy import udp_associations
 from msocks.values.endpoint import Endpoint
 from msocks_lab import CutMode
@@ -94,6 +93,16 @@ async def test_dns_by_a_plain_client_of_the_proxy(lab: AgentLab, agent: RunningA
     (listed,) = await asyncio.to_thread(udp_associations, lab.state)
     assert (listed["user"], listed["mobile"], listed["sent"], listed["received"]) == ("alice", False, 3, 3)
     assert {client.rpartition("/")[2] for client in server.clients().values()} == {str(listed["port"])}
+    printed = await asyncio.to_thread(agent.run, "sessions", "--state", str(lab.state), "--udp")
+    client_address = listed["client"].replace(".", "[.]")
+    assert re.search(rf"alice +plain +{client_address} +{listed['port']} +1 +.+ +3 +3 +-", printed.stdout), (
+        printed.stdout
+    )
+    as_json = await asyncio.to_thread(agent.run, "sessions", "--state", str(lab.state), "--udp", "--json")
+    assert json.loads(as_json.stdout) == {
+        "schema": 1,
+        "udp": [listed | {"age": json.loads(as_json.stdout)["udp"][0]["age"]}],
+    }
     await asyncio.to_thread(client.close)
     await agent.until(lambda: udp_associations(lab.state) == [])
     server.process.stop()
@@ -130,7 +139,7 @@ async def test_who_only_listens_misses_nothing_when_moved_between_living_links(l
 
             await read(20)
             flow = udp_flow(agent)
-            for turn, link in enumerate(("lte", "wifi", "lte", "wifi"), start=1):
+            for turn, link in enumerate(("lte", "wifi"), start=1):
                 moving = asyncio.create_task(asyncio.to_thread(agent.client.move, flow["id"], link))
                 await read(20 + 40 * turn)
                 await moving
@@ -138,9 +147,9 @@ async def test_who_only_listens_misses_nothing_when_moved_between_living_links(l
             assert len(server.sources) == 1
             # The link that was left carries none of it any more.
             before = crossed(lab, "lte"), crossed(lab, "wifi")
-            await read(len(numbers) + 100)
-            assert crossed(lab, "wifi") - before[1] > 10_000
-            assert crossed(lab, "lte") - before[0] < 5_000  # probes
+            await read(len(numbers) + 60)
+            assert crossed(lab, "wifi") - before[1] > 6_000
+            assert crossed(lab, "lte") - before[0] < 3_000  # probes
 
 
 async def test_without_any_link_it_waits_and_keeps_what_is_fresh(lab: AgentLab, agent: RunningAgent):
@@ -172,34 +181,6 @@ async def test_large_datagrams_are_fragmented_and_too_large_ones_counted(lab: Ag
             program.send(endpoint, b"goes on")
             assert (await program.receive())[1] == b"goes on"
     assert server.sizes == [1413, 1414, 1472, 9000, 60_000, 7]
-
-
-async def test_a_proxy_that_is_restarted_gets_the_flow_anew(lab: AgentLab, tmp_path: Path):
-    state, port = tmp_path / "state", PROXY_PORT + 1
-    access = add_user(state, "bob", [Endpoint.of(lab.lab.proxy.ipv4, port)])
-    argv = [*MSOCKS, "proxy", "--state", str(state), "--datapath", "relay", "--listen", f"0.0.0.0:{port}"]
-    argv += ["--allow", f"{lab.server_host}/32"]
-    proxy = lab.lab.proxy.popen(argv)
-    lab.lab.proxy.wait_listening(port)
-    agent = lab.start_agent("restart", access=access)
-    agent.wait_authorised()
-    async with time_server(lab.lab) as (server, endpoint):
-        with program_of(lab.lab, agent.address) as program:
-            await program.asks_the_time(endpoint)
-            proxy.kill()
-            proxy.wait()
-            proxy = lab.lab.proxy.popen(argv)
-            for _ in range(50):
-                program.send(endpoint, b"still there?")
-                with contextlib.suppress(TimeoutError):
-                    await program.receive(0.2)
-                    break
-            assert abs(await program.asks_the_time(endpoint)) < 0.05
-            assert udp_flow(agent)["state"] == "live"
-    assert "udp_reopened" in agent.log
-    assert len(set(server.sources)) == 2
-    agent.process.stop()
-    proxy.stop()
 
 
 async def test_rules_choose_the_link(lab: AgentLab):
@@ -256,25 +237,3 @@ async def test_it_ends_with_the_program_and_with_the_agent(lab: AgentLab):
             await asyncio.to_thread(agent.process.stop)
             assert await asyncio.to_thread(program.connection.recv, 1) == b""
     assert udp_associations(lab.state) == []
-
-
-async def test_a_limit_of_the_proxy_is_told(lab: AgentLab, tmp_path: Path):
-    state, port = tmp_path / "state", PROXY_PORT + 2
-    access = add_user(state, "carol", [Endpoint.of(lab.lab.proxy.ipv4, port)])
-    config = tmp_path / "proxy.toml"
-    config.write_text(
-        f'[proxy]\nlisten = ["0.0.0.0:{port}"]\nstate = "{state}"\ndatapath = "relay"\n'
-        "[proxy.limits]\nudp_associations_per_user = 1\n"
-    )
-    proxy = lab.lab.proxy.popen([*MSOCKS, "proxy", "--config", config])
-    lab.lab.proxy.wait_listening(port)
-    agent = lab.start_agent("limited", access=access)
-    agent.wait_authorised()
-    with program_of(lab.lab, agent.address), agent.open_socket() as second:
-        second.sendall(ASSOCIATE)
-        assert await asyncio.to_thread(receive_exactly, second, 12) == b"\x05\x00\x05\x01\x00\x01" + bytes(6)
-        assert await asyncio.to_thread(second.recv, 1) == b""
-        refused = await agent.until(lambda: udp_flow(agent)["state"] == "ended" and udp_flow(agent))
-        assert "limit" in refused["error"]["what"]
-    agent.process.stop()
-    proxy.stop()

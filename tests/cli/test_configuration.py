@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import get_args
 
@@ -60,8 +60,11 @@ def test_a_whole_file_becomes_settings(tmp_path: Path, access_file: Path):
         splice_ports = "20000-29999"
         half_closed_s = 3600
         detach_grace_s = 0.5
+        udp_idle_s = 60
+        udp_address = ["192.0.2.1", "2001:db8::1"]
         [proxy.limits]
         sessions = 7
+        udp_associations = 9
         """
     )
     checked = check_file(path)
@@ -75,7 +78,9 @@ def test_a_whole_file_becomes_settings(tmp_path: Path, access_file: Path):
     assert checked.proxy.allow == (ip_network("10.20.0.0/16"), ip_network("192.0.2.1/32"))
     assert (checked.proxy.datapath, checked.proxy.detach_grace_s) == (DatapathChoice.RELAY, 0.5)
     assert (checked.proxy.splice_ports, checked.proxy.half_closed_s) == ((20000, 29999), 3600)
-    assert checked.proxy.limits == ProxyLimits(sessions=7)
+    assert checked.proxy.limits == ProxyLimits(sessions=7, udp_associations=9)
+    assert checked.proxy.udp_idle_s == 60
+    assert checked.proxy.udp_address == (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 
 
 def test_all_problems_are_told_at_once_each_with_a_suggestion(tmp_path: Path):
@@ -129,6 +134,8 @@ def test_all_problems_are_told_at_once_each_with_a_suggestion(tmp_path: Path):
     [
         ("", "", "configures nothing"),
         ("[agent", "", "not TOML"),
+        ('[proxy]\nudp_address = ["192.0.2.1", "192.0.2.2"]', "proxy.udp_address", "one IP version"),
+        ('[proxy]\nudp_address = ["example.net"]', "proxy.udp_address[0]", "no IP address"),
         ('[agent]\naccess_file = "a"\naccess_link = "b"', "agent", "both"),
         ('[agent]\naccess_file = "nowhere"', "agent.access_file", "cannot be read"),
         ('[agent]\naccess_link = "msocks://alice@h:1"', "agent.access_link", ""),

@@ -15,7 +15,7 @@ import uvloop
 import msocks
 from msocks.transport.leg_stream import LegStream
 
-ECHO, TLS_ECHO, UPGRADE = 7001, 7002, 7003
+UDP_ECHO, ECHO, TLS_ECHO, UPGRADE = 7000, 7001, 7002, 7003
 
 
 def client_context(certificate: str) -> ssl.SSLContext:
@@ -112,6 +112,36 @@ async def miscounting(access: str, certificate: str) -> dict[str, Any]:
     return found
 
 
+async def datagrams(access: str, certificate: str) -> dict[str, Any]:
+    del certificate
+    seen, sources = [], []
+    async with await msocks.open_datagrams(access=access, link="wifi") as udp:
+        seen.append(udp.link)
+        for link in ("lte", "wifi", "lte"):
+            await udp.move(link)
+            question = f"over {link}".encode()
+            for _ in range(5):
+                udp.send(question, "server", UDP_ECHO)
+                try:
+                    answer, source = await asyncio.wait_for(udp.receive(), 2)
+                    break
+                except TimeoutError:
+                    continue
+            assert answer == question
+            seen.append(udp.link)
+            sources.append(source)
+    events = [type(event).__name__ async for event in udp.events()]
+    ended = []
+    for call in (lambda: udp.send(b"", "server", UDP_ECHO), udp.receive, lambda: udp.move("wifi")):
+        try:
+            if (waiting := call()) is not None:
+                await waiting
+        except msocks.SessionEnded as error:
+            ended.append(type(error).__name__)
+    await msocks.close_nodes()
+    return {"seen": seen, "sources": sources, "events": events, "ended": ended, "dropped": udp.dropped}
+
+
 def blocking(access: str, certificate: str) -> dict[str, Any]:
     kinds: list[str] = []
     seen = []
@@ -137,7 +167,7 @@ def blocking(access: str, certificate: str) -> dict[str, Any]:
 
 def main() -> None:
     name, access, certificate, loop = sys.argv[1:]
-    programs = (streams, tls, start_tls, refused, miscounting, blocking)
+    programs = (streams, tls, start_tls, refused, miscounting, datagrams, blocking)
     program = {program.__name__: program for program in programs}[name]
     result = program(access, certificate)
     if asyncio.iscoroutine(result):

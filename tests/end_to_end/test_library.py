@@ -109,6 +109,15 @@ def test_a_blocking_socket_is_a_real_one_and_moves(run: Callable[..., dict[str, 
     assert result["tls"] == "through tls"
 
 
+def test_datagrams_move(run: Callable[..., dict[str, Any]]) -> None:
+    result = run("datagrams")
+    assert result["seen"] == ["wifi", "lte", "wifi", "lte"]
+    assert result["sources"] == [["2001:db8:f1::2", 7000]] * 3
+    assert result["events"] == ["Moved", "Moved", "Moved", "Ended"]
+    assert result["ended"] == ["SessionEnded"] * 3
+    assert result["dropped"] == 0
+
+
 def test_what_cannot_go_on_ends_at_both_ends(run: Callable[..., dict[str, Any]]) -> None:
     """The last test: a link is down afterwards."""
     result = run("miscounting")

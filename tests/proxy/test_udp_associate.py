@@ -24,7 +24,7 @@ from msocks.store.running_proxy import udp_associations
 from msocks.values.endpoint import Endpoint
 
 PATIENCE_S = 3.0
-QUIET_S = 0.15
+QUIET_S = 0.06
 NOTHING = Endpoint.parse("0.0.0.0:0")
 IPV4_ONLY = "127.0.0.1"
 
@@ -294,16 +294,16 @@ async def test_it_ends_with_its_connection(open_proxy: RunningProxy, echo: UdpSe
 
 
 async def test_one_that_is_idle_is_ended_and_its_client_told(start_proxy: StartProxy, echo: UdpServer):
-    proxy = await start_proxy(open=True, udp_idle_s=0.4)
+    proxy = await start_proxy(open=True, udp_idle_s=0.2)
     loop = asyncio.get_running_loop()
     async with associated(proxy.endpoint) as client:
         for _ in range(4):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
             client.send(echo.endpoint, b"!")
             await client.receive()
         last = loop.time()
         assert await receive(client.connection) == b""
-        assert 0.35 < loop.time() - last < 1.5
+        assert 0.15 < loop.time() - last < 1.5
     assert associations(proxy) == 0
 
 

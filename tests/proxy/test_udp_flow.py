@@ -35,7 +35,7 @@ from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId
 
 PATIENCE_S = 3.0
-QUIET_S = 0.15
+QUIET_S = 0.06
 
 
 @dataclass
@@ -322,17 +322,17 @@ async def test_datagrams_open_nothing(proxy: RunningProxy, echo: UdpServer, new_
 
 
 async def test_a_flow_that_is_silent_is_ended(start_proxy: StartProxy, echo: UdpServer, new_path: NewPath):
-    proxy = await start_proxy(udp_idle_s=0.4)
+    proxy = await start_proxy(udp_idle_s=0.2)
     node = await proxy.node()
     path, flow = new_path(node), Flow(node)
     await flow.opened(path)
     path.send(flow.up(echo.endpoint, b"!"))
     await path.down()
     for _ in range(4):  # keeping it open is enough
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         await flow.opened(path)
     for _ in range(4):  # servers cannot keep it
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         echo.sock.sendto(b"still there?", echo.sources[0])
     await eventually(lambda: proxy.proxy._core is not None and not len(proxy.proxy._core.udp))
     attach = flow.attach()
