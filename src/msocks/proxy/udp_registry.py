@@ -29,6 +29,8 @@ _log = structlog.get_logger("msocks.proxy.udp")
 
 # A name is asked for anew after this; what the resolver itself remembers, and for how long, it does not tell.
 _NAME_S = 30.0
+# The same where it has no address, so that whoever repeats the question does not keep the resolver busy.
+_NO_NAME_S = 3.0
 _NAMES = 1024
 
 
@@ -61,12 +63,12 @@ class UdpDestinations:
     async def _ask(self, name: str, on_found: Callable[[list[Address]], None]) -> None:
         try:
             addresses = await self._dialler.resolver.resolve(name)
+            good_for_s = _NAME_S
         except ResolutionError:
-            addresses = []
-        else:
-            if len(self._known) >= _NAMES:
-                del self._known[next(iter(self._known))]
-            self._known[name] = (self._loop.time() + _NAME_S, addresses)
+            addresses, good_for_s = [], _NO_NAME_S
+        if len(self._known) >= _NAMES:
+            del self._known[next(iter(self._known))]
+        self._known[name] = (self._loop.time() + good_for_s, addresses)
         on_found(addresses)
 
 

@@ -28,8 +28,13 @@ def allow_fragments(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
 
 
-def open_datagram_socket(address: Address, port: int = 0, *, both_families: bool = False) -> socket.socket:
-    """A non-blocking UDP socket that is bound; with `both_families`, one on ``::`` that speaks IPv4 as well.
+def open_datagram_socket(address: Address, *, scope: int = 0, both_families: bool = False) -> socket.socket:
+    """A non-blocking UDP socket on any free port.
+
+    Args:
+        address: One of this host's, or unspecified.
+        scope: The interface's number, where the address is link-local.
+        both_families: Speak IPv4 as well, on ``::``.
 
     Raises:
         OSError: The address is not this host's, or there are no sockets to be had.
@@ -40,7 +45,7 @@ def open_datagram_socket(address: Address, port: int = 0, *, both_families: bool
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both_families)
         allow_fragments(sock)
-        sock.bind((str(address), port))
+        sock.bind((str(address), 0, 0, scope) if address.version == 6 else (str(address), 0))
     except OSError:
         sock.close()
         raise

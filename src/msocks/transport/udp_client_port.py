@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from ipaddress import ip_address
 
 from msocks.errors import ProtocolError
 from msocks.protocol.socks5_udp import ClientGate, decode_udp, encode_udp
@@ -50,10 +49,9 @@ class UdpClientPort:
         self._on_datagram = on_datagram
         self._gate = ClientGate(client, announced)
         # A link-local address means nothing without its interface.
-        self._scope: SockAddr = (0, peer[3]) if client.version == 6 and len(peer) == 4 else ()
-        text, zone, scope = str(local[0]).partition("%")
-        scoped = host if not zone else ip_address(f"{text}%{scope}")
-        self._port = DatagramSocket(reactor, open_datagram_socket(scoped), self._receive)
+        scope = local[3] if host.version == 6 else 0
+        self._scope: SockAddr = (0, scope) if host.version == 6 else ()
+        self._port = DatagramSocket(reactor, open_datagram_socket(host, scope=scope), self._receive)
         self.bound = Endpoint.from_sockaddr(self._port.sock.getsockname())
 
     @property
