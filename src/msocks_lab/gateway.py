@@ -10,12 +10,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from msocks_lab import firewall, pep, portal
+from msocks_lab import firewall
 from msocks_lab.config import LinkConfig, PortalKind
 from msocks_lab.errors import CommandError, SetupError
 from msocks_lab.node import Node
 
 _PATIENCE = 10.0
+_PEP_PORT, _PORTAL_PORT = 8001, 8002
 
 
 class Gateway:
@@ -26,13 +27,13 @@ class Gateway:
         self._pep: socket.socket | None = None
         self._portal: subprocess.Popen[bytes] | None = None
         if link.pep:
-            self._pep, _ = self._start("msocks_lab.pep", str(link.pep_buffer_bytes))
-            firewall.intercept(router, tcp=pep.PORT)
+            self._pep, _ = self._start("msocks_lab.pep", _PEP_PORT, str(link.pep_buffer_bytes))
+            firewall.intercept(router, tcp=_PEP_PORT)
 
-    def _start(self, module: str, argument: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    def _start(self, module: str, port: int, argument: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         """Run a program in the router; returns when it serves. Raises SetupError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-m", module, str(theirs.fileno()), argument]
+        argv = [sys.executable, "-m", module, str(theirs.fileno()), str(port), argument]
         with self._router.namespaces.network():
             process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
@@ -69,16 +70,16 @@ class Gateway:
         """Let nothing through: the portal answers TCP as `kind` says and, with `udp`, datagrams."""
         chosen = PortalKind(kind)
         self._end_portal()
-        control, self._portal = self._start("msocks_lab.portal", chosen.value)
+        control, self._portal = self._start("msocks_lab.portal", _PORTAL_PORT, chosen.value)
         control.close()
-        firewall.intercept(self._router, tcp=portal.PORT, udp=portal.PORT if udp else None, forward=False)
+        firewall.intercept(self._router, tcp=_PORTAL_PORT, udp=_PORTAL_PORT if udp else None, forward=False)
         self._router.flush_conntrack()
 
     def log_in(self) -> None:
         """Let everything through."""
         if self._portal is None:
             raise CommandError(f"{self._link.name} is not captive", "Use `portal` to make it so")
-        firewall.intercept(self._router, tcp=pep.PORT if self.has_pep else None)
+        firewall.intercept(self._router, tcp=_PEP_PORT if self.has_pep else None)
         self._router.flush_conntrack()
         self._end_portal()
 

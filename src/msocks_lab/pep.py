@@ -2,8 +2,8 @@
 far end, as many satellite and some LTE links do. What it has ACKed and not passed on lies in its buffers, and may be
 lost.
 
-Started by the lab's supervisor with a SOCK_SEQPACKET Unix socket for commands, and its buffer's size. The router's
-firewall redirects the mobile's TCP connections here. A command is one JSON object, its answer another:
+Started by the lab's supervisor with a SOCK_SEQPACKET Unix socket for commands, a port, and its buffer's size. The
+router's firewall redirects the mobile's TCP connections here. A command is one JSON object, its answer another:
 
     {}                              nothing but the answer
     {"lose": "vanish" | "reset"}    forget all connections and what they hold; tell nobody, or both ends
@@ -25,7 +25,6 @@ import time
 from functools import partial
 from typing import Any
 
-PORT = 8001
 _SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h
 _TCP_REPAIR = 19
 _SIOCINQ, _SIOCOUTQ = 0x541B, 0x5411
@@ -156,8 +155,8 @@ class SplitConnection:
 class Box:
     """The middlebox; `serve` never returns."""
 
-    def __init__(self, control: socket.socket, size: int) -> None:
-        self._control, self._size = control, size
+    def __init__(self, control: socket.socket, port: int, size: int) -> None:
+        self._control, self._port, self._size = control, port, size
         self._connections: dict[SplitConnection, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
@@ -165,7 +164,9 @@ class Box:
         self._control.setblocking(False)
         async with asyncio.TaskGroup() as group:
             for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-                group.create_task(self._accept(socket.create_server((address, PORT), family=family, backlog=1024)))
+                group.create_task(
+                    self._accept(socket.create_server((address, self._port), family=family, backlog=1024))
+                )
             self._answer()  # ready
             group.create_task(self._obey())
 
@@ -206,8 +207,9 @@ class Box:
 
 
 def main() -> None:
-    """`python -m msocks_lab.pep CONTROL_FD BUFFER_BYTES`."""
-    asyncio.run(Box(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).serve())
+    """`python -m msocks_lab.pep CONTROL_FD PORT BUFFER_BYTES`."""
+    control, port, size = (int(argument) for argument in sys.argv[1:])
+    asyncio.run(Box(socket.socket(fileno=control), port, size).serve())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A captive portal in a link's access router: it answers every TCP connection itself, until somebody has logged in.
 
-Started by the lab's supervisor with a socket of its own that tells how to answer; the router's firewall redirects the
-mobile's connections here and forwards nothing. The kinds:
+Started by the lab's supervisor with a socket to tell that it serves, a port, and how to answer; the router's firewall
+redirects the mobile's connections here and forwards nothing. The kinds:
 
     http         302, whatever was said (a hotel's usual portal)
     certificate  TLS 1.3 with a certificate of its own (one that intercepts TLS)
@@ -28,7 +28,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-PORT = 8002
 _LOGIN_PAGE = (
     b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 )
@@ -86,23 +85,23 @@ def _echo(sock: socket.socket) -> None:
         sock.sendto(*sock.recvfrom(65536))
 
 
-async def serve(kind: str, ready: socket.socket) -> None:
+async def serve(kind: str, port: int, ready: socket.socket) -> None:
     """Answer for ever; one byte goes to `ready` when it begins."""
     context = _certificate() if kind == "certificate" else None
     for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-        await asyncio.start_server(lambda reader, writer: _answer(kind, reader, writer), host, PORT, ssl=context)
+        await asyncio.start_server(lambda reader, writer: _answer(kind, reader, writer), host, port, ssl=context)
         datagrams = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         if family == socket.AF_INET6:
             datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        datagrams.bind((host, PORT))
+        datagrams.bind((host, port))
         asyncio.get_running_loop().add_reader(datagrams, _echo, datagrams)
     ready.send(b"\n")
     await asyncio.Event().wait()
 
 
 def main() -> None:
-    """`python -m msocks_lab.portal READY_FD KIND`."""
-    asyncio.run(serve(sys.argv[2], socket.socket(fileno=int(sys.argv[1]))))
+    """`python -m msocks_lab.portal READY_FD PORT KIND`."""
+    asyncio.run(serve(sys.argv[3], int(sys.argv[2]), socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -113,12 +113,19 @@ class ControlChannels:
     def socket_of(self, link: str) -> socket.socket | None:
         """See `msocks.client.path_watch.ControlPath`."""
         channel = self._channels.get(link)
-        return None if channel is None or channel.connection is None else channel.connection.sock
+        connection = None if channel is None else channel.connection
+        return connection.sock if connection is not None and connection.is_pinned else None
 
     def verify_all(self) -> None:
         """See `msocks.client.path_watch.ControlPath`."""
         for channel in self._channels.values():
             channel.verify()
+
+    def retry(self, link: str) -> None:
+        """See `msocks.client.path_watch.ControlPath`."""
+        channel = self._channels.get(link)
+        if channel is not None:
+            channel.retry()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class ControlListener(Protocol):
     """Who is told what comes over one channel. The calls come from the reactor; none may block."""
 
     def on_bytes(self) -> None:
-        """Something has arrived."""
+        """Something of the proxy has arrived; what somebody says who has not proved to be it does not count."""
 
     def on_welcome(self, welcome: Welcome) -> None:
         """The proxy has answered the HELLO: the channel stands."""
@@ -169,11 +169,9 @@ class ControlConnection:
                 self._lose(error)
                 return
             if not data:
-                where = "" if self.is_pinned else " during the handshake"
-                self._lose(ControlUnavailable(f"the proxy closed the control channel{where}"))
+                self._lose(_closed() if self.is_pinned else _closed_at_once())
                 return
             self.heard_at = time.monotonic()
-            self._listener.on_bytes()
             try:
                 self._take(data)
             except (ProtocolError, MsocksError) as error:
@@ -185,13 +183,15 @@ class ControlConnection:
         if self._tls.established and not self.is_pinned:
             self.is_pinned = True
             self._say(self._listener.hello())
+        if self.is_pinned:
+            self._listener.on_bytes()
         self._flush()
         for message in self._control.receive(plaintext):
             self._on_message(message)
             if self._over:
                 return
         if self._tls.closed:
-            self._lose(ControlUnavailable("the proxy closed the control channel"))
+            self._lose(_closed())
 
     def _on_message(self, message: ControlMessage) -> None:
         match message:
@@ -227,6 +227,17 @@ class ControlConnection:
         except OSError as error:
             if error.errno != errno.EPIPE:  # reading tells why
                 self._lose(error)
+
+
+def _closed() -> ControlUnavailable:
+    return ControlUnavailable("the proxy closed the control channel")
+
+
+def _closed_at_once() -> ControlUnavailable:
+    return ControlUnavailable(
+        "whoever answers closed the connection during the handshake",
+        remedy="a captive portal may answer in the proxy's place: open a web page over this link",
+    )
 
 
 def ping(number: int) -> Ping:

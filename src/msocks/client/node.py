@@ -15,7 +15,7 @@ from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
-from msocks.errors import LinkUnavailable, MsocksError
+from msocks.errors import LinkCaptive, LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
 from msocks.protocol.control import (
@@ -111,6 +111,16 @@ class MobileNode:
     def rtt_ms(self, link: str) -> float | None:
         """Round-trip time to the proxy over a link; None where nothing was answered yet."""
         return self._watch.rtt_ms(link)
+
+    def link_problem(self, link: str) -> LinkCaptive | None:
+        """Why a link that has carrier and address is of no use, and what to do; None where nothing is known."""
+        path = self._watch.path(link)
+        return None if path is None else path.captive
+
+    def is_split(self, link: str) -> bool:
+        """Whether a middlebox on that link ACKs in the proxy's place; see `msocks.session.split_path`."""
+        path = self._watch.path(link)
+        return path is not None and path.split.is_split
 
     @property
     def problem(self) -> MsocksError | None:
@@ -277,8 +287,16 @@ class MobileNode:
             self._offer(connection, self._rtt_s())
 
     def _offer(self, connection: Connection, rtt_s: dict[str, float]) -> None:
-        route = Route(self._usable) if self.router is None else self.router.route(connection, self._usable)
+        usable = self._usable
+        if connection.leg is not None:
+            # A flow that is well goes to no link that the proxy has not been heard on: it may be captive.
+            usable = tuple(name for name in usable if name == connection.link or self._proven(name))
+        route = Route(usable) if self.router is None else self.router.route(connection, usable)
         connection.links_changed(route.links, rtt_s, route.hold_down_s)
+
+    def _proven(self, link: str) -> bool:
+        path = self._watch.path(link)
+        return path is not None and path.proven
 
     def _can_carry(self, link: Link) -> bool:
         return link.state is LinkState.UP and bool(self._dialer.candidates(link))
