@@ -144,6 +144,8 @@ class Connection:
 
     def proxy_ended(self, reason: EndReason) -> None:
         """The proxy says on a control channel that the session is over."""
+        if reason is EndReason.CLOSED and self.stream.finishing:
+            self.stream.confirm(self.stream.written, True)
         if reason is not EndReason.CLOSED:  # of an orderly end the leg's own FIN tells, after the last byte
             self._apply(self._machine.ended(reason))
 
@@ -227,6 +229,7 @@ class Connection:
             if attempt.handover:
                 begins_at = self.stream.sent_now
                 self._handover_link = self._machine.link
+            attempt.split = self._network.is_split(attempt.link)
             request = self._request(authority, attempt, begins_at, effect)
             attempt.say(sock, encode_request(request, authority.key_up), authority.key_up, authority.key_down)
         except (OSError, MsocksError) as error:
@@ -236,7 +239,12 @@ class Connection:
         if effect.reconnect:
             # Upstream bytes follow the request at once: whatever the proxy has of them already, it skips.
             self.stream.send_on(
-                sock, attempt.generation, begins_at, overhead=attempt.request_bytes, handover=attempt.handover
+                sock,
+                attempt.generation,
+                begins_at,
+                overhead=attempt.request_bytes,
+                handover=attempt.handover,
+                split=attempt.split,
             )
             attempt.sends_from = begins_at
         self._machine.request_sent(self._now(), attempt.generation)
@@ -253,6 +261,7 @@ class Connection:
                 session=self.session,
                 generation=attempt.generation,
                 destination=self.destination,
+                middlebox=attempt.split,
             )
         stream = self.stream
         return Reconnect(
@@ -266,6 +275,7 @@ class Connection:
             down_fin_at=stream.position if stream.at_eof else None,
             up_fin_at=stream.written if stream.finishing else None,
             handover_from=effect.handover_from if attempt.handover else 0,
+            middlebox=attempt.split,
         )
 
     def _on_reply(self, attempt: LegAttempt, received: ReceivedReply) -> None:
@@ -306,7 +316,8 @@ class Connection:
             self.lost_bytes(gap)
             return False
         if attempt.sends_from is None:
-            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes)
+            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes, split=attempt.split)
+        stream.confirm(reply.up_acked, reply.up_fin_at is not None)
         return True
 
     def _receive_on(self, attempt: LegAttempt, received: ReceivedReply) -> None:

@@ -20,6 +20,7 @@ from msocks.protocol.control import (
     Parked,
     Ping,
     Pong,
+    Received,
     Refused,
     SessionEnded,
     Welcome,
@@ -50,7 +51,7 @@ class ControlListener(Protocol):
     def on_pong(self, pong: Pong) -> None:
         """The answer to a PING."""
 
-    def on_word(self, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_word(self, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         """The proxy's word on a session."""
 
     def on_lost(self, error: MsocksError | OSError) -> None:
@@ -207,7 +208,7 @@ class ControlConnection:
                 self._listener.on_pong(message)
             case Goodbye():
                 self._lose(ControlUnavailable("the proxy said goodbye"))
-            case LegAccepted() | SessionEnded() | Parked() | Drain():
+            case LegAccepted() | SessionEnded() | Parked() | Received() | Drain():
                 self._listener.on_word(message)
 
     def _say(self, message: ControlMessage) -> None:

@@ -39,6 +39,7 @@ class LegAttempt:
         self.key_up = b""
         self.sends_from: int | None = None  # A, once the stream's bytes follow the request
         self.handover = False
+        self.split = False  # a middlebox ACKs on it in the proxy's place
         self.dialing: asyncio.Task[None] | None = None
         self._reactor = reactor
         self._sock: socket.socket | None = None

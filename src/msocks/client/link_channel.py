@@ -32,6 +32,7 @@ from msocks.protocol.control import (
     Park,
     Parked,
     Pong,
+    Received,
     RefusalCode,
     Refused,
     SessionEnded,
@@ -92,7 +93,7 @@ class ChannelStatus:
 class ControlOwner(Protocol):
     """Who is told what the proxy says. The calls come from the loop; none may block."""
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         """The proxy's word. LegAccepted and SessionEnded come once on every channel."""
 
     def on_control_open(self, link: str, welcome: Welcome) -> None:
@@ -141,7 +142,7 @@ class LinkChannel:
         self._close(goodbye=goodbye)
         self.task.cancel()
 
-    def send(self, message: Park) -> bool:
+    def send(self, message: Park | Received) -> bool:
         """Say something; False where the channel is not open."""
         return self.connection is not None and self.connection.send(message)
 
@@ -214,7 +215,7 @@ class LinkChannel:
         self._context.watch.answered(self.link.name, pong.nonce, time.monotonic() - pong.time / 1e6)
         self._context.association.confirmed()
 
-    def on_word(self, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_word(self, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         self._context.owner.on_control_message(self.link.name, message)
 
     def on_lost(self, error: MsocksError | OSError) -> None:

@@ -32,7 +32,7 @@ class LinkPath:
         looked_at: When all its connections were looked at last.
         refused_at: When the proxy's host has said last that nobody listens, and
         refused_since: when the first time in a row.
-        shown: What the subscribers know: the state, and whether it is proven.
+        shown: What the subscribers know: see `picture`.
     """
 
     def __init__(self, link: Link) -> None:
@@ -49,7 +49,7 @@ class LinkPath:
         self.rechecked = False
         self.looked_at = -math.inf
         self.refused_since = self.refused_at = -math.inf
-        self.shown = (LinkState.DOWN, False)
+        self.shown = (LinkState.DOWN, False, False)
         self._tries = 0
 
     @property
@@ -65,6 +65,11 @@ class LinkPath:
     def proven(self) -> bool:
         """Whether the proxy has been heard over it, and nothing speaks against it since."""
         return self.state is LinkState.UP and self.health is not None and self.health.state is PathState.ALIVE
+
+    @property
+    def picture(self) -> tuple[LinkState, bool, bool]:
+        """What subscribers are told of changes of: state, proven, split."""
+        return self.state, self.proven, self.split.is_split
 
     @property
     def source_is_gone(self) -> bool:

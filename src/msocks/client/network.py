@@ -65,6 +65,9 @@ class Network(Protocol):
     def close_session(self, session: SessionId, generation: int) -> None:
         """Tell the proxy, now or as soon as it can be told, that a session is to be reset."""
 
+    def is_split(self, link: str) -> bool:
+        """Whether a middlebox on this link ACKs in the proxy's place."""
+
     def sent(self, link: str) -> None:
         """Bytes were written to a leg on this link."""
 

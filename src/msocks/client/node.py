@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 
 from msocks.client.association import Association
+from msocks.client.confirmations import Confirmations
 from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
 from msocks.client.network import ConnectionListener, Route, Router
@@ -25,6 +26,7 @@ from msocks.protocol.control import (
     Park,
     Parked,
     ParkedLeg,
+    Received,
     SessionEnded,
     Welcome,
 )
@@ -73,6 +75,9 @@ class MobileNode:
         )
         self._authority = NodeAuthority(self._association, loop)
         self._closer = SessionCloser(self, loop)
+        self._confirmations = Confirmations(
+            loop, lambda: list(self.connections.values()), self.is_split, self._say_received
+        )
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
         self.router: Router | None = None
@@ -95,6 +100,7 @@ class MobileNode:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._channels.close(), _CLOSING_S)
         self._unsubscribe()
+        self._confirmations.close()
         self._authority.close()
         self._watch.close()
         self._monitor.close()
@@ -157,6 +163,8 @@ class MobileNode:
         if link is not None:
             connection.prefer(link)
         self.connections[connection.session] = connection
+        if any(self.is_split(name) for name in self._usable):
+            self._confirmations.begin()
         if self._association.refusal is not None:
             connection.give_up(self._association.refusal)
         elif self.authorised:
@@ -225,7 +233,7 @@ class MobileNode:
             for connection in list(self.connections.values()):
                 connection.give_up(refusal)
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         """The proxy's word on a session."""
         del link
         match message:
@@ -243,6 +251,11 @@ class MobileNode:
                     connection = self.connections.get(session)
                     if connection is not None:
                         connection.leg_lost(generation, lost)
+            case Received(streams=streams):
+                for stream in streams:
+                    connection = self.connections.get(stream.session)
+                    if connection is not None:
+                        connection.stream.confirm(stream.received, stream.at_end)
             case Drain():
                 pass  # nothing depends on it yet
 
@@ -276,6 +289,8 @@ class MobileNode:
     def _offer_links(self) -> None:
         usable = tuple(name for name, link in self._watch.links().items() if self._can_carry(link))
         self._usable = usable
+        if any(self.is_split(name) for name in usable):
+            self._confirmations.begin()
         if self.authorised:
             rtt_s = self._rtt_s()
             for connection in list(self.connections.values()):
@@ -300,6 +315,10 @@ class MobileNode:
 
     def _can_carry(self, link: Link) -> bool:
         return link.state is LinkState.UP and bool(self._dialer.candidates(link))
+
+    def _say_received(self, message: Received) -> float | None:
+        link = self._channels.send(message)
+        return None if link is None else (self._watch.rtt_ms(link) or 0.0) / 1000
 
     def _rtt_s(self) -> dict[str, float]:
         known = {name: self._watch.rtt_ms(name) for name in self._usable}

@@ -92,7 +92,7 @@ class PathWatch:
         self._signs = LegSigns(reactor)
         self._paths: dict[str, LinkPath] = {}
         self._picture: dict[str, Link] = {}
-        self._proven: set[str] = set()
+        self._proven: dict[str, tuple[bool, bool]] = {}
         self._subscribers: list[Subscriber] = []
         self._unsubscribe: Callable[[], None] | None = None
         self._asleep_s = boot_time_s() - time.monotonic()
@@ -124,7 +124,7 @@ class PathWatch:
         return MappingProxyType(self._picture)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with what has changed in `links`; with nothing where only their order or `proven` has.
+        """Call `subscriber` with what has changed in `links`; with nothing where only `path` shows it, or their order.
 
         Returns what ends that.
         """
@@ -247,11 +247,11 @@ class PathWatch:
             if name in self._paths
         }
         for path in self._paths.values():
-            path.shown = path.state, path.proven
+            path.shown = path.picture
             if path.health is not None and path.health.state is PathState.SILENT:
                 self._arm(path)  # how urgent it is depends on the others
         changed = changes(before, self._picture)
-        proven = {name for name, path in self._paths.items() if path.proven}
+        proven = {name: path.picture[1:] for name, path in self._paths.items()}
         was_proven, self._proven = self._proven, proven
         if changed or proven != was_proven or list(before) != list(self._picture):
             for subscriber in list(self._subscribers):
@@ -299,7 +299,7 @@ class PathWatch:
         self._arm(path)
 
     def _after_news(self, path: LinkPath) -> None:
-        if (path.state, path.proven) != path.shown:
+        if path.picture != path.shown:
             if path.shown[0] is LinkState.SILENT:
                 self._check_legs(path)
             self._publish()

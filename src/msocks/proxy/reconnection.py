@@ -45,7 +45,7 @@ def consider(
         return LegReply(status=LegStatus.BUSY, generation=record.generation)  # which nobody hears
     if handover_from and (record.state is not SessionState.LIVE or record.generation != handover_from):
         return LegReply(status=LegStatus.LEG_GONE, generation=record.generation)
-    carriage = conduit.carriage_for(leg.sock)
+    carriage = conduit.carriage_for(leg.sock, split=leg.split)
     if carriage.kind is DatapathKind.NONE:
         _log_refusal("leg_cannot_be_spliced", record, carriage.reason.name.lower())
         return LegReply(status=LegStatus.CANNOT_SPLICE, generation=record.generation)

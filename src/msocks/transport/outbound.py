@@ -30,6 +30,8 @@ class Outbound:
         self._retention = Retention(budget)
         self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
         self._sent_highest = 0
+        self._confirmed = 0  # the other end has said that it has everything before
+        self._end_confirmed = False  # and the FIN
         self._release_at = _RELEASE_STEP_BYTES
 
     @property
@@ -84,6 +86,18 @@ class Outbound:
         """Whether a leg is sent on, and not everything that it has to bring has been ACKed."""
         return self.leg is not None and (self.handing_over or self.retained > 0 or self.finishing)
 
+    @property
+    def awaits_word(self) -> bool:
+        """Whether something is on the way, or has arrived, of which no ACK can tell."""
+        legs = self._tails if self.leg is None else [*self._tails, self.leg]
+        return any(leg.split for leg in legs) and (self.retained > 0 or (self.finishing and not self._end_confirmed))
+
+    def confirm(self, received: int, at_end: bool) -> None:
+        """The other end has said that it has everything before `received`, and the FIN. What cannot be is ignored."""
+        if received <= self.sent:
+            self._confirmed = max(self._confirmed, received)
+            self._end_confirmed = self._end_confirmed or (at_end and self.finishing and received == self.written)
+
     def uses(self, leg: Leg) -> bool:
         """Whether bytes go, or went and are not ACKed, over a leg."""
         return leg is self.leg or leg in self._tails
@@ -113,7 +127,7 @@ class Outbound:
                 leg.fin_sent = True
         return retention.sent != before
 
-    def replace(self, leg: Leg, begins_at: int, overhead: int, *, handover: bool) -> list[Leg]:
+    def replace(self, leg: Leg, begins_at: int, overhead: int, *, handover: bool, split: bool) -> list[Leg]:
         """Send on another leg, from `begins_at` on; returns the legs that nothing is sent on any more.
 
         Raises ValueError when `begins_at` is not retained.
@@ -128,7 +142,7 @@ class Outbound:
             done += self.drop_tails()
             if old is not None:
                 done.append(old)
-        leg.begins_at, leg.overhead = begins_at, overhead
+        leg.begins_at, leg.overhead, leg.split = begins_at, overhead, split
         self._retention.rewind(begins_at)
         self.leg = leg
         return done
@@ -187,13 +201,17 @@ class Outbound:
             return done
         while self._tails:
             tail = self._tails[0]
-            acknowledged = tail.acknowledged_until(tail.sent_until)
+            acknowledged = self._arrived(tail, tail.sent_until)
             self._retention.release(acknowledged)
             if acknowledged < tail.sent_until:
                 return done
             done.append(self._tails.pop(0))
-        self._retention.release(self.leg.acknowledged_until(self._retention.sent))
+        self._retention.release(self._arrived(self.leg, self._retention.sent))
         return done
+
+    def _arrived(self, leg: Leg, sent: int) -> int:
+        """Offset up to which what was sent on a leg has arrived, out of `sent`."""
+        return min(self._confirmed, sent) if leg.split else leg.acknowledged_until(sent)
 
     def all_acknowledged(self) -> bool:
         """Whether the FIN was ACKed, and so everything."""
@@ -202,5 +220,5 @@ class Outbound:
             and self.leg is not None
             and not self.frozen
             and self.retained == 0
-            and self.leg.all_acknowledged()
+            and (self._end_confirmed if self.leg.split else self.leg.all_acknowledged())
         )

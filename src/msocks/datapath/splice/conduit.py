@@ -98,7 +98,7 @@ class SpliceConduit:
         assert self._preparation is not None
         return self._preparation.session
 
-    def carriage_for(self, leg: socket.socket) -> Carriage:
+    def carriage_for(self, leg: socket.socket, *, split: bool = False) -> Carriage:
         if self._relay is not None:
             return self._relay.carriage_for(leg)
         try:
@@ -106,7 +106,7 @@ class SpliceConduit:
         except OSError:  # it is lost, and has no peer any more
             self._asked = leg, _SPLICED, None
             return _SPLICED
-        reason = misfit(self._session, side) if self._spliced else self._why_not(side)
+        reason = misfit(self._session, side) if self._spliced else self._why_not(side, split)
         if reason is None and not self._spliced:
             assert self._preparation is not None
             assert self._server_side is not None
@@ -126,10 +126,10 @@ class SpliceConduit:
             return False
         return self._handovers.is_possible(self._takeover.number)
 
-    def _why_not(self, mobile: Side) -> DatapathReason | None:
+    def _why_not(self, mobile: Side, split: bool) -> DatapathReason | None:
         """Why the first leg and the server leg cannot be spliced."""
-        if self._preparation is None:
-            return DatapathReason.NO_ROOM
+        if self._preparation is None or split:
+            return DatapathReason.MIDDLEBOX if split else DatapathReason.NO_ROOM
         try:
             assert self._server is not None
             server = self._server_side = Side.of(self._server, unread=False)
@@ -137,8 +137,6 @@ class SpliceConduit:
             return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
         believed = self._host.told_mtus.segment(server.key[:16], server.family)
         return why_not(self._session, mobile, server, resumable=self._resumable, believed=believed)
-
-    # -- stopping and looking ---------------------------------------------------------------------------------------
 
     def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
         if self._relay is not None:
@@ -155,6 +153,10 @@ class SpliceConduit:
             self._handovers.end()
         if self._parking is not None:
             self._parking.park(received)
+
+    def confirm(self, generation: int, received: int, *, at_end: bool, split: bool) -> None:
+        if self._relay is not None:
+            self._relay.confirm(generation, received, at_end=at_end, split=split)
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
@@ -182,8 +184,6 @@ class SpliceConduit:
         if self._relay is not None:
             return self._relay.counters()
         return counters(self._session) if self._spliced else Counters(0, 0)
-
-    # -- a leg ------------------------------------------------------------------------------------------------------
 
     def attach(self, leg: Attachment) -> None:
         if leg.generation <= self._generation:

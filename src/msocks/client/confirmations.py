@@ -1,0 +1,82 @@
+"""Asks the proxy what has arrived, for sessions on whose legs ACKs do not tell: a middlebox sends them in its place.
+
+Such a session's upstream is let go of when the proxy has said that it has it, and the proxy does the same with the
+downstream: RECEIVED on a control channel, which goes from program to program, and its answer. Nothing is said where no
+link has such a middlebox, and nothing new while nothing has come and nothing is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from msocks.client.connection import Connection
+from msocks.protocol.control import MAX_LISTED_SESSIONS, Received, ReceivedStream
+from msocks.values.ids import SessionId
+
+_LEAST_S, _MOST_S = 0.03, 0.25
+_IDLE_S = 0.5
+
+
+class Confirmations:
+    """See the module."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connections: Callable[[], Iterable[Connection]],
+        is_split: Callable[[str], bool],
+        say: Callable[[Received], float | None],
+    ) -> None:
+        """
+        Args:
+            loop: Keeps the time.
+            connections: Those that live.
+            is_split: Whether a link has such a middlebox.
+            say: Tells the proxy, over the link that brings it soonest; how many seconds the answer takes, None where it
+                could not be told.
+        """
+        self._loop = loop
+        self._connections = connections
+        self._is_split = is_split
+        self._say = say
+        self._told: dict[SessionId, tuple[int, bool]] = {}
+        self._pause_s = _IDLE_S
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Some link may have a middlebox now, or a connection a leg on it."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(_LEAST_S, self._look)
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        concerned = 0
+        streams = []
+        told, self._told = self._told, {}
+        for connection in self._connections():
+            stream, link = connection.stream, connection.link
+            middlebox = connection.leg is not None and link is not None and self._is_split(link)
+            if middlebox:
+                stream.distrust()
+            elif not stream.awaits_word:
+                continue
+            concerned += 1
+            state = self._told[connection.session] = stream.received(), stream.at_eof
+            if stream.awaits_word or told.get(connection.session) != state:
+                streams.append(ReceivedStream(connection.session, connection.generation, *state, middlebox))
+        if not concerned:
+            return
+        self._pause_s = min(2 * self._pause_s, _IDLE_S)
+        for first in range(0, len(streams), MAX_LISTED_SESSIONS):
+            takes_s = self._say(Received(tuple(streams[first : first + MAX_LISTED_SESSIONS])))
+            if takes_s is None:
+                self._told.clear()
+            else:
+                self._pause_s = min(max(takes_s / 2, _LEAST_S), _MOST_S)
+        self._timer = self._loop.call_later(self._pause_s, self._look)
