@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from tests.end_to_end.conftest import Field
+from tests.end_to_end.ends import Ends, join, read
 from tests.end_to_end.test_moves import MB
 
 from msocks_lab import CutMode, LinkConfig
 
 SATELLITE = LinkConfig("sat", rtt_ms=60, rate_mbit=20, pep=True)
 OTHER = LinkConfig("lte", rtt_ms=30, rate_mbit=20)
+SMALL = 16_384
+"""The buffer of a reader: who pauses shall be felt through all buffers on the way."""
 
 
 @pytest.fixture
@@ -54,3 +60,131 @@ def test_a_middlebox_that_dies_with_full_buffers_costs_no_byte(behind_a_middlebo
     (flow,) = field.flows()
     reason = "middlebox" if field.datapath == "splice" else "chosen-by-operator"
     assert (flow["datapath"], flow["datapath_reason"]) == ("relay", reason)
+
+
+@contextlib.contextmanager
+def writing(sock: socket.socket, data: bytes) -> Iterator[None]:
+    """Somebody writes all of it, as fast as it is taken, and ends the direction."""
+
+    def write() -> None:
+        sock.settimeout(30)
+        try:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+        except ConnectionResetError:
+            pass
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def open_over(field: Field, link: str) -> Ends:
+    """A connection whose first leg goes over a link."""
+    ends = join(field, receive_buffer=SMALL, is_spliced=False)
+    assert field.flows()[-1]["link"] == link
+    return ends
+
+
+@pytest.mark.long
+def test_what_a_middlebox_holds_for_a_reader_that_pauses_is_sent_again(behind_a_middlebox: Field) -> None:
+    """The server, and the proxy's kernel, have been told long ago that it has arrived."""
+    field = behind_a_middlebox
+    satellite = field.lab.link("sat")
+    data = bytes(range(256)) * 30_000
+    with open_over(field, "sat") as ends, writing(ends.server, data):
+        began = read(ends.client, 1000)
+        field.wait_until(lambda: satellite.pep().held_down > 300_000)
+        satellite.lose_pep()
+        satellite.cut(CutMode.CARRIER)
+        assert began + read(ends.client, len(data)) == data
+        assert ends.client.recv(1) == b""
+    assert field.flows()[-1]["error"] is None
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("direction", ["download", "upload"])
+def test_a_last_byte_and_an_end_that_die_in_a_middlebox_are_said_again(
+    behind_a_middlebox: Field, direction: str
+) -> None:
+    """Both directions have ended, and all was ACKed: the connection is not over before the ends have it."""
+    field = behind_a_middlebox
+    satellite = field.lab.link("sat")
+    with open_over(field, "sat") as ends:
+        source, sink = (ends.server, ends.client) if direction == "download" else (ends.client, ends.server)
+        source.sendall(b"first")
+        assert read(sink, 5) == b"first"
+        time.sleep(0.5)
+        satellite.cut(CutMode.SILENT)
+        source.sendall(b"last words")
+        source.shutdown(socket.SHUT_WR)
+        sink.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        satellite.lose_pep()
+        assert read(sink, 100) == b"last words"
+        assert source.recv(1) == b""
+    field.wait_until(lambda: field.flows()[-1]["state"] == "ended")
+    assert field.flows()[-1]["error"] is None
+
+
+@pytest.mark.long
+def test_a_move_away_from_a_middlebox_drains_it(behind_a_middlebox: Field) -> None:
+    field = behind_a_middlebox
+    transfer = field.transfer("--download", str(5 * MB), "--upload", str(5 * MB))
+    transfer.wait_for(MB)
+    for link in ("lte", "sat", "lte"):
+        assert field.msocks("move", "all", "--to", link).returncode == 0
+        transfer.wait_for(transfer.received() + MB // 2)
+    assert transfer.result()["error"] == ""
+
+
+@pytest.fixture
+def spliced_moves_in(behind_a_middlebox: Field) -> Iterator[Ends]:
+    """A connection that was spliced over another link, and now has a leg through the middlebox."""
+    field = behind_a_middlebox
+    field.lab.link("sat").cut(CutMode.CARRIER)
+    field.wait_until(lambda: "sat   down" in field.msocks("links").stdout)
+    with join(field, receive_buffer=SMALL) as ends:
+        field.lab.link("sat").restore()
+        field.wait_until(lambda: field.flows()[-1]["link"] == "sat")
+        assert field.flows()[-1]["datapath"] == "splice"
+        time.sleep(1)  # until it is recognised again
+        yield ends
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("datapath", ["splice"], indirect=True)
+def test_the_upstream_of_a_spliced_connection_that_has_moved_in_is_safe(
+    behind_a_middlebox: Field, spliced_moves_in: Ends
+) -> None:
+    field, ends, satellite = behind_a_middlebox, spliced_moves_in, behind_a_middlebox.lab.link("sat")
+    data = bytes(range(256)) * 8000
+    with writing(ends.client, data):
+        began = read(ends.server, 100_000)
+        field.wait_until(lambda: satellite.pep().held_up > 100_000)
+        satellite.lose_pep()
+        satellite.cut(CutMode.CARRIER)
+        assert began + read(ends.server, len(data)) == data
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("datapath", ["splice"], indirect=True)
+def test_the_downstream_of_a_spliced_connection_that_has_moved_in_is_lost_loudly(
+    behind_a_middlebox: Field, spliced_moves_in: Ends
+) -> None:
+    field, ends, satellite = behind_a_middlebox, spliced_moves_in, behind_a_middlebox.lab.link("sat")
+    with writing(ends.server, bytes(8 * MB)):
+        received = len(read(ends.client, 1000))
+        field.wait_until(lambda: satellite.pep().held_down > 300_000)
+        satellite.lose_pep()
+        satellite.cut(CutMode.CARRIER)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := ends.client.recv(1 << 16):
+                received += len(piece)
+            pytest.fail(f"an orderly end after {received} bytes")
+    assert 1000 <= received < 8 * MB
+    field.wait_until(lambda: field.flows()[-1]["state"] == "ended")
+    assert "acknowledged" in field.flows()[-1]["error"]["what"]
