@@ -37,12 +37,11 @@ def test_a_few_slow_answers_are_no_evidence():
 
 def test_one_quick_answer_takes_it_back_for_good():
     judged = path(0.0005, *[0.3] * NEEDED)
-    assert judged.is_split
-    judged.on_whole(0.002)
-    assert not judged.is_split
-    for _ in range(100):
-        judged.on_whole(0.3)  # a queue has filled
-    assert not judged.is_split
+    verdicts = [judged.is_split]
+    for rtt_s in (0.002, *[0.3] * 100):  # a queue has filled
+        judged.on_whole(rtt_s)
+        verdicts.append(judged.is_split)
+    assert verdicts == [True] + [False] * 101
 
 
 @pytest.mark.parametrize("tcp_s", [0.0, 4294.967295])

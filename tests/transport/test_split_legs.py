@@ -41,6 +41,11 @@ def read_all(sock: socket.socket) -> int:
     return count
 
 
+def state(program: Program) -> tuple[bool, bool]:
+    """Whether all has arrived, and whether the other end has to say so."""
+    return program.acknowledged.is_set(), program.stream.awaits_word
+
+
 async def sent_on(sender: Program, *, split: bool) -> tuple[socket.socket, socket.socket]:
     """A leg on which everything was sent, ACKed by a kernel, and then lost with it."""
     near, far = tcp_pair()
@@ -81,11 +86,9 @@ async def test_a_stream_has_arrived_when_its_end_is_confirmed_and_not_before(sen
     _near, far = await sent_on(sender, split=True)
     sender.stream.confirm(SIZE, False)
     sender.stream.sweep()
-    assert not sender.acknowledged.is_set(), "the FIN may lie in the middlebox"
-    assert sender.stream.awaits_word
+    assert state(sender) == (False, True), "the FIN may lie in the middlebox"
     sender.stream.confirm(SIZE, True)
-    assert sender.acknowledged.is_set()
-    assert not sender.stream.awaits_word
+    assert state(sender) == (True, False)
     far.close()
 
 

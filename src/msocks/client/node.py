@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msocks.client.association import Association
 from msocks.client.confirmations import Confirmations
@@ -117,6 +117,12 @@ class MobileNode:
     def rtt_ms(self, link: str) -> float | None:
         """Round-trip time to the proxy over a link; None where nothing was answered yet."""
         return self._watch.rtt_ms(link)
+
+    def set_metered(self, is_metered: Callable[[str], bool]) -> None:
+        """Which links cost money, by name: they carry next to no probes while nobody uses them. By default cellular
+        ones. To be called again when the answers change.
+        """
+        self._watch.set_metered(is_metered)
 
     def link_problem(self, link: str) -> LinkCaptive | None:
         """Why a link that has carrier and address is of no use, and what to do; None where nothing is known."""
@@ -302,12 +308,12 @@ class MobileNode:
             self._offer(connection, self._rtt_s())
 
     def _offer(self, connection: Connection, rtt_s: dict[str, float]) -> None:
-        usable = self._usable
+        route = Route(self._usable) if self.router is None else self.router.route(connection, self._usable)
+        links = route.links
         if connection.leg is not None:
             # A flow that is well goes to no link that the proxy has not been heard on: it may be captive.
-            usable = tuple(name for name in usable if name == connection.link or self._proven(name))
-        route = Route(usable) if self.router is None else self.router.route(connection, usable)
-        connection.links_changed(route.links, rtt_s, route.hold_down_s)
+            links = tuple(name for name in links if name == connection.link or self._proven(name)) or links
+        connection.links_changed(links, rtt_s, route.hold_down_s)
 
     def _proven(self, link: str) -> bool:
         path = self._watch.path(link)

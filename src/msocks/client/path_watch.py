@@ -22,6 +22,7 @@ from msocks.client.leg_signs import LegSigns
 from msocks.client.link_path import LinkPath
 from msocks.client.path_probe import ProbeKeys, ProbeSocket
 from msocks.errors import LinkCaptive
+from msocks.link_monitor.link_kind import link_kind
 from msocks.link_monitor.monitor import LinkMonitor, Subscriber
 from msocks.link_monitor.table import LinkChange, changes
 from msocks.protocol.probe import ProbeAnswer
@@ -29,13 +30,14 @@ from msocks.session.path_health import REFUSED_S, Means, PathHealth, PathState, 
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
-from msocks.values.link import Link, LinkState
+from msocks.values.link import Link, LinkKind, LinkState
 
 _WAKE_S = 0.25
 _LEAST_S = 0.001
 _SLEPT_S = 3.0
-# No NAT forgets a UDP mapping within this time because of idleness: RFC 4787 asks for 2 min, many take 30 s.
+# No NAT forgets a UDP mapping within these times because of idleness: RFC 4787 asks for 2 min, many take 30 s.
 _IN_USE_S = 5.0
+_KEPT_S = 25.0
 
 
 class ControlPath(Protocol):
@@ -90,6 +92,7 @@ class PathWatch:
         self._wanted = wanted
         self._rebound = rebound
         self._signs = LegSigns(reactor)
+        self._is_metered: Callable[[str], bool] = lambda name: link_kind(name) is LinkKind.CELLULAR
         self._paths: dict[str, LinkPath] = {}
         self._picture: dict[str, Link] = {}
         self._proven: dict[str, tuple[bool, bool]] = {}
@@ -159,11 +162,12 @@ class PathWatch:
 
     def sent(self, name: str) -> None:
         """Bytes were written to a leg on that link. Cheap; a link that was idle is asked again from now on."""
-        self._on_traffic(name, heard=False)
-
-    def heard(self, name: str) -> None:
-        """Bytes were read from a leg on that link. Cheap."""
-        self._on_traffic(name, heard=True)
+        path = self._paths.get(name)
+        if path is not None and path.health is not None:
+            now = time.monotonic()
+            path.health.on_traffic(now)
+            if path.due - now > _WAKE_S:
+                self._arm(path)
 
     # -- for the control channels -----------------------------------------------------------------------------------
 
@@ -235,9 +239,18 @@ class PathWatch:
 
     def _begin(self, path: LinkPath) -> None:
         path.close()
-        tariff = Tariff.METERED if path.link.metered else Tariff.FREE
-        path.health = PathHealth(time.monotonic(), tariff)
+        path.health = PathHealth(time.monotonic(), self._tariff(path))
         self._arm(path)
+
+    def set_metered(self, is_metered: Callable[[str], bool]) -> None:
+        """Whether a link costs money, by name."""
+        self._is_metered = is_metered
+        for path in self._paths.values():
+            if path.health is not None:
+                path.health.tariff = self._tariff(path)
+
+    def _tariff(self, path: LinkPath) -> Tariff:
+        return Tariff.METERED if path.link.metered or self._is_metered(path.link.name) else Tariff.FREE
 
     def _publish(self) -> None:
         before = self._picture
@@ -304,18 +317,6 @@ class PathWatch:
                 self._check_legs(path)
             self._publish()
 
-    def _on_traffic(self, name: str, heard: bool) -> None:
-        path = self._paths.get(name)
-        if path is None or path.health is None:
-            return
-        now = time.monotonic()
-        path.health.on_traffic(now)
-        if heard:
-            path.health.on_heard(now)
-            self._after_news(path)
-        if path.due - now > _WAKE_S:
-            self._arm(path)
-
     def _send_probe(self, path: LinkPath, health: PathHealth, now: float) -> bool:
         endpoint = path.next_endpoint(self._dialer.candidates(path.link))
         number = self._association.next_probe_number()
@@ -366,7 +367,8 @@ class PathWatch:
         age_s, path.public_at = now - path.public_at, now
         if known in (None, observed):
             return
-        self._check_legs(path)
+        if age_s < _KEPT_S:
+            self._check_legs(path)
         if age_s < _IN_USE_S and self._rebound is not None:
             self._rebound(path.link.name)
 
