@@ -32,7 +32,10 @@ def test_a_path_is_split_where_tcp_is_answered_long_before_any_probe(tcp_s: floa
 
 
 def test_a_few_slow_answers_are_no_evidence():
-    assert not path(0.0005, *[0.3] * (NEEDED - 1)).is_split
+    doubtful = path(0.0005, *[0.3] * (NEEDED - 1))
+    assert (doubtful.is_split, doubtful.is_doubtful) == (False, True)
+    assert not path(0.0005).is_doubtful
+    assert not path(0.0005, 0.001).is_doubtful
 
 
 def test_one_quick_answer_takes_it_back_for_good():

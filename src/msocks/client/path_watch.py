@@ -203,9 +203,9 @@ class PathWatch:
             path.health.on_refused(now)
 
     def heard_elsewhere(self, name: str, since: float) -> bool:
-        """Whether anything of the proxy has come over another link since then (time.monotonic())."""
-        others = (path.health for other, path in self._paths.items() if other != name)
-        return any(health is not None and health.heard_at > since for health in others)
+        """Whether the proxy has been heard since then (time.monotonic()), over another link and not over this one."""
+        heard = {other for other, path in self._paths.items() if path.health and path.health.heard_at > since}
+        return bool(heard) and name not in heard
 
     def set_captive(self, name: str, captive: LinkCaptive | None) -> None:
         """How something else than the proxy answers on that link; None: it is the proxy after all."""
@@ -354,6 +354,8 @@ class PathWatch:
         captive_and_mute = path.captive is not None and path.health.state is not PathState.ALIVE
         path.health.on_answer(received_at, answer.sequence)
         path.split.on_whole(received_at - answer.time / 1e6)
+        if path.split.is_doubtful:
+            path.health.on_traffic(received_at)  # ask soon
         if captive_and_mute and path.health.state is PathState.ALIVE and self.control is not None:
             self.control.retry(path.link.name)
         if path.answering != endpoint:

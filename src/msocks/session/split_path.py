@@ -20,7 +20,7 @@ FACTOR = 2.0
 MARGIN_S = 0.025
 """A proxy's program may be so much slower than its kernel, which sends the ACKs."""
 NEEDED = 10
-"""Enough for a busy machine to answer one of them at once; about two seconds on a link that nobody uses."""
+"""Enough for a busy machine to answer one of them at once."""
 
 
 class SplitPath:
@@ -46,4 +46,13 @@ class SplitPath:
     @property
     def is_split(self) -> bool:
         """Whether ACKs on this path say nothing of the proxy."""
-        return self._samples >= NEEDED and self._whole_s > FACTOR * self._tcp_s + MARGIN_S
+        return self._samples >= NEEDED and self._seems_split
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it may be, and a few more probes would tell."""
+        return self._samples < NEEDED and self._seems_split
+
+    @property
+    def _seems_split(self) -> bool:
+        return FACTOR * self._tcp_s + MARGIN_S < self._whole_s < math.inf
