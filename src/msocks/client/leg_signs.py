@@ -56,8 +56,9 @@ class LegSigns:
                 self._note_traffic(health, sock, info, now)
 
     def _note_traffic(self, health: PathHealth, leg: socket.socket, info: TcpInfo, now: float) -> None:
+        # Of what is sent, its sender tells. The ACK of a keep-alive is no traffic: it would be asked about for minutes.
+        health.on_traffic(now - info.last_data_received_ms / 1000)
         silent_s = min(info.last_data_received_ms, info.last_ack_received_ms) / 1000
-        health.on_traffic(now - silent_s)
         if info.unacked_segments and silent_s < _OUTSTANDING_S:
             health.on_traffic(now)
         elif info.unacked_segments and health.heard_at > now - _OUTSTANDING_S / 2:

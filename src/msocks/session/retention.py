@@ -45,6 +45,10 @@ class Retention:
         self._cursor = 0
         self._cursor_offset = 0
 
+    def begin_at(self, offset: int) -> None:
+        """Everything before `offset` has arrived already. While nothing was appended."""
+        self.base = self.sent = self.end = self._first_offset = self._cursor_offset = offset
+
     @property
     def retained(self) -> int:
         """Bytes held in memory."""

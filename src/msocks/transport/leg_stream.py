@@ -48,7 +48,10 @@ class LegStream(Confirmed):
         self.watches_handovers = False  # only the side that opens legs can mend a handover that breaks off
         self.on_sent: Callable[[], None] | None = None  # whoever watches over the path hears of every flight
 
-    # -- state ------------------------------------------------------------------------------------------------------
+    def begin_at(self, received: int, sent: int) -> None:
+        """Go on with streams that were carried otherwise so far: offsets inbound, outbound. Before the first leg."""
+        self._chain.position = received
+        self._out.begin_at(sent)
 
     @property
     def position(self) -> int:
@@ -122,8 +125,6 @@ class LegStream(Confirmed):
     def sends_on(self, generation: int) -> bool:
         """Whether the leg of `generation` is the one that sends."""
         return self._out.leg is not None and self._out.leg.generation == generation
-
-    # -- legs -------------------------------------------------------------------------------------------------------
 
     def freeze(self) -> int:
         """Stop forgetting what is ACKed, for as long as a reconnect is under way; returns the basepoint for it."""
@@ -238,8 +239,6 @@ class LegStream(Confirmed):
             self._out.forget(leg)
             self._close(leg)
         self._out.discard()
-
-    # -- bytes ------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         """Append to the outbound stream and send what the leg takes. Never blocks, never fails: see `writable`."""

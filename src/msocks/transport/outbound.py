@@ -34,6 +34,11 @@ class Outbound:
         self._end_confirmed = False  # and the FIN
         self._release_at = _RELEASE_STEP_BYTES
 
+    def begin_at(self, offset: int) -> None:
+        """Everything before has arrived already, by other ways. Before the first leg."""
+        self._retention.begin_at(offset)
+        self._sent_highest = offset
+
     @property
     def base(self) -> int:
         """Everything before is known to have arrived, and forgotten."""

@@ -48,6 +48,10 @@ class RelayConduit:
         self._called = False  # by the owner, at this moment
         self._started = False
 
+    def begin_at(self, up: int, down: int) -> None:
+        """Another datapath has carried both streams so far. Before the first leg."""
+        self._pump.stream.begin_at(up, down)
+
     @property
     def kind(self) -> DatapathKind:
         return DatapathKind.RELAY if self._generation else DatapathKind.NONE

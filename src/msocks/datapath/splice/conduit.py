@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor
 from msocks.datapath.relay.conduit import RelayConduit
-from msocks.datapath.splice import flows
+from msocks.datapath.splice import flows, retreat
 from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
 from msocks.datapath.splice.entries import Side, counters, fill_session, stream_state
-from msocks.datapath.splice.farewell import Farewell, reset_both
+from msocks.datapath.splice.farewell import Farewell, reset_both, say_farewell
 from msocks.datapath.splice.fitting import check_place, misfit, why_not
 from msocks.datapath.splice.handover import Handovers
 from msocks.datapath.splice.host import SpliceHost
@@ -112,7 +112,9 @@ class SpliceConduit:
             assert self._server_side is not None
             if not flows.enter(self._host, self._preparation.slot, side, self._server_side):
                 reason = DatapathReason.NO_ROOM
-        if reason is None:
+        if split and self._spliced and retreat.is_possible(self._session, self._owed):
+            carriage = Carriage(DatapathKind.RELAY, DatapathReason.MIDDLEBOX, handover=False)
+        elif reason is None:
             carriage = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=self._can_hand_over())
         else:
             carriage = Carriage(DatapathKind.NONE if self._spliced else DatapathKind.RELAY, reason, handover=False)
@@ -192,7 +194,11 @@ class SpliceConduit:
             self.carriage_for(leg.sock)
         asked, self._asked = self._asked, None
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
-            self._become_relay(asked[1].reason)
+            try:
+                self._become_relay(asked[1].reason, leg.down_from)
+            except OSError:
+                self._refuse(leg)
+                return
         if self._relay is not None:
             if leg.generation > 1:  # it may have come with a RECONNECT
                 flows.uncap(self._host.tables, leg.sock)
@@ -246,6 +252,7 @@ class SpliceConduit:
         )
 
     def _refuse(self, leg: Attachment) -> None:
+        self._generation = leg.generation
         refuse(self._host, leg.sock)
         self._tell_leg_ended(leg.generation)
 
@@ -279,16 +286,18 @@ class SpliceConduit:
         flows.take_out(self._host.tables, self._session.legs[number])
         self._tell_leg_ended(generation)
 
-    def _become_relay(self, reason: DatapathReason) -> None:
-        """The server's kernel socket stays, and may speak."""
-        server, preparation, side = self._server, self._preparation, self._server_side
+    def _become_relay(self, reason: DatapathReason, down_from: int = 0) -> None:
+        """The server's kernel socket stays, and may speak; else there is one again (OSError where that cannot be)."""
+        server, preparation, taken = self._server, self._preparation, self.state().up_taken
+        if self._spliced and preparation is not None:
+            server = retreat.to_kernel(self._host, preparation, taken, down_from)
+            self._cease()
+        elif preparation is not None:
+            let_speak(self._host, preparation, self._server_side)
         assert server is not None
-        if preparation is not None:
-            let_speak(self._host, preparation, side)
         self._server = None
         self._relay = self._host.relay(reason).open(server, self._owner, resumable=self._resumable)
-
-    # -- events of the kernel's half ----------------------------------------------------------------------------------
+        self._relay.begin_at(taken, down_from)
 
     def on_leg_reset(self, generation: int) -> None:
         """An exact RST of the mobile's side has come."""
@@ -333,8 +342,6 @@ class SpliceConduit:
 
         self._host.reactor.call_soon(tell)
 
-    # -- the end ----------------------------------------------------------------------------------------------------
-
     def hang_up(self, up_end: int) -> None:
         if self._relay is None and not self._spliced:
             self._become_relay(DatapathReason.UNSPECIFIED)
@@ -357,20 +364,14 @@ class SpliceConduit:
         await self.settle()
         if self._closed:
             return
-        session = self._session
-        self._farewell = Farewell(
-            self._host.reactor,
-            session,
+        self._farewell = say_farewell(
+            self._host,
+            self._session,
             up_end,
-            owed=self._owed.rest() if self._owed is not None else b"",
+            self._owed,
             on_finished=lambda: self._tell_last(self._owner.on_finished),
             on_lost=lambda: self._tell_last(lambda: self._owner.on_server_lost(LegEnd.RESET)),
         )
-        if self._owed is not None:
-            self._owed.cancel()
-        flows.leave(self._host.tables, session)
-        session.state = SessionState.RESET
-        self._farewell.begin()
 
     def close(self, *, reset: bool) -> None:
         self._over = True
