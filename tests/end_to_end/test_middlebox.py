@@ -196,7 +196,7 @@ def test_a_spliced_transfer_goes_through_a_middlebox_in_both_directions(behind_a
     field = behind_a_middlebox
     field.lab.link("sat").cut(CutMode.CARRIER)
     field.wait_until(lambda: "sat   down" in field.msocks("links").stdout)
-    transfer = field.transfer("--download", str(12 * MB), "--upload", str(8 * MB))
+    transfer = field.transfer("--download", str(16 * MB), "--upload", str(10 * MB))
     transfer.wait_for(MB)
     assert field.flows()[-1]["datapath"] == "splice"
     field.lab.link("sat").restore()

@@ -161,8 +161,8 @@ class Attachment:
             the socket; the conduit finds those itself. A relay takes them. A splice may not take them from a mobile
             that can reconnect: U does not include them, the mobile keeps them, the server only gets a copy.
         handover: The present leg was stopped with `handover`; it delivers what was sent on it, this one begins behind.
-        split: A middlebox ACKs on it in the mobile's place: `Conduit.confirm` tells what has arrived. A splice passes
-            such ACKs on to the server all the same, which has let go of what is lost with the middlebox.
+        split: A middlebox ACKs on it in the mobile's place: `Conduit.confirm` tells what has arrived. Where a splice
+            carries it all the same, the server hears such ACKs, and lets go of what is lost with the middlebox.
     """
 
     sock: socket.socket
@@ -229,9 +229,10 @@ class Conduit(Protocol):
         """What would carry the session over this leg, which stays the caller's. Changes nothing.
 
         The first leg decides between splice and relay, as only then the options of both legs are known. One on which a
-        middlebox ACKs in the mobile's place (`split`) is relayed: a splice would tell the server of its ACKs. A later
-        leg may force a spliced session into the relay, or be refused (kind NONE). An `attach` that follows in the same
-        turn of the event loop does what the answer says. A leg that is lost already gets some answer.
+        middlebox ACKs in the mobile's place (`split`) is relayed: a splice would tell the server of its ACKs. So is a
+        session that was spliced, from such a leg on, if neither direction has ended; it takes over. Any other later
+        leg may be refused (kind NONE). An `attach` that follows in the same turn of the event loop does what the answer
+        says. A leg that is lost already gets some answer.
         """
 
     def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:

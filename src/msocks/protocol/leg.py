@@ -122,7 +122,7 @@ class DatapathReason(IntEnum):
     TINY_WINDOW = 8
     """The server's window does not hold two of the segments that the mobile was told it may send."""
     MIDDLEBOX = 16
-    """Something on the first leg's link ACKs in the client's place: a splice would pass such ACKs on to the server."""
+    """Something on a leg's link ACKs in the client's place: a splice would pass such ACKs on to the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
