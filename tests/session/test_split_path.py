@@ -34,7 +34,7 @@ def test_a_path_is_split_where_tcp_is_answered_long_before_any_probe(tcp_s: floa
 def test_a_few_slow_answers_are_no_evidence():
     doubtful = path(0.0005, *[0.3] * (NEEDED - 1))
     assert (doubtful.is_split, doubtful.is_doubtful) == (False, True)
-    assert not path(0.0005).is_doubtful
+    assert path(0.0005).is_doubtful
     assert not path(0.0005, 0.001).is_doubtful
 
 
@@ -57,3 +57,14 @@ def test_who_has_heard_nothing_of_tcp_cannot_tell():
     for _ in range(NEEDED):
         judged.on_whole(0.3)
     assert not judged.is_split
+
+
+def test_what_the_last_network_was_this_one_is_assumed_to_be_until_it_shows():
+    judged = SplitPath(assumed=True)
+    verdicts = [judged.is_split]
+    judged.on_tcp(0.0005)
+    judged.on_whole(0.3)
+    verdicts.append(judged.is_split)
+    judged.on_whole(0.002)
+    verdicts.append(judged.is_split)
+    assert verdicts == [True, True, False]

@@ -2,13 +2,15 @@
 
 Such a session's upstream is let go of when the proxy has said that it has it, and the proxy does the same with the
 downstream: RECEIVED on a control channel, which goes from program to program, and its answer. Nothing is said where no
-link has such a middlebox, and nothing new while nothing has come and nothing is awaited.
+link has such a middlebox, and nothing new while nothing has come and nothing is awaited. As long as it is not known
+whether a link has one, nothing is let go of for an ACK either; that takes a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from msocks.client.connection import Connection
 from msocks.protocol.control import MAX_LISTED_SESSIONS, Received, ReceivedStream
@@ -18,6 +20,20 @@ _LEAST_S, _MOST_S = 0.03, 0.25
 _IDLE_S = 0.5
 
 
+class Links(Protocol):
+    """What is known of the links."""
+
+    @property
+    def acks_are_suspect(self) -> bool:
+        """Whether one of them that can be used has such a middlebox, or may have one."""
+
+    def is_split(self, link: str) -> bool:
+        """Whether a middlebox on it ACKs in the proxy's place."""
+
+    def is_doubtful(self, link: str) -> bool:
+        """Whether that is not known yet."""
+
+
 class Confirmations:
     """See the module."""
 
@@ -25,20 +41,20 @@ class Confirmations:
         self,
         loop: asyncio.AbstractEventLoop,
         connections: Callable[[], Iterable[Connection]],
-        is_split: Callable[[str], bool],
+        links: Links,
         say: Callable[[Received], float | None],
     ) -> None:
         """
         Args:
             loop: Keeps the time.
             connections: Those that live.
-            is_split: Whether a link has such a middlebox.
+            links: Know which of them has such a middlebox.
             say: Tells the proxy, over the link that brings it soonest; how many seconds the answer takes, None where it
                 could not be told.
         """
         self._loop = loop
         self._connections = connections
-        self._is_split = is_split
+        self._links = links
         self._say = say
         self._told: dict[SessionId, tuple[int, bool]] = {}
         self._pause_s = _IDLE_S
@@ -61,16 +77,21 @@ class Confirmations:
         told, self._told = self._told, {}
         for connection in self._connections():
             stream, link = connection.stream, connection.link
-            middlebox = connection.leg is not None and link is not None and self._is_split(link)
-            if middlebox:
-                stream.distrust()
-            elif not stream.awaits_word:
+            middlebox = doubtful = False
+            if connection.leg is not None and link is not None:
+                middlebox, doubtful = self._links.is_split(link), self._links.is_doubtful(link)
+                connection.told_split = connection.told_split or middlebox
+                if middlebox or doubtful:
+                    stream.distrust()
+                elif not connection.told_split:
+                    stream.trust()
+            if not (middlebox or doubtful or stream.awaits_word):
                 continue
             concerned += 1
             state = self._told[connection.session] = stream.received(), stream.at_eof
             if stream.awaits_word or told.get(connection.session) != state:
                 streams.append(ReceivedStream(connection.session, connection.generation, *state, middlebox))
-        if not concerned:
+        if not concerned and not self._links.acks_are_suspect:
             return
         self._pause_s = min(2 * self._pause_s, _IDLE_S)
         for first in range(0, len(streams), MAX_LISTED_SESSIONS):

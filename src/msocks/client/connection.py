@@ -31,6 +31,7 @@ class Connection:
         self.destination = destination
         self.stream = stream
         self.bound: Endpoint | None = None
+        self.told_split = False  # the proxy goes by this side's word on the live leg, and not by ACKs
         self.datapath = DatapathKind.NONE
         self.datapath_reason = DatapathReason.UNSPECIFIED
         self._network = network
@@ -244,7 +245,7 @@ class Connection:
                 begins_at,
                 overhead=attempt.request_bytes,
                 handover=attempt.handover,
-                split=attempt.split,
+                split=attempt.split or self._network.is_doubtful(attempt.link),
             )
             attempt.sends_from = begins_at
         self._machine.request_sent(self._now(), attempt.generation)
@@ -315,8 +316,10 @@ class Connection:
             attempt.close()
             self.lost_bytes(gap)
             return False
+        self.told_split = attempt.split
         if attempt.sends_from is None:
-            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes, split=attempt.split)
+            split = attempt.split or self._network.is_doubtful(attempt.link)
+            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes, split=split)
         stream.confirm(reply.up_acked, reply.up_fin_at is not None)
         return True
 

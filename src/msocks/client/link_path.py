@@ -95,4 +95,4 @@ class LinkPath:
             probe.close()
         self.probes.clear()
         self.health = self.answering = self.public = self.captive = None
-        self.split = SplitPath()
+        self.split = SplitPath(assumed=self.split.is_split)

@@ -68,6 +68,9 @@ class Network(Protocol):
     def is_split(self, link: str) -> bool:
         """Whether a middlebox on this link ACKs in the proxy's place."""
 
+    def is_doubtful(self, link: str) -> bool:
+        """Whether that is not known yet, so that nothing shall be let go of for an ACK."""
+
     def sent(self, link: str) -> None:
         """Bytes were written to a leg on this link."""
 

@@ -75,9 +75,7 @@ class MobileNode:
         )
         self._authority = NodeAuthority(self._association, loop)
         self._closer = SessionCloser(self, loop)
-        self._confirmations = Confirmations(
-            loop, lambda: list(self.connections.values()), self.is_split, self._say_received
-        )
+        self._confirmations = Confirmations(loop, lambda: list(self.connections.values()), self, self._say_received)
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
         self.router: Router | None = None
@@ -134,6 +132,16 @@ class MobileNode:
         path = self._watch.path(link)
         return path is not None and path.split.is_split
 
+    def is_doubtful(self, link: str) -> bool:
+        """Whether it is not known yet if that link has one."""
+        path = self._watch.path(link)
+        return path is not None and path.split.is_doubtful
+
+    @property
+    def acks_are_suspect(self) -> bool:
+        """Whether a link that can be used has one, or may have one."""
+        return any(self.is_split(name) or self.is_doubtful(name) for name in self._usable)
+
     @property
     def problem(self) -> MsocksError | None:
         """Why there is no association with the proxy; None while all is well, or while no link is up."""
@@ -169,7 +177,7 @@ class MobileNode:
         if link is not None:
             connection.prefer(link)
         self.connections[connection.session] = connection
-        if any(self.is_split(name) for name in self._usable):
+        if self.acks_are_suspect:
             self._confirmations.begin()
         if self._association.refusal is not None:
             connection.give_up(self._association.refusal)
@@ -295,7 +303,7 @@ class MobileNode:
     def _offer_links(self) -> None:
         usable = tuple(name for name, link in self._watch.links().items() if self._can_carry(link))
         self._usable = usable
-        if any(self.is_split(name) for name in usable):
+        if self.acks_are_suspect:
             self._confirmations.begin()
         if self.authorised:
             rtt_s = self._rtt_s()

@@ -24,11 +24,12 @@ NEEDED = 10
 
 
 class SplitPath:
-    """See the module."""
+    """See the module. Where the last network on the same link was split, this one is `assumed` to be until it shows."""
 
-    __slots__ = ("_samples", "_tcp_s", "_whole_s")
+    __slots__ = ("_assumed", "_samples", "_tcp_s", "_whole_s")
 
-    def __init__(self) -> None:
+    def __init__(self, *, assumed: bool = False) -> None:
+        self._assumed = assumed
         self._tcp_s = math.inf
         self._whole_s = math.inf
         self._samples = 0
@@ -46,13 +47,14 @@ class SplitPath:
     @property
     def is_split(self) -> bool:
         """Whether ACKs on this path say nothing of the proxy."""
-        return self._samples >= NEEDED and self._seems_split
+        return self._may_be_split and (self._assumed or self._samples >= NEEDED)
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether it may be, and a few more probes would tell."""
-        return self._samples < NEEDED and self._seems_split
+        """Whether it may be split, and a few more probes would tell."""
+        return self._may_be_split and self._samples < NEEDED
 
     @property
-    def _seems_split(self) -> bool:
-        return FACTOR * self._tcp_s + MARGIN_S < self._whole_s < math.inf
+    def _may_be_split(self) -> bool:
+        unknown = math.isinf(self._tcp_s) or math.isinf(self._whole_s)
+        return (unknown and self._samples < NEEDED) or FACTOR * self._tcp_s + MARGIN_S < self._whole_s < math.inf

@@ -48,10 +48,10 @@ class LegStream(Confirmed):
         self.watches_handovers = False  # only the side that opens legs can mend a handover that breaks off
         self.on_sent: Callable[[], None] | None = None  # whoever watches over the path hears of every flight
 
-    def begin_at(self, received: int, sent: int) -> None:
-        """Go on with streams that were carried otherwise so far: offsets inbound, outbound. Before the first leg."""
+    def begin_at(self, received: int, arrived: int, sent: int) -> None:
+        """Go on with streams that were carried otherwise so far: see `Outbound.begin_at`. Before the first leg."""
         self._chain.position = received
-        self._out.begin_at(sent)
+        self._out.begin_at(arrived, sent)
 
     @property
     def position(self) -> int:

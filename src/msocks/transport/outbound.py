@@ -34,10 +34,10 @@ class Outbound:
         self._end_confirmed = False  # and the FIN
         self._release_at = _RELEASE_STEP_BYTES
 
-    def begin_at(self, offset: int) -> None:
-        """Everything before has arrived already, by other ways. Before the first leg."""
+    def begin_at(self, offset: int, sent: int) -> None:
+        """Everything before has arrived already, by other ways, which have sent up to `sent`. Before the first leg."""
         self._retention.begin_at(offset)
-        self._sent_highest = offset
+        self._sent_highest = sent
 
     @property
     def base(self) -> int:
@@ -109,7 +109,7 @@ class Outbound:
 
     def check(self, offset: int) -> None:
         """Raise ValueError unless a leg can begin at `offset`."""
-        if not self._retention.base <= offset <= self._retention.end:
+        if not self._retention.base <= offset <= max(self._retention.end, self._sent_highest):
             raise ValueError(
                 f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
             )
@@ -148,7 +148,10 @@ class Outbound:
             if old is not None:
                 done.append(old)
         leg.begins_at, leg.overhead, leg.split = begins_at, overhead, split
-        self._retention.rewind(begins_at)
+        if begins_at > self._retention.end:
+            self._retention.skip_to(begins_at)  # other ways have brought it there
+        else:
+            self._retention.rewind(begins_at)
         self.leg = leg
         return done
 

@@ -48,9 +48,13 @@ class RelayConduit:
         self._called = False  # by the owner, at this moment
         self._started = False
 
-    def begin_at(self, up: int, down: int) -> None:
-        """Another datapath has carried both streams so far. Before the first leg."""
-        self._pump.stream.begin_at(up, down)
+    def begin_at(self, up: int, down: int, down_sent: int) -> None:
+        """Another datapath has carried both streams so far. Before the first leg.
+
+        It has taken the upstream up to `up`. What it has sent of the downstream has arrived up to `down`, and may have
+        beyond, up to `down_sent`, where the mobile may say so later.
+        """
+        self._pump.stream.begin_at(up, down, down_sent)
 
     @property
     def kind(self) -> DatapathKind:

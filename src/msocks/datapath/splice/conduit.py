@@ -288,16 +288,16 @@ class SpliceConduit:
 
     def _become_relay(self, reason: DatapathReason, down_from: int = 0) -> None:
         """The server's kernel socket stays, and may speak; else there is one again (OSError where that cannot be)."""
-        server, preparation, taken = self._server, self._preparation, self.state().up_taken
+        server, preparation, state = self._server, self._preparation, self.state()
         if self._spliced and preparation is not None:
-            server = retreat.to_kernel(self._host, preparation, taken, down_from)
+            server = retreat.to_kernel(self._host, preparation, state.up_taken, down_from)
             self._cease()
         elif preparation is not None:
             let_speak(self._host, preparation, self._server_side)
         assert server is not None
         self._server = None
         self._relay = self._host.relay(reason).open(server, self._owner, resumable=self._resumable)
-        self._relay.begin_at(taken, down_from)
+        self._relay.begin_at(state.up_taken, down_from, state.down_available)
 
     def on_leg_reset(self, generation: int) -> None:
         """An exact RST of the mobile's side has come."""
