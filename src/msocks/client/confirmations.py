@@ -18,6 +18,7 @@ from msocks.values.ids import SessionId
 
 _LEAST_S, _MOST_S = 0.03, 0.25
 _IDLE_S = 0.5
+_NOTHING = (-1, False)
 
 
 class Links(Protocol):
@@ -76,28 +77,38 @@ class Confirmations:
         streams = []
         told, self._told = self._told, {}
         for connection in self._connections():
-            stream, link = connection.stream, connection.link
-            middlebox = doubtful = False
-            if connection.leg is not None and link is not None:
-                middlebox, doubtful = self._links.is_split(link), self._links.is_doubtful(link)
-                connection.told_split = connection.told_split or middlebox
-                if middlebox or doubtful:
-                    stream.distrust()
-                elif not connection.told_split:
-                    stream.trust()
-            if not (middlebox or doubtful or stream.awaits_word):
-                continue
-            concerned += 1
-            state = self._told[connection.session] = stream.received(), stream.at_eof
-            if stream.awaits_word or told.get(connection.session) != state:
-                streams.append(ReceivedStream(connection.session, connection.generation, *state, middlebox))
-        if not concerned and not self._links.acks_are_suspect:
+            stream, session = connection.stream, connection.session
+            suspect = self._note_link(connection)
+            # The proxy waits for this side's word on a leg that was told of, and on one that such a leg hands over to.
+            waited_for = connection.told_split or (stream.handing_over and session in told)
+            if suspect or waited_for or stream.awaits_word:
+                concerned += 1
+                self._told[session] = stream.received(), stream.at_eof
+            elif session not in told:
+                continue  # or it is the last word
+            state = stream.received(), stream.at_eof
+            if stream.awaits_word or told.get(session) != state:
+                streams.append(ReceivedStream(session, connection.generation, *state, connection.told_split))
+        if not concerned and not streams and not self._links.acks_are_suspect:
             return
         self._pause_s = min(2 * self._pause_s, _IDLE_S)
         for first in range(0, len(streams), MAX_LISTED_SESSIONS):
             takes_s = self._say(Received(tuple(streams[first : first + MAX_LISTED_SESSIONS])))
             if takes_s is None:
-                self._told.clear()
+                self._told.update({stream.session: _NOTHING for stream in streams})
             else:
                 self._pause_s = min(max(takes_s / 2, _LEAST_S), _MOST_S)
         self._timer = self._loop.call_later(self._pause_s, self._look)
+
+    def _note_link(self, connection: Connection) -> bool:
+        """Let the stream trust the live leg's ACKs, or not; whether they are suspect."""
+        link = connection.link
+        if connection.leg is None or link is None:
+            return False
+        split, doubtful = self._links.is_split(link), self._links.is_doubtful(link)
+        connection.told_split = connection.told_split or split
+        if split or doubtful:
+            connection.stream.distrust()
+        elif not connection.told_split:
+            connection.stream.trust()
+        return split or doubtful
