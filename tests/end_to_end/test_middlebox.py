@@ -50,7 +50,7 @@ def test_a_middlebox_that_dies_with_full_buffers_costs_no_byte(behind_a_middlebo
 
 def a_middlebox_dies(field: Field, how: str, size: int) -> None:
     satellite = field.lab.link("sat")
-    transfer = field.transfer("--download", str(size), "--upload", str(size))
+    transfer = field.transfer("--download", str(size), "--upload", str(2 * size))
     transfer.wait_for(MB // 2)
     if how == "falls silent before":
         began = satellite.cut(CutMode.SILENT).done
