@@ -119,7 +119,7 @@ def build_extension() -> None:
     bindings = ROOT / SPLICE / "bindings"
     ffi = FFI()
     ffi.cdef((bindings / "libbpf.cdef").read_text())
-    ffi.set_source(MODULE, "\n".join((bindings / name).read_text() for name in ("libbpf.c", "legs.c")))
+    ffi.set_source(MODULE, "\n".join((bindings / name).read_text() for name in ("libbpf.c", "legs.c", "openings.c")))
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "_libbpf.c")
         with contextlib.redirect_stdout(None):

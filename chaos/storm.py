@@ -151,7 +151,7 @@ def run(seed: int, seconds: float, sessions: int, datapath: str, logs: Path | No
     """One run; its raw result, with what was wrong in `problems`. Raises BenchmarkError, LabError."""
     began = time.monotonic()
     # What the relay holds dies with it.
-    disturbances = plan.disturbances(seed, seconds, crashes=False)
+    disturbances = plan.disturbances(seed, seconds, crashes=datapath == "splice")
     with Lab(LabConfig(plan.links(seed), seed=seed), directory=logs) as lab:
         world.start_pattern_server(lab)
         storm = Storm(lab, SteppedClock(lab.directory), datapath)

@@ -232,6 +232,10 @@ class ControlUnavailable(MsocksError, ConnectionError):
     """No control channel to the proxy can be had, so no leg can be authenticated."""
 
 
+class ControlClosed(ControlUnavailable):
+    """The proxy's end of a control channel has closed, as it does when the proxy stops or crashes."""
+
+
 class AgentUnavailable(MsocksError, ConnectionError):
     """The agent's control socket cannot be reached."""
 

@@ -13,6 +13,7 @@ import pytest
 from tests.client.mobile_lab import LinksOfANode, links_of_a_node, make_user, on_host, start_proxy
 from tests.client.scripted_proxy import Script, ScriptedChannel, scripted_proxy
 
+from msocks.client import link_channel
 from msocks.client.link_channel import ChannelState
 from msocks.errors import (
     AuthenticationError,
@@ -267,6 +268,24 @@ class TestWithAScript:
             ended = await node.until(lambda: len(node.told.opened) == 4)
             assert 0.1 + 0.2 + 0.4 < ended - began < 0.2 + 0.4 + 0.8 + 0.5
             assert all(isinstance(error, ControlUnavailable | OSError) for error in lost(node))
+
+    async def test_a_proxy_that_is_away_is_looked_for_soon_where_sessions_wait_for_it(
+        self, lab: Lab, scripted: AccessLink, state: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(link_channel, "_FIRST_PAUSE_S", 20.0)  # as after many restarts
+
+        async def script(channel: ScriptedChannel) -> None:
+            await channel.welcome()
+
+        async with running(lab, scripted, state, script) as node:
+            await node.until(lambda: node.told.lost)
+            retry_in_s = node.channels.status()["wifi"].retry_in_s
+            assert retry_in_s is not None
+            assert retry_in_s > 9
+            node.wanted = True
+            node.channels.verify_all()
+            began = await node.until(lambda: len(node.told.opened) == 2)
+            assert await node.until(lambda: len(node.told.opened) == 3) - began < 2
 
     async def test_a_proxy_that_goes_down_says_so(self, lab: Lab, scripted: AccessLink, state: Path):
         channels = 0

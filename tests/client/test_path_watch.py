@@ -307,11 +307,24 @@ async def test_a_leg_that_lives_survives_its_check(lab: Lab, access: AccessLink,
 
 async def test_after_a_suspend_everything_is_asked_anew(lab: Lab, access: AccessLink, monkeypatch: pytest.MonkeyPatch):
     async with node_of(lab, access) as node:
-        monkeypatch.setattr("msocks.client.path_watch.boot_time_s", lambda: boot_time_s() + 3600)
+        monkeypatch.setattr("msocks.client.sleep_watch.boot_time_s", lambda: boot_time_s() + 3600)
         node.watch.sent("wifi")
         await node.until(lambda: node.watch.rtt_ms("lte") is None)
         await node.until(lambda: node.watch.rtt_ms("lte") and node.watch.rtt_ms("wifi"))
         assert not node.told.lost, "the channels were verified, and live"
+
+
+async def test_a_process_that_was_stopped_asks_anew(lab: Lab, access: AccessLink, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("msocks.client.sleep_watch._SLEPT_S", 0.5)
+    async with node_of(lab, access) as node:
+        verified: list[None] = []
+        monkeypatch.setattr(node.channels, "verify_all", lambda: verified.append(None))
+        for name in ("wifi", "lte"):
+            await use(node, name, 0.1)
+        time.sleep(1)  # nothing of this process runs meanwhile  # noqa: ASYNC251
+        assert not verified
+        await node.until(lambda: verified, 0.5)
+        await node.until(lambda: node.watch.rtt_ms("lte") and node.watch.rtt_ms("wifi"))
 
 
 async def test_an_idle_metered_link_carries_next_to_nothing(lab: Lab, access: AccessLink):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from tests.datapath.late_server import LateServer
 from tests.datapath.networks import Network
 
 from msocks.datapath.interface import Attachment, Conduit, LegEnd
@@ -103,10 +104,18 @@ class Bench:
         assert (self.conduit.kind, self.conduit.reason) == (carriage.kind, carriage.reason)
         self.down_from = decided.down_from
         assert await read(mobile, len(REPLY)) == REPLY
+        await stands(self.server)
         return mobile
 
 
+async def stands(sock: socket.socket) -> None:
+    """Wait until it does; nothing to wait for where it is no server's."""
+    if isinstance(sock, LateServer):
+        await eventually(sock.stands)
+
+
 async def read(sock: socket.socket, size: int) -> bytes:
+    await stands(sock)
     data = b""
     while len(data) < size:
         piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, size - len(data)), 10)
@@ -117,10 +126,12 @@ async def read(sock: socket.socket, size: int) -> bytes:
 
 
 async def write(sock: socket.socket, data: bytes) -> None:
+    await stands(sock)
     await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(sock, data), 10)
 
 
 async def read_into(target: bytearray, sock: socket.socket, until: int) -> None:
+    await stands(sock)
     while len(target) < until:
         target += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, until - len(target)), 10)
 

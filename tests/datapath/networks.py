@@ -10,6 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from tests.datapath.late_server import LateServer
 from tests.datapath.three_hosts import (
     MOBILE_LINKS,
     SERVER_LINK,
@@ -22,7 +23,7 @@ from tests.datapath.three_hosts import (
 from msocks.datapath.interface import Datapath
 from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.splice import PortRange, open_splice
-from msocks.protocol.leg import DatapathReason
+from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.transport.reactor import Reactor
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -39,7 +40,10 @@ class Network(Protocol):
         """The mobile node's end and the proxy's, whose listener the datapath has prepared."""
 
     def server_leg(self, waiting: socket.socket) -> tuple[socket.socket, socket.socket]:
-        """The server's end and the proxy's, which the datapath has prepared for the leg that waits for it."""
+        """The server's end and the proxy's, which the datapath has prepared for the leg that waits for it.
+
+        The server's is a `LateServer`: in a splice it stands when the mobile has answered the first reply.
+        """
 
 
 MakeDatapath: TypeAlias = Callable[[Reactor], Datapath]
@@ -61,8 +65,7 @@ class _Loopback:
         leg = socket.socket()
         host, port = self._server.getsockname()
         self.datapath.prepare_server_leg(leg, destination=(ip_address(host), port), leg=waiting, smallest_mtu=1500)
-        near, far = _connected(leg, self._server)
-        return far, near
+        return _server_of(leg, self._server, self.datapath), leg
 
 
 class _Veth:
@@ -83,8 +86,17 @@ class _Veth:
         leg = self._hosts.proxy.socket(self._server.family)
         host, port = self._server.getsockname()[:2]
         self.datapath.prepare_server_leg(leg, destination=(ip_address(host), port), leg=waiting, smallest_mtu=1500)
-        near, far = _connected(leg, self._server)
-        return far, near
+        return _server_of(leg, self._server, self.datapath), leg
+
+
+def _server_of(leg: socket.socket, listener: socket.socket, datapath: Datapath) -> LateServer:
+    """Connect a server leg to a listener. In a splice the mobile's first word ends the handshake, else it has ended."""
+    leg.connect(listener.getsockname()[:2])
+    leg.setblocking(False)
+    server = LateServer(listener, leg)
+    if datapath.kind is not DatapathKind.SPLICE:
+        assert server.stands(5)
+    return server
 
 
 def _connected(

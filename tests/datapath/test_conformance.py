@@ -30,8 +30,10 @@ async def test_bytes_go_both_ways_behind_the_reply(bench: Bench) -> None:
 
 @pytest.mark.every_family
 async def test_a_server_that_speaks_first_is_heard(bench: Bench) -> None:
-    await write(bench.server, b"220 ready\r\n")
+    speaking = asyncio.create_task(write(bench.server, b"220 ready\r\n"))
+    await asyncio.sleep(0)
     mobile = await bench.attach(1)
+    await speaking
     assert await read(mobile, 11) == b"220 ready\r\n"
 
 

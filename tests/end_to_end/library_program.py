@@ -13,6 +13,7 @@ from typing import Any
 import uvloop
 
 import msocks
+from msocks.transport.leg_stream import LegStream
 
 ECHO, TLS_ECHO, UPGRADE = 7001, 7002, 7003
 
@@ -93,6 +94,24 @@ async def refused(access: str, certificate: str) -> dict[str, Any]:
     return found
 
 
+async def miscounting(access: str, certificate: str) -> dict[str, Any]:
+    """It believes to have received more than was ever sent: nothing can be made of that."""
+    del certificate
+    received = LegStream.received
+    reader, writer = await msocks.open_connection("server", ECHO, access=access)
+    writer.write(b"once")
+    assert await reader.readexactly(4) == b"once"
+    LegStream.received = lambda self: received(self) + 1  # type: ignore[method-assign]
+    found: dict[str, Any] = {}
+    assert await (await asyncio.create_subprocess_exec("ip", "link", "set", str(writer.link), "down")).wait() == 0
+    try:
+        await reader.read()
+    except ConnectionError as error:
+        found["read"] = str(error)
+    await msocks.close_nodes()
+    return found
+
+
 def blocking(access: str, certificate: str) -> dict[str, Any]:
     kinds: list[str] = []
     seen = []
@@ -118,7 +137,8 @@ def blocking(access: str, certificate: str) -> dict[str, Any]:
 
 def main() -> None:
     name, access, certificate, loop = sys.argv[1:]
-    program = {"streams": streams, "tls": tls, "start_tls": start_tls, "refused": refused, "blocking": blocking}[name]
+    programs = (streams, tls, start_tls, refused, miscounting, blocking)
+    program = {program.__name__: program for program in programs}[name]
     result = program(access, certificate)
     if asyncio.iscoroutine(result):
         with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:

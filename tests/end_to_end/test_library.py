@@ -58,12 +58,17 @@ def run(datapath: str) -> Iterator[Callable[..., dict[str, Any]]]:
         for port in (7001, 7002, 7003):
             lab.server.wait_listening(port)
 
+        def established() -> set[int]:
+            return {each["remote_port"] for each in lab.server.tcp_sockets() if each["state"] == "ESTABLISHED"}
+
         def run_program(name: str, loop: str = "asyncio") -> dict[str, Any]:
             program = str(HERE / "library_program.py")
             argv = [sys.executable, program, name, str(field.access), str(certificate), loop]
+            before = established()
             output = lab.mobile.run(argv, timeout=60).stdout
             result: dict[str, Any] = json.loads(output)
             result["connections"] = lab.server.accepted_connections()
+            result["stays"] = [*(established() - before)]
             return result
 
         yield run_program
@@ -102,3 +107,10 @@ def test_a_blocking_socket_is_a_real_one_and_moves(run: Callable[..., dict[str, 
     assert result["rest"] == 0
     assert result["events"][:2] == ["Moved", "Moved"]
     assert result["tls"] == "through tls"
+
+
+def test_what_cannot_go_on_ends_at_both_ends(run: Callable[..., dict[str, Any]]) -> None:
+    """The last test: a link is down afterwards."""
+    result = run("miscounting")
+    assert "bytes were lost" in result["read"]
+    assert result["stays"] == []

@@ -15,6 +15,10 @@ MB = 1_000_000
 BOTH_WAYS = ("--download", str(8 * MB), "--upload", str(4 * MB))
 AT = 3 * MB // 2
 """Received before the network changes: both directions are at full speed by then."""
+# Where the agent does the work, one datapath says it all, and the other is part of `make soak`.
+mostly_spliced = pytest.mark.parametrize(
+    "datapath", ["splice", pytest.param("relay", marks=pytest.mark.long)], indirect=True
+)
 
 
 def passed_by(transfer: Transfer, field: Field) -> None:
@@ -79,6 +83,7 @@ def test_connections_whose_end_only_the_proxy_notices(make_field: Callable[..., 
     assert time.monotonic() - began < 12
 
 
+@mostly_spliced
 def test_without_any_link_it_waits(field: Field) -> None:
     transfer = field.transfer(*BOTH_WAYS)
     transfer.wait_for(AT)
@@ -90,6 +95,7 @@ def test_without_any_link_it_waits(field: Field) -> None:
     passed_by(transfer, field)
 
 
+@mostly_spliced
 def test_it_goes_back_to_the_preferred_link(field: Field) -> None:
     transfer = field.transfer("--download", str(30 * MB), "--rate", "1500000")
     transfer.wait_for(MB)
@@ -101,6 +107,7 @@ def test_it_goes_back_to_the_preferred_link(field: Field) -> None:
     transfer.process.stop()
 
 
+@mostly_spliced
 def test_from_an_ipv4_only_link_to_an_ipv6_only_link_and_back(make_field: Callable[..., Field]) -> None:
     field = make_field(replace(WIFI, ipv6=False, nat=True), replace(LTE, ipv4=False))
     field.start_proxy()
@@ -113,6 +120,7 @@ def test_from_an_ipv4_only_link_to_an_ipv6_only_link_and_back(make_field: Callab
     passed_by(transfer, field)
 
 
+@mostly_spliced
 def test_a_nat_that_forgets_its_mappings(make_field: Callable[..., Field]) -> None:
     field = make_field(replace(WIFI, ipv6=False, nat=True))
     field.start_proxy()
@@ -123,6 +131,7 @@ def test_a_nat_that_forgets_its_mappings(make_field: Callable[..., Field]) -> No
     passed_by(transfer, field)
 
 
+@mostly_spliced
 def test_a_new_address_on_the_same_interface(make_field: Callable[..., Field]) -> None:
     field = make_field(WIFI)
     field.start_proxy()
@@ -133,6 +142,7 @@ def test_a_new_address_on_the_same_interface(make_field: Callable[..., Field]) -
     passed_by(transfer, field)
 
 
+@mostly_spliced
 def test_an_agent_that_starts_offline(make_field: Callable[..., Field]) -> None:
     field = make_field(replace(WIFI, attached=False))
     field.start_agent()
@@ -143,6 +153,7 @@ def test_an_agent_that_starts_offline(make_field: Callable[..., Field]) -> None:
     passed_by(transfer, field)
 
 
+@mostly_spliced
 def test_a_link_that_is_lost_in_the_middle_of_connect(make_field: Callable[..., Field]) -> None:
     slow = replace(WIFI, rtt_ms=600)
     field = make_field(slow, LTE)
@@ -169,6 +180,7 @@ def test_moves_at_random_moments_lose_nothing(field: Field) -> None:
     field.carried()
 
 
+@mostly_spliced
 @pytest.mark.parametrize("who", ["client", "server"])
 def test_a_half_closed_connection_moves_like_any_other(field: Field, who: str) -> None:
     transfer = field.transfer("--download", str(5 * MB), "--upload", str(2 * MB), "--half-close", who)

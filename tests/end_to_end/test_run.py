@@ -179,6 +179,37 @@ for _ in range(50):
     assert (done.stdout.strip(), done.stderr) == (ran.lab.proxy.ipv4, "")
 
 
+def test_a_program_that_forks_and_closes_all_its_descriptors_goes_through_the_agent(ran: Runs):
+    done = ran.python(
+        WHO
+        + """
+os.closerange(3, 65536)
+os.close(0)  # the next socket is number 0
+sock = socket.create_connection((S4, PORT), 10)
+children = []
+for _ in range(5):
+    if not (child := os.fork()):
+        os.closerange(3, 65536)
+        print(sock.fileno(), who(S4), flush=True)
+        os._exit(0)
+    children.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sock.sendall(b"x\\n")  # that the children had it too, and ended, does not harm it
+print(sock.makefile().readline().strip(), children, flush=True)
+if not os.fork():
+    gone = socket.socket()
+    gone.setblocking(False)
+    gone.connect_ex((S4, PORT))
+    os.close(gone.detach())  # in the middle of connect()
+    os._exit(0)
+os.wait()
+print(who(S4))
+"""
+    )
+    proxy = ran.lab.proxy.ipv4
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [*[f"0 {proxy}"] * 5, f"{proxy} {[0] * 5}", proxy]
+
+
 def test_what_is_near_and_what_is_excluded_is_left_alone(ran: Runs):
     """The mobile host's own addresses, loopback, and the proxy: nobody in between, and no flow."""
     flows = len(ran.field.flows())

@@ -20,7 +20,7 @@ from tests.end_to_end.conftest import Field
 from tests.end_to_end.ends import Ends, datapath_at_proxy, entered, eventually, fill, join, read, read_all
 from tests.end_to_end.splice_fixtures import spliced
 
-from msocks_lab import LabProcess
+from msocks_lab import CutMode, Direction, LabProcess
 
 __all__ = ["spliced"]
 
@@ -275,6 +275,26 @@ def test_round_trips_of_one_byte(spliced: Field) -> None:
             assert read(ends.server, 1) == byte
             ends.server.send(byte)
             assert read(ends.client, 1) == byte
+
+
+def test_a_server_whose_last_ack_is_lost_with_its_link_is_told_over_another(spliced: Field) -> None:
+    """Alone it would say its FIN again for two minutes."""
+    wifi = spliced.lab.link("wifi")
+    with join(spliced) as ends:
+        ends.client.shutdown(socket.SHUT_WR)
+        assert read_all(ends.server) == b""
+        wifi.cut(CutMode.SILENT, Direction.UP)
+        ends.server.close()
+        assert read_all(ends.client) == b""
+        assert states(spliced, ends.port) == {"LAST_ACK"}
+        eventually(lambda: not states(spliced, ends.port))
+        wifi.restore()
+    eventually(lambda: spliced.msocks("links").stdout.count(" up ") == 2)
+
+
+def states(field: Field, port: int) -> set[str]:
+    """Of the server's connections on a port."""
+    return {str(entry["state"]) for entry in field.lab.server.tcp_sockets() if entry["local_port"] == port}
 
 
 def test_a_mobile_that_vanishes_does_not_hold_the_server_for_ever(spliced: Field) -> None:

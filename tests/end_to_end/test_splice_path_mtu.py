@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from tests.end_to_end.conftest import Field
 from tests.end_to_end.splice_fixtures import spliced_field
+from tests.end_to_end.test_proxy_crash import crash
 
 from msocks_lab import LinkConfig
 
@@ -66,7 +67,10 @@ def test_paths_of_different_widths(first: str, narrow: LinkConfig, icmp: str, ve
             assert field.msocks("move", "all", "--to", link).returncode == 0
             transfer.wait_for(transfer.received() + MB // 5, timeout=10)
         assert transfer.result()["error"] == ""
-        # The server was told of the narrow path, and announces a smaller MSS from now on.
+        # The server was told of the narrow path, and announces a smaller MSS from now on; also to the next process.
+        if icmp == "icmp":
+            crash(field)
+            field.start_proxy("--open")
         assert field.transfer("--download", "1000", "--upload", "1000").result()["error"] == ""
         field.carried()
 

@@ -5,42 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demo.world import NGINX, SSHD
-from tests.end_to_end.conftest import MSOCKS, PORT, Field
+from tests.end_to_end.conftest import PORT, Field
 from tests.end_to_end.ends import eventually
+from tests.end_to_end.real_servers import WEB_PORT, ssh_options, start_nginx, start_postgresql, start_sshd
 from tests.end_to_end.splice_fixtures import spliced_field
 
 from msocks_lab import LinkConfig
 
 MB = 1_000_000
-WEB_PORT, SSH_PORT, DATABASE_PORT = 8080, 2222, 5432
 SIZE = 16 * MB
-SOME_DATABASE_USER = "nobody"  # PostgreSQL refuses to run as root
 
 
 @pytest.fixture(scope="module")
 def town() -> Iterator[Field]:
     """Nginx and sshd on the server; two links that take some time for the file."""
     with spliced_field(LinkConfig("wifi", rtt_ms=4, rate_mbit=60), LinkConfig("lte", rtt_ms=10, rate_mbit=60)) as field:
-        directory, server = field.directory, field.lab.server
-        (directory / "www").mkdir()
-        (directory / "www" / "file").write_bytes(secrets.token_bytes(SIZE))
-        (directory / "nginx.conf").write_text(NGINX.format(directory=directory, port=WEB_PORT))
-        server.popen([shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(directory / "nginx.conf")])
-        for name in ("host_key", "user_key"):
-            keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
-            subprocess.run(keygen, check=True, timeout=20)
-        (directory / "sshd.conf").write_text(SSHD.format(directory=directory, port=SSH_PORT))
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd refuses to start without it
-        server.popen([shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", str(directory / "sshd.conf")])
-        for port in (WEB_PORT, SSH_PORT):
-            server.wait_listening(port)
+        start_nginx(field, secrets.token_bytes(SIZE))
+        start_sshd(field)
         yield field
 
 
@@ -59,12 +44,6 @@ def move_in_the_middle(field: Field, file: Path) -> None:
     eventually(lambda: file.exists() and file.stat().st_size > MB)
     assert field.msocks("move", "all", "--to", "lte").returncode == 0
     assert file.stat().st_size < SIZE, "the whole file had come before"
-
-
-def ssh_options(field: Field) -> list[str]:
-    key = str(field.directory / "user_key")
-    values = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", f"ProxyCommand={MSOCKS} nc %h %p"]
-    return ["-i", key, "-p", str(SSH_PORT), *(word for value in values for word in ("-o", value))]
 
 
 def environment(field: Field) -> dict[str, str]:
@@ -106,24 +85,9 @@ def test_rsync_over_ssh(town: Field) -> None:
 
 
 def test_psql_and_postgresql(town: Field) -> None:
-    programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
-    data = town.directory / "database"
-    data.mkdir()
-    shutil.chown(data, SOME_DATABASE_USER)
-    server = town.lab.server
-    server.run(
-        [programs / "initdb", "-D", data, "--auth", "trust", "--no-sync", "-U", "someone"],
-        user=SOME_DATABASE_USER, cwd="/",
-    )  # fmt: skip
-    (data / "pg_hba.conf").write_text("host all all all trust\n")
-    options = ["-c", "listen_addresses=*", "-c", "unix_socket_directories=", "-c", "fsync=off"]
-    server.popen(
-        [programs / "postgres", "-D", data, "-p", str(DATABASE_PORT), *options], user=SOME_DATABASE_USER, cwd="/"
-    )
-    server.wait_listening(DATABASE_PORT)
+    connection = start_postgresql(town)
     chains = town.directory / "proxychains.conf"
     chains.write_text(f"strict_chain\nproxy_dns\nquiet_mode\n[ProxyList]\nsocks5 127.0.0.1 {PORT}\n")
-    connection = f"host={town.lab.server.ipv4} port={DATABASE_PORT} user=someone dbname=postgres sslmode=disable"
     script = """
         create table numbers as select n, repeat(md5(n::text), 30) as text from generate_series(1, 20000) n;
         \\copy numbers to pstdout

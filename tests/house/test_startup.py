@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 NEVER_AT_START = {
     "asyncio",
@@ -16,6 +18,8 @@ NEVER_AT_START = {
     "multiprocessing",
     "tomllib",
 }
+
+MOST_ADDED_BY_NC_S = 0.030
 
 REPORT = """
 import json, sys
@@ -60,3 +64,18 @@ def test_nc_loads_the_standard_library_at_most():
     )
     assert loaded - {"msocks"} <= sys.stdlib_module_names
     assert not loaded & NEVER_AT_START
+
+
+def seconds(*argv: str) -> float:
+    began = time.perf_counter()
+    subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+    return time.perf_counter() - began
+
+
+def test_nc_adds_little_to_the_start_of_a_bare_interpreter():
+    """The shortest of some runs of each, in turn: what it takes where nothing else has the processor."""
+    msocks = Path(sys.executable).with_name("msocks")
+    nc = [str(msocks), "nc", "--control", "/nonexistent/control", "server.example", "22"]
+    pairs = [(seconds(sys.executable, "-c", ""), seconds(*nc)) for _ in range(20)]
+    bare, whole = (min(column) for column in zip(*pairs, strict=True))
+    assert whole - bare <= MOST_ADDED_BY_NC_S, f"a bare interpreter took {bare:.3f} s, nc {whole:.3f} s"

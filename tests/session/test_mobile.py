@@ -277,3 +277,30 @@ def test_a_request_without_answer_makes_the_old_leg_doubtful(live: MobileSession
     assert isinstance(failed, MoveFailed)
     assert live.deadline is not None
     assert live.on_time(live.deadline) == [Attempt(3, "wifi", reconnect=True)]
+
+
+def test_a_session_that_the_proxy_has_forgotten_goes_on_with_the_leg_it_has(live: MobileSession) -> None:
+    """As after a crash of a proxy without a store that splices: nothing has touched the leg, nothing can replace it."""
+    assert live.move(1, "lte") == [Attempt(2, "lte", reconnect=True, handover_from=1)]
+    live.request_sent(1, 2)
+    abandoned, failed = live.replied(1, 2, verdict(LegStatus.UNKNOWN_SESSION))
+    assert abandoned == Abandon(2)
+    assert isinstance(failed, MoveFailed)
+    assert (live.state, live.link) == (SessionState.LIVE, "wifi")
+    assert live.links_changed(2, ("lte", "wifi"), RTT) == []
+    assert live.on_time(60) == []
+    (refused,) = live.move(61, "lte")
+    assert isinstance(refused, MoveFailed)
+    parked, ended = live.leg_lost(62, 1)
+    assert parked == Parked(1)
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, SessionEnded)
+
+
+def test_a_leg_is_kept_where_nobody_has_understood_the_request_for_another(live: MobileSession) -> None:
+    live.move(1, "lte")
+    live.request_sent(1, 2)
+    live.disowned(2)
+    effects = live.attempt_failed(1, 2, LinkUnavailable("lte", "the proxy was restarted"))
+    assert [type(effect) for effect in effects] == [Abandon, MoveFailed]
+    assert (live.state, live.link) == (SessionState.LIVE, "wifi")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 
+from msocks.client.ended_sessions import EndedSession
 from msocks.client.leg_attempt import LegAttempt
 from msocks.client.network import Authority, ConnectionListener, Network
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
@@ -38,7 +38,7 @@ class Connection:
         self._listener = listener
         self._machine = MobileSession(str(destination))
         self._attempts: dict[int, LegAttempt] = {}
-        self._limbo: dict[int, LegAttempt] = {}  # abandoned, perhaps accepted by the proxy
+        self._accepted: list[tuple[LegAttempt, ReceivedReply]] = []  # abandoned before any leg was known to stand
         self._handover_link: str | None = None  # of the leg that hands over, or did last
         self._live: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -46,8 +46,6 @@ class Connection:
         self._moves: dict[str, list[asyncio.Future[None]]] = {}
         stream.on_sent = self._sent
         stream.watches_handovers = True
-
-    # -- what it is -------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> SessionState:
@@ -78,8 +76,6 @@ class Connection:
     def leg(self) -> socket.socket | None:
         """The live leg's socket, to ask the kernel about; never to read or write."""
         return self._live if self._machine.state is SessionState.LIVE else None
-
-    # -- what can be asked of it ------------------------------------------------------------------------------------
 
     async def connected(self) -> Endpoint | None:
         """Wait for the first leg; the result is the proxy's address toward the server.
@@ -114,6 +110,9 @@ class Connection:
 
     def finished(self) -> None:
         """Both directions have ended and all was delivered."""
+        link, generation = self._machine.link, self._machine.generation
+        if link is not None and self.state is not SessionState.ENDED:
+            self._network.finished(link, EndedSession(self.session, generation, self.stream.written))
         self._apply(self._machine.ended(EndReason.CLOSED))
 
     def abort(self) -> None:
@@ -122,8 +121,6 @@ class Connection:
             generation = self._machine.generation
             self._apply(self._machine.ended(EndReason.CLIENT_CLOSED))
             self._network.close_session(self.session, generation)
-
-    # -- what happens to it -----------------------------------------------------------------------------------------
 
     def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float], hold_down_s: float = HOLD_DOWN_S) -> None:
         """The links that can be used, in order of preference; see `MobileSession.links_changed`."""
@@ -139,6 +136,8 @@ class Connection:
     def lost_bytes(self, gap: StreamGapError) -> None:
         """The stream has a gap that nothing can fill: end loudly at both ends."""
         del gap
+        if self.state is SessionState.ENDED:
+            return
         generation = self._machine.generation
         self._apply(self._machine.ended(EndReason.BYTES_LOST))
         self._network.close_session(self.session, generation)
@@ -158,10 +157,10 @@ class Connection:
         """The proxy was restarted: whoever was asked under other keys answers no more."""
         for attempt in list(self._attempts.values()):
             if attempt.said and attempt.key_up != key_up:
+                if attempt.disowned:
+                    self._machine.disowned(attempt.generation)
                 restarted = LinkUnavailable(attempt.link, "the proxy was restarted before it had answered")
                 self._on_failure(attempt, restarted)
-
-    # -- carrying out -----------------------------------------------------------------------------------------------
 
     def _now(self) -> float:
         return self._network.reactor.loop.time()
@@ -280,11 +279,15 @@ class Connection:
         )
 
     def _on_reply(self, attempt: LegAttempt, received: ReceivedReply) -> None:
-        reply = received.reply
-        authority = self._network.authority
+        reply, authority = received.reply, self._network.authority
         if not received.verified:
             if authority is not None and reply.status in (LegStatus.UNKNOWN_ASSOCIATION, LegStatus.BAD_MAC):
                 authority.forgotten(attempt.key_up)
+                if self.state is SessionState.LIVE:
+                    # A leg stands, and is given up only if this was forged: `keys_changed` tells, or time runs out.
+                    attempt.disowned = True
+                    attempt.cease()
+                    return
             self._on_failure(attempt, LinkUnavailable(attempt.link, f"unverified answer {reply.status.name.lower()}"))
             return
         if authority is not None:
@@ -295,21 +298,20 @@ class Connection:
             if not self._adopt(attempt, received):
                 return
         elif reply.status is LegStatus.ENDED_FIN and reply.down_fin_at is not None:
-            # All of it is in this side's kernel: perhaps in a leg whose acceptance was not heard of.
-            with contextlib.suppress(StreamGapError):
-                self._resolve_abandoned()
             self.stream.confirm_end(reply.down_fin_at)
         self._apply(self._machine.replied(self._now(), attempt.generation, reply))
+        if reply.status is LegStatus.BAD_OFFSETS:  # the proxy waits for a leg that there will not be
+            self._network.close_session(self.session, attempt.generation)
 
     def _adopt(self, attempt: LegAttempt, received: ReceivedReply) -> bool:
-        """Join the leg to the stream, behind those that the proxy had accepted before it; False at a gap."""
-        reply = received.reply
-        stream = self.stream
+        """Join the leg to the stream; False at a gap."""
+        reply, stream = received.reply, self.stream
         del self._attempts[attempt.generation]
         try:
             if attempt.sends_from is not None and reply.up_acked < attempt.sends_from and not attempt.handover:
                 raise StreamGapError(reply.up_acked, attempt.sends_from)
-            self._resolve_abandoned()
+            while self._accepted:
+                self._receive_on(*self._accepted.pop(0))
             self._receive_on(attempt, received)
         except StreamGapError as gap:
             stream.forget_leg(attempt.generation)
@@ -327,18 +329,26 @@ class Connection:
         down_from = received.reply.down_from
         self.stream.receive_on(attempt.sock, attempt.generation, down_from, attempt.early, handover=attempt.handover)
 
-    def _resolve_abandoned(self) -> None:
-        for generation in sorted(self._limbo):
-            self._resolve(self._limbo.pop(generation))
-
     def _resolve(self, attempt: LegAttempt) -> None:
-        """Read from an abandoned leg what the proxy counts as received, if it had accepted it."""
+        """Whether the proxy had accepted an abandoned leg is looked up once and for all.
+
+        What its kernel has acknowledged of the stream lies behind the reply, and the proxy counts it as received. So
+        either the reply is there, and the leg is read before its successors; or there is nothing to be lost.
+        """
+        attempt.deafen()
         late = attempt.late_reply()
         if late is not None and late.verified and late.reply.status is LegStatus.OK:
-            self._receive_on(attempt, late)
-        else:
-            self.stream.forget_leg(attempt.generation)
-            attempt.close()
+            try:
+                if self._connected.done():
+                    self._receive_on(attempt, late)
+                else:
+                    self._accepted.append((attempt, late))
+                return
+            except StreamGapError as error:
+                gap = error
+            self._network.reactor.call_soon(lambda: self.lost_bytes(gap))
+        self.stream.forget_leg(attempt.generation)
+        attempt.close()
 
     def _on_failure(self, attempt: LegAttempt, error: Exception) -> None:
         known = error if isinstance(error, MsocksError) and not isinstance(error, ProtocolError) else None
@@ -350,11 +360,13 @@ class Connection:
         if attempt is None:
             return
         attempt.cease()
-        if attempt.said:
-            self._limbo[generation] = attempt
         if self._machine.state is SessionState.LIVE:
             self.stream.resume_sending(self._machine.generation)
             self.stream.thaw()
+        elif self.stream.sends_on(generation):
+            self.stream.stop_sending()
+        if attempt.said:
+            self._resolve(attempt)
 
     def _carried(self, carried: mobile.Carried) -> None:
         for waiting in self._moves.pop(carried.link, []):
@@ -368,11 +380,11 @@ class Connection:
 
     def _end(self, error: MsocksError | None) -> None:
         self._live = None
-        for attempt in [*self._attempts.values(), *self._limbo.values()]:
+        for attempt in [*self._attempts.values(), *(attempt for attempt, _ in self._accepted)]:
             self.stream.forget_leg(attempt.generation)
             attempt.close()
         self._attempts.clear()
-        self._limbo.clear()
+        self._accepted.clear()
         for waitings in self._moves.values():
             for waiting in waitings:
                 if not waiting.done():

@@ -10,7 +10,7 @@ import socket
 import time
 from typing import Protocol
 
-from msocks.errors import ControlUnavailable, InvalidState, MsocksError, ProtocolError
+from msocks.errors import ControlClosed, ControlUnavailable, InvalidState, MsocksError, ProtocolError
 from msocks.protocol.control import (
     ControlMessage,
     Drain,
@@ -207,7 +207,7 @@ class ControlConnection:
             case Pong():
                 self._listener.on_pong(message)
             case Goodbye():
-                self._lose(ControlUnavailable("the proxy said goodbye"))
+                self._lose(ControlClosed("the proxy said goodbye"))
             case LegAccepted() | SessionEnded() | Parked() | Received() | Drain():
                 self._listener.on_word(message)
 
@@ -230,12 +230,12 @@ class ControlConnection:
                 self._lose(error)
 
 
-def _closed() -> ControlUnavailable:
-    return ControlUnavailable("the proxy closed the control channel")
+def _closed() -> ControlClosed:
+    return ControlClosed("the proxy closed the control channel")
 
 
-def _closed_at_once() -> ControlUnavailable:
-    return ControlUnavailable(
+def _closed_at_once() -> ControlClosed:
+    return ControlClosed(
         "whoever answers closed the connection during the handshake",
         remedy="a captive portal may answer in the proxy's place: open a web page over this link",
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from msocks.errors import MsocksError, ProtocolError
 from msocks.protocol.leg import ReceivedReply
 from msocks.protocol.leg_reply_codec import LegReplyDecoder
+from msocks.transport.kernel import deafen
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 
 _READ_BYTES = 64 * 1024
@@ -21,7 +22,8 @@ class LegAttempt:
 
     Life: :meth:`say` once the connection stands, then `on_reply` or `on_failure`, at most one of them, once. After an
     `on_reply` the socket belongs to the caller. :meth:`cease` takes the events away and keeps the socket, because the
-    proxy may have accepted the leg: :meth:`late_reply` looks whether it had.
+    proxy may have accepted the leg: after :meth:`deafen`, :meth:`late_reply` tells for good whether anything of the
+    stream has come on it.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class LegAttempt:
         self.sends_from: int | None = None  # A, once the stream's bytes follow the request
         self.handover = False
         self.split = False  # a middlebox ACKs on it in the proxy's place
+        self.disowned = False  # somebody answered, unverifiably, that the association is unknown
         self.dialing: asyncio.Task[None] | None = None
         self._reactor = reactor
         self._sock: socket.socket | None = None
@@ -85,6 +88,11 @@ class LegAttempt:
             self.dialing.cancel()
         if self._sock is not None:
             self._reactor.unwatch(self._sock.fileno())
+
+    def deafen(self) -> None:
+        """Let the connection hear nothing any more, so that nothing more is acknowledged on it."""
+        with contextlib.suppress(OSError):
+            deafen(self.sock)
 
     def late_reply(self) -> ReceivedReply | None:
         """The verified reply, if it has come after all; the socket stays the attempt's."""

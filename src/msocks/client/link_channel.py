@@ -18,6 +18,7 @@ from msocks.client.control_connection import ControlConnection
 from msocks.client.path_watch import PathWatch
 from msocks.errors import (
     AuthenticationError,
+    ControlClosed,
     ControlUnavailable,
     LinkCaptive,
     LinkUnavailable,
@@ -49,6 +50,9 @@ _DIAL_S = 5.0
 _HANDSHAKE_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _MOST_PAUSE_S = 30.0
+_AWAY_PAUSE_S = 1.5
+"""The longest pause while the proxy's host answers, the proxy does not, and sessions wait for it. No path may be called
+silent for want of answers meanwhile, so it is well below `msocks.session.path_health.REFUSED_S`."""
 _STABLE_S = 10.0
 # Whoever logs in wants to go on at once, and a portal that nobody logs in to shall cost next to nothing.
 _CAPTIVE_SHARE = 16
@@ -132,6 +136,7 @@ class LinkChannel:
         self._retry_at: float | None = None
         self._strange_since: float | None = None  # from then on somebody has answered, and never as the proxy
         self._hello_number = 0
+        self._is_away = False  # the proxy, though its host answers; until it says WELCOME
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[MsocksError | OSError] = context.reactor.loop.create_future()
@@ -195,6 +200,7 @@ class LinkChannel:
         self._opened_at = time.monotonic()
         self._strange_since = None
         self._error = None
+        self._is_away = False
         self._observed = welcome.observed
         self._set_timer(KEEP_ALIVE_S * random.uniform(0.9, 1.0), self._keep_alive)
         context.association.welcomed(welcome, self._hello_number)
@@ -236,9 +242,9 @@ class LinkChannel:
                 error = await self._ended
             except (MsocksError, OSError) as failure:
                 error = failure
-                if isinstance(failure, ConnectionRefusedError):
-                    self._context.watch.refused(self.link.name)
                 self._context.dialer.resolve_soon()
+            self._is_away = isinstance(error, ControlClosed | ConnectionRefusedError | ConnectionResetError)
+            self._excuse()
             pause_s = self._pause_after(error)
             self._close(goodbye=False)
             self._error = error
@@ -265,6 +271,12 @@ class LinkChannel:
             raise
         self._set_timer(_HANDSHAKE_S, self._on_handshake_time_out)
         self.connection.start()
+        self._excuse()
+
+    def _excuse(self) -> None:
+        """A proxy that was restarted answers no probe of the association before it has said WELCOME."""
+        if self._is_away:
+            self._context.watch.refused(self.link.name)
 
     def _pause_after(self, error: MsocksError | OSError) -> float:
         """How long to wait, and what the failure says about the link."""
@@ -280,7 +292,8 @@ class LinkChannel:
         if isinstance(error, AuthenticationError):
             first_s, most_s = _REFUSED_FIRST_S, _REFUSED_MOST_S
         else:
-            first_s, most_s = _FIRST_PAUSE_S, _MOST_PAUSE_S
+            is_awaited = self._is_away and self._context.watch.wanted()
+            first_s, most_s = _FIRST_PAUSE_S, _AWAY_PAUSE_S if is_awaited else _MOST_PAUSE_S
         return min(first_s * doubling, most_s) * random.uniform(0.5, 1.0)
 
     def _captive_for(self, error: MsocksError | OSError) -> float | None:

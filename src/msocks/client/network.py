@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from msocks.client.ended_sessions import EndedSession
 from msocks.errors import MsocksError
 from msocks.protocol.control import ParkedLeg
 from msocks.session.mobile import HOLD_DOWN_S
@@ -70,6 +71,9 @@ class Network(Protocol):
 
     def is_doubtful(self, link: str) -> bool:
         """Whether that is not known yet, so that nothing shall be let go of for an ACK."""
+
+    def finished(self, link: str, ended: EndedSession) -> None:
+        """A session is over in good order; its last leg was on `link`."""
 
     def sent(self, link: str) -> None:
         """Bytes were written to a leg on this link."""

@@ -12,6 +12,7 @@ from msocks.client.association import Association
 from msocks.client.confirmations import Confirmations
 from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
+from msocks.client.ended_sessions import EndedSession, EndedSessions
 from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
@@ -76,6 +77,7 @@ class MobileNode:
         self._authority = NodeAuthority(self._association, loop)
         self._closer = SessionCloser(self, loop)
         self._confirmations = Confirmations(loop, lambda: list(self.connections.values()), self, self._say_received)
+        self._ended = EndedSessions(loop.time)
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
         self.router: Router | None = None
@@ -218,6 +220,10 @@ class MobileNode:
         """Have the proxy reset a session, as soon as it can be told."""
         self._closer.close(session, generation)
 
+    def finished(self, link: str, ended: EndedSession) -> None:
+        """A session is over in good order; its last leg was on `link`."""
+        self._ended.note(link, ended)
+
     def sent(self, link: str) -> None:
         """Bytes left on a leg of this link."""
         self._watch.sent(link)
@@ -281,6 +287,12 @@ class MobileNode:
             if after is not None and change.before is not None and change.before != after:
                 self._check_addresses(after)
         self._offer_links()
+        for change in changes:
+            before, after = change.before, change.after
+            if before is not None and (
+                after is None or not self._can_carry(after) or before.addresses != after.addresses
+            ):
+                self._confirm_ends(before.name)
 
     def _on_rebound(self, link: str) -> None:
         """The link's NAT has forgotten its mappings: what the legs there send reaches nobody who knows them."""
@@ -288,6 +300,12 @@ class MobileNode:
         for connection in list(self.connections.values()):
             if connection.leg is not None and connection.link == link:
                 connection.leg_lost(connection.generation, error)
+        self._confirm_ends(link)
+
+    def _confirm_ends(self, link: str) -> None:
+        """What was said last on the link may have been lost."""
+        for ended in self._ended.take(link):
+            self._closer.close(ended.session, ended.generation, ended.up_end)
 
     def _check_addresses(self, link: Link) -> None:
         """A leg whose own address has left its link carries nothing more, although no error tells of it."""

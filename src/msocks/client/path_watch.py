@@ -17,10 +17,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
-from msocks.client.association import Association, boot_time_s
+from msocks.client.association import Association
 from msocks.client.leg_signs import LegSigns
 from msocks.client.link_path import LinkPath
 from msocks.client.path_probe import ProbeKeys, ProbeSocket
+from msocks.client.sleep_watch import SleepWatch
 from msocks.errors import LinkCaptive
 from msocks.link_monitor.link_kind import link_kind
 from msocks.link_monitor.monitor import LinkMonitor, Subscriber
@@ -34,7 +35,6 @@ from msocks.values.link import Link, LinkKind, LinkState
 
 _WAKE_S = 0.25
 _LEAST_S = 0.001
-_SLEPT_S = 3.0
 # No NAT forgets a UDP mapping within these times because of idleness: RFC 4787 asks for 2 min, many take 30 s.
 _IN_USE_S = 5.0
 _KEPT_S = 25.0
@@ -89,7 +89,7 @@ class PathWatch:
         self._association = association
         self._keys = ProbeKeys(association)
         self._legs = legs
-        self._wanted = wanted
+        self.wanted = wanted
         self._rebound = rebound
         self._signs = LegSigns(reactor)
         self._is_metered: Callable[[str], bool] = lambda name: link_kind(name) is LinkKind.CELLULAR
@@ -98,7 +98,7 @@ class PathWatch:
         self._proven: dict[str, tuple[bool, bool]] = {}
         self._subscribers: list[Subscriber] = []
         self._unsubscribe: Callable[[], None] | None = None
-        self._asleep_s = boot_time_s() - time.monotonic()
+        self._sleep = SleepWatch(reactor, self._on_wake)
 
     def start(self) -> None:
         """Begin to watch the links of the monitor."""
@@ -115,6 +115,7 @@ class PathWatch:
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
+        self._sleep.close()
         for path in self._paths.values():
             path.close()
         self._paths.clear()
@@ -281,7 +282,7 @@ class PathWatch:
         if health is None or self._association.keys is None:
             path.due = math.inf
             return
-        health.wanted = self._wanted()
+        health.wanted = self.wanted()
         health.alone = not any(other is not path and other.state is LinkState.UP for other in self._paths.values())
         now = time.monotonic()
         path.due = max(health.next_event(now), now + _LEAST_S)
@@ -289,7 +290,7 @@ class PathWatch:
             path.timer = self._reactor.loop.call_later(path.due - now, self._tick, path)
 
     def _tick(self, path: LinkPath) -> None:
-        self._notice_sleep()
+        self._sleep.look(time.monotonic() - path.due)
         health = path.health
         if health is None:
             return
@@ -383,12 +384,8 @@ class PathWatch:
             self._reactor.loop.call_soon(self._monitor.recheck, path.link.name)
         path.rechecked = suspicious
 
-    def _notice_sleep(self) -> None:
-        """After a suspend nothing of what was known holds: networks, NAT mappings, and the proxy may have changed."""
-        asleep_s = boot_time_s() - time.monotonic()
-        slept, self._asleep_s = asleep_s - self._asleep_s > _SLEPT_S, asleep_s
-        if not slept:
-            return
+    def _on_wake(self) -> None:
+        """After a sleep nothing of what was known holds: networks, NAT mappings, and the proxy may have changed."""
         for path in self._paths.values():
             if path.health is not None:
                 self._begin(path)

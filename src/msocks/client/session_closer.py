@@ -1,4 +1,4 @@
-"""Tells the proxy, by an authenticated CLOSE, that sessions are to be reset: in the background, until it has heard."""
+"""Tells the proxy, by an authenticated CLOSE, that sessions are over: in the background, until it has heard."""
 
 from __future__ import annotations
 
@@ -43,9 +43,12 @@ class SessionCloser:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def close(self, session: SessionId, generation: int) -> None:
-        """Have `session` reset. `generation` is the last one that this side used."""
-        task = self._loop.create_task(self._until_told(session, generation))
+    def close(self, session: SessionId, generation: int, up_end: int | None = None) -> None:
+        """Have `session` reset, or ended in good order where its upstream ends with the byte before `up_end`.
+
+        `generation` is the last one that this side used.
+        """
+        task = self._loop.create_task(self._until_told(session, generation, up_end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -56,7 +59,7 @@ class SessionCloser:
         for task in self._tasks:
             task.cancel()
 
-    async def _until_told(self, session: SessionId, generation: int) -> None:
+    async def _until_told(self, session: SessionId, generation: int, up_end: int | None) -> None:
         pause, tries = _RETRY_FIRST_S, 0
         end = self._loop.time() + _GIVE_UP_S
         while self._loop.time() < end:
@@ -65,7 +68,8 @@ class SessionCloser:
                 try:
                     sock = await self._way.dial(links[tries % len(links)])
                     with sock:
-                        told = await asyncio.wait_for(self._tell(sock, authority, session, generation), _REPLY_S)
+                        telling = self._tell(sock, authority, session, generation, up_end)
+                        told = await asyncio.wait_for(telling, _REPLY_S)
                     if told:
                         return
                 except (OSError, MsocksError):
@@ -74,7 +78,9 @@ class SessionCloser:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_MOST_S)
 
-    async def _tell(self, sock: socket.socket, authority: Authority, session: SessionId, generation: int) -> bool:
+    async def _tell(
+        self, sock: socket.socket, authority: Authority, session: SessionId, generation: int, up_end: int | None
+    ) -> bool:
         """Say CLOSE; whether a verified answer came (any: an unknown session needs no closing)."""
         request = encode_request(
             Close(
@@ -83,7 +89,8 @@ class SessionCloser:
                 expires_ms=authority.expiry_ms(),
                 session=session,
                 generation=min(max(generation, 1), MAX_GENERATION),
-                mode=CloseMode.RESET,
+                mode=CloseMode.RESET if up_end is None else CloseMode.GRACEFUL,
+                up_fin_at=up_end,
             ),
             authority.key_up,
         )

@@ -145,7 +145,7 @@ class Successor:
     reply_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attachment:
     """A mobile leg whose request was accepted, before its reply is written.
 

@@ -90,8 +90,8 @@ class Socks5Server:
         self.allow_none = allow_none
         self.allow_password = allow_password
         self._state = _State.GREETING
-        self._buffer = bytearray()
-        self._outgoing = bytearray()
+        self._buffer = b""
+        self._outgoing = b""
 
     @property
     def wants_data(self) -> bool:
@@ -104,15 +104,15 @@ class Socks5Server:
             ProtocolError: The client broke the protocol, or no method suits both. Send `data_to_send` and close.
             InvalidState: `wants_data` is false.
         """
-        if not self.wants_data:
+        state = self._state
+        if state not in _WANTING:
             raise InvalidState("the SOCKS connection does not want data now", remedy="look at wants_data first")
         self._buffer += data
-        return self._advance()
+        return self._read_request() if state is _State.REQUEST else self._advance()
 
     def data_to_send(self) -> bytes:
         """The bytes to send now; empty when asked again."""
-        data = bytes(self._outgoing)
-        self._outgoing.clear()
+        data, self._outgoing = self._outgoing, b""
         return data
 
     def accept_password(self) -> list[Socks5ServerEvent]:
@@ -147,7 +147,8 @@ class Socks5Server:
         Raises:
             InvalidState: No request is waiting.
         """
-        self._expect(_State.REPLY)
+        if self._state is not _State.REPLY:
+            self._expect(_State.REPLY)
         self._outgoing += bytes((VERSION, code, 0)) + encode_address(bound)
         self._state = _State.GRANTED if code is ReplyCode.SUCCEEDED else _State.CLOSED
 
@@ -159,8 +160,7 @@ class Socks5Server:
         """
         if self._state not in (_State.REPLY, _State.GRANTED):
             raise InvalidState("the SOCKS request is not complete")
-        trailing = bytes(self._buffer)
-        self._buffer.clear()
+        trailing, self._buffer = self._buffer, b""
         return trailing
 
     def _expect(self, state: _State) -> None:
@@ -173,16 +173,16 @@ class Socks5Server:
         return ProtocolError(reason, what)
 
     def _take(self, size: int) -> bytes:
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
+        buffer = self._buffer
+        self._buffer = buffer[size:]
+        return buffer[:size]
 
     def _advance(self) -> list[Socks5ServerEvent]:
         if self._state is _State.GREETING:
             self._read_greeting()
         if self._state is _State.PASSWORD:
             return self._read_password()
-        if self._state is _State.REQUEST:
+        if self._state is _State.REQUEST and self._buffer:
             return self._read_request()
         return []
 
@@ -204,7 +204,7 @@ class Socks5Server:
                 f"the client offers no authentication method that is allowed (it offers {offered})",
                 bytes((VERSION, Method.NO_ACCEPTABLE)),
             )
-        self._outgoing += bytes((VERSION, chosen))
+        self._outgoing += _SELECTIONS[chosen]
 
     def _read_password(self) -> list[Socks5ServerEvent]:
         buffer = self._buffer
@@ -250,5 +250,6 @@ class Socks5Server:
         return self._fail(reason, what, bytes((VERSION, code, 0)) + encode_address(NO_ADDRESS))
 
 
+_SELECTIONS = {method: bytes((VERSION, method)) for method in Method}
 _WANTING = (_State.GREETING, _State.PASSWORD, _State.REQUEST)
 _COMMANDS = {int(command): command for command in Command}

@@ -91,23 +91,21 @@ def address_size(data: bytes | bytearray, offset: int) -> int | None:
     return 4 + data[offset + 1]
 
 
+@lru_cache(maxsize=1024)
 def decode_address(data: bytes) -> Endpoint:
     """The endpoint in a complete address, ATYP to port. A name that is an IP address is read as that address.
+
+    Remembered: the same few destinations come again and again, and reading one takes longer than the rest of a request.
 
     Raises:
         ProtocolError: The name is not a host name.
     """
     port = int.from_bytes(data[-2:], "big")
     if data[0] == AddressType.IPV4:
-        return Endpoint(_ipv4(bytes(data[1:5])), port)
+        return Endpoint(IPv4Address(data[1:5]), port)
     if data[0] == AddressType.IPV6:
-        return Endpoint(_ipv6(bytes(data[1:17])), port)
+        return Endpoint(IPv6Address(data[1:17]), port)
     try:
-        return Endpoint(parse_host(bytes(data[2:-2]).decode("ascii")), port)
+        return Endpoint(parse_host(data[2:-2].decode("ascii")), port)
     except (AddressError, UnicodeDecodeError) as error:
         raise ProtocolError(ProtocolFault.ADDRESS, f"a SOCKS message names a malformed host: {error}") from None
-
-
-# The same few destinations come again and again, and an address takes longer to make than the rest of a request.
-_ipv4 = lru_cache(maxsize=1024)(IPv4Address)
-_ipv6 = lru_cache(maxsize=1024)(IPv6Address)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Protocol, TypeAlias
 
@@ -30,14 +31,18 @@ class HalfOpen(Protocol):
 
 def source_of(sockaddr: tuple[object, ...]) -> Source:
     """Whose connections are counted together: an IPv4 address, or an IPv6 /64 (which is what one host has)."""
-    text = str(sockaddr[0])
+    return _source_of_text(str(sockaddr[0]))
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+@lru_cache(maxsize=1024)
+def _source_of_text(text: str) -> Source:
     if ":" not in text:
         return socket.inet_aton(text)
     packed = socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
     return packed[12:] if packed[:12] == _MAPPED else packed[:8]
-
-
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def source_of_address(address: Address) -> Source:
@@ -59,23 +64,24 @@ class Admission:
 
     def enter(self, connection: HalfOpen) -> None:
         """A connection was accepted; the oldest one of its source, or of all, may have to go for it."""
-        same = self._of_source.get(connection.source)
-        if same is None:
-            same = self._of_source[connection.source] = {}
-        elif len(same) >= self._per_source:
+        source = connection.source
+        same = self._of_source.get(source)
+        if same is not None and len(same) >= self._per_source:
             self._evict(next(iter(same)))
         if len(self._waiting) >= self._total:
             oldest = self._waiting.oldest()
             if oldest is not None:
                 self._evict(oldest)
-        # Evicting the source's last connection has dropped its entry.
-        self._of_source.setdefault(connection.source, same)[connection] = None
+        # Only now: evicting the source's last connection has dropped its entry.
+        same = self._of_source.get(source)
+        if same is None:
+            same = self._of_source[source] = {}
+        same[connection] = None
         self._waiting.add(connection)
 
     def leave(self, connection: HalfOpen) -> None:
         """The connection has said what it wants, or is closed."""
-        if connection in self._waiting:
-            self._waiting.discard(connection)
+        if self._waiting.discard(connection):
             self._forget(connection)
 
     def close(self) -> None:

@@ -42,9 +42,9 @@ class Deadlines(Generic[T]):
         if self._timer is None:
             self._timer = self._loop.call_later(self._after_s, self._run)
 
-    def discard(self, member: T) -> None:
-        """End the wait of `member`, if it waits."""
-        self._due_at.pop(member, None)
+    def discard(self, member: T) -> bool:
+        """End the wait of `member`; whether it was waiting."""
+        return self._due_at.pop(member, None) is not None
 
     def oldest(self) -> T | None:
         """The member that is due first."""

@@ -71,6 +71,7 @@ class Dial:
     def cancel(self) -> None:
         """Give up silently."""
         self._on_done = None
+        self._dialler.ended(self)
         self._end()
 
     # -- for the dialler --------------------------------------------------------------------------------------------
@@ -114,7 +115,8 @@ class Dial:
         if not allowed:
             self._dialler.reactor.call_soon(lambda: self._finish(DialFailure(ReplyCode.NOT_ALLOWED, reason)))
             return
-        self._race = ConnectRace(self._dialler.reactor, interleave(allowed), port, self._prepare, self._on_raced)
+        order = interleave(allowed) if len(allowed) > 1 else allowed
+        self._race = ConnectRace(self._dialler.reactor, order, port, self._prepare, self._on_raced)
 
     def _on_raced(self, outcome: socket.socket | OSError) -> None:
         self._race = None
@@ -126,7 +128,9 @@ class Dial:
 
     def _finish(self, result: DialResult) -> None:
         on_done, self._on_done = self._on_done, None
-        self._end()
+        self._dialler.ended(self)
+        if self._race is not None or self._task is not None:
+            self._end()
         if on_done is not None:
             on_done(result)
         elif isinstance(result, socket.socket):
@@ -134,7 +138,6 @@ class Dial:
             result.close()
 
     def _end(self) -> None:
-        self._dialler.ended(self)
         if self._race is not None:
             self._race.cancel()
             self._race = None

@@ -11,6 +11,8 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from ipaddress import IPv4Address
 from itertools import chain, zip_longest
 from typing import TypeAlias
 
@@ -39,6 +41,10 @@ def interleave(addresses: Sequence[Address]) -> list[Address]:
 def most_telling(errors: Sequence[OSError]) -> OSError:
     """The error to report when all attempts have failed."""
     return min(errors, key=lambda each: _TELLING.index(each.errno) if each.errno in _TELLING else len(_TELLING))
+
+
+# Writing an address takes as long as connecting to it costs here otherwise, and the same few come again and again.
+_text_of = lru_cache(maxsize=1024)(str)
 
 
 class ConnectRace:
@@ -104,7 +110,7 @@ class ConnectRace:
         self._try_next()
 
     def _start(self, address: Address) -> bool:
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
@@ -112,15 +118,16 @@ class ConnectRace:
             return False
         try:
             self._prepare(sock, (address, self._port))
-            sock.connect((str(address), self._port))
-        except BlockingIOError:
-            pass
+            # An exception for what always comes, EINPROGRESS, would cost more than the rest of this.
+            code = sock.connect_ex((_text_of(address), self._port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
         except OSError as error:
             self._errors.append(error)
             sock.close()
             return False
         self._attempts[sock.fileno()] = sock
-        self._reactor.watch(sock.fileno(), lambda events: self._on_events(sock, events))
+        self._reactor.watch(sock.fileno(), partial(self._on_events, sock))
         return True
 
     def _on_events(self, sock: socket.socket, events: int) -> None:
@@ -131,7 +138,8 @@ class ConnectRace:
         if not code:
             # The socket stays watched: the datapath takes the watch over.
             on_done, self._on_done = self._on_done, None
-            self._stop()
+            if self._attempts or self._timer is not None:
+                self._stop()
             if on_done is not None:
                 on_done(sock)
             return

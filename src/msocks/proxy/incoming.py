@@ -61,7 +61,7 @@ def new_lingering(reactor: Reactor) -> Deadlines[Incoming]:
 class Incoming:
     """See the module. `sock` is connected and non-blocking. Implements `msocks.proxy.admission.HalfOpen`."""
 
-    __slots__ = ("_closed", "_first", "_lingers", "_reception", "_speaker", "sock", "sockaddr", "source")
+    __slots__ = ("_admitted", "_closed", "_first", "_lingers", "_reception", "_speaker", "sock", "sockaddr", "source")
 
     def __init__(self, reception: Reception, sock: socket.socket, sockaddr: tuple[Any, ...]) -> None:
         self.sock = sock
@@ -70,6 +70,7 @@ class Incoming:
         self._reception = reception
         self._first = b""
         self._speaker: Speaker | None = None
+        self._admitted = False  # it counts as half-open
         self._closed = False  # or given away
         self._lingers = False
 
@@ -81,6 +82,7 @@ class Incoming:
     def begin(self) -> None:
         """Wait for the first bytes."""
         self._reception.admission.enter(self)
+        self._admitted = True
         self._reception.reactor.watch(self.sock.fileno(), self._on_events)
 
     # -- for the speaker --------------------------------------------------------------------------------------------
@@ -96,7 +98,9 @@ class Incoming:
 
     def established(self) -> None:
         """The client has said what it wants: no handshake deadline any more."""
-        self._reception.admission.leave(self)
+        if self._admitted:
+            self._admitted = False
+            self._reception.admission.leave(self)
 
     def resume(self) -> None:
         """Read on: the speaker wants data again."""
@@ -104,7 +108,7 @@ class Incoming:
 
     def give_away(self) -> socket.socket:
         """Hand the socket over. It is still watched, so that the new owner's `watch` takes it without a gap."""
-        self._reception.admission.leave(self)
+        self.established()
         self._closed = True
         self._speaker = None
         return self.sock
@@ -179,15 +183,14 @@ class Incoming:
             if not data:
                 self.abandon()
                 return
-            if not self._lingers:
-                self._take(data)
+            if speaker is not None:
+                speaker.receive(data)
+            elif not self._lingers:
+                self._take_first(data)
             if len(data) < _READ_BYTES and not events & _CLOSING:
                 return  # read empty; the next byte makes the next event
 
-    def _take(self, data: bytes) -> None:
-        if self._speaker is not None:
-            self._speaker.receive(data)
-            return
+    def _take_first(self, data: bytes) -> None:
         self._first += data
         announcement = classify(self._first)
         if announcement is Announcement.UNDECIDED:

@@ -39,6 +39,17 @@ class ListenError(MsocksError, OSError):
     """The proxy cannot listen where it was told to."""
 
 
+class _ListeningSocket(socket.socket):
+    """`accept` asks it for its family and type each time, and is told them here without a detour."""
+
+    family = socket.AF_UNSPEC
+    type = socket.SOCK_STREAM
+
+    def __init__(self, family: socket.AddressFamily, kind: int) -> None:
+        super().__init__(family, kind)
+        self.family = family
+
+
 class Listener:
     """One TCP port and the UDP port of the same number.
 
@@ -159,7 +170,12 @@ def _resolved(endpoint: Endpoint) -> list[Endpoint]:
 
 def _bind(endpoint: Endpoint, kind: socket.SocketKind, both_families: bool) -> socket.socket:
     ipv6 = isinstance(endpoint.address, IPv6Address)
-    sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    sock: socket.socket
+    if kind is socket.SOCK_STREAM:
+        sock = _ListeningSocket(family, kind | socket.SOCK_NONBLOCK)
+    else:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:
         if ipv6:
             dual = both_families and endpoint.address == IPv6Address(0)

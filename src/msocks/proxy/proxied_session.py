@@ -14,7 +14,7 @@ from msocks.protocol.control import LegAccepted, Parked, ReceivedStream, Session
 from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
 from msocks.proxy.associations import Association
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
-from msocks.proxy.reconnection import consider, stale, successor
+from msocks.proxy.reconnection import consider, consider_first, stale, successor
 from msocks.proxy.session_host import SessionHost, SessionView
 from msocks.proxy.waiting_leg import Grant, WaitingLeg, verdict
 from msocks.session.byte_budget import ByteBudget
@@ -23,8 +23,6 @@ from msocks.session.resume import ClientPosition
 from msocks.values.endpoint import Address, Endpoint
 
 _log = structlog.get_logger("msocks.proxy.session")
-
-_FROM_THE_BEGINNING = ClientPosition(received=0, sends_from=0, up_fin=None, down_fin=None)
 
 
 class ProxiedSession:
@@ -123,7 +121,7 @@ class ProxiedSession:
         self._bound = Endpoint.from_sockaddr(result.getsockname())
         self._conduit = self._host.datapath.open(result, self, resumable=self.record.resumable)
         if leg is not None and not leg.gone:
-            decision = consider(self.record, self._conduit, self._bound, leg, _FROM_THE_BEGINNING, handover_from=0)
+            decision = consider_first(self.record, self._conduit, self._bound, leg)
             if isinstance(decision, Grant):
                 self._attach(leg, self._conduit, decision)
                 return
@@ -219,10 +217,11 @@ class ProxiedSession:
     def _attach(self, leg: WaitingLeg, conduit: Conduit, grant: Grant) -> None:
         record = self.record
         attachment = leg.grant(grant)
-        first = record.generation == 0
+        first, was_parked = record.generation == 0, record.state is SessionState.PARKED
         record.attach(leg.generation)
         self._association, self._sockaddr = leg.association, leg.sockaddr
-        self._host.on_resumed(self)
+        if was_parked:
+            self._host.on_resumed(self)
         if self._association is not None:
             self._association.announce(LegAccepted(record.session, leg.generation, leg.leg_number))
             _log.info(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from msocks.datapath.interface import Conduit, Successor
+from msocks.datapath.interface import Carriage, Conduit, Successor
 from msocks.protocol.leg import DatapathKind, LegCommand, LegReply, LegStatus
 from msocks.protocol.leg_reply_codec import REPLY_BYTES
 from msocks.protocol.leg_request_codec import REQUEST_BYTES
@@ -37,18 +37,14 @@ def consider(
     Returns:
         How it carries on, or why it does not.
     """
-    if record.state is SessionState.ENDED:
-        return verdict(record)
-    if not record.holds_claim(leg.generation):
-        return stale(record)
-    if leg.gone:
-        return LegReply(status=LegStatus.BUSY, generation=record.generation)  # which nobody hears
+    refusal = _unwanted(record, leg)
+    if refusal is not None:
+        return refusal
     if handover_from and (record.state is not SessionState.LIVE or record.generation != handover_from):
         return LegReply(status=LegStatus.LEG_GONE, generation=record.generation)
     carriage = conduit.carriage_for(leg.sock, split=leg.split)
     if carriage.kind is DatapathKind.NONE:
-        _log_refusal("leg_cannot_be_spliced", record, carriage.reason.name.lower())
-        return LegReply(status=LegStatus.CANNOT_SPLICE, generation=record.generation)
+        return _cannot_be_carried(record, carriage)
     if handover_from and not carriage.handover:
         return LegReply(status=LegStatus.LEG_GONE, generation=record.generation)
     state = conduit.state()
@@ -69,6 +65,33 @@ def consider(
         up_from=position.sends_from,
         handover=position.handover,
     )
+
+
+def consider_first(record: SessionRecord, conduit: Conduit, bound: Endpoint, leg: WaitingLeg) -> Grant | LegReply:
+    """The same of the leg that has waited for the server: both streams are at their beginning."""
+    refusal = _unwanted(record, leg)
+    if refusal is not None:
+        return refusal
+    carriage = conduit.carriage_for(leg.sock)
+    if carriage.kind is DatapathKind.NONE:
+        return _cannot_be_carried(record, carriage)
+    return Grant(leg.generation, carriage.kind, carriage.reason, conduit.state(), bound, 0, 0, False)
+
+
+def _cannot_be_carried(record: SessionRecord, carriage: Carriage) -> LegReply:
+    _log_refusal("leg_cannot_be_spliced", record, carriage.reason.name.lower())
+    return LegReply(status=LegStatus.CANNOT_SPLICE, generation=record.generation)
+
+
+def _unwanted(record: SessionRecord, leg: WaitingLeg) -> LegReply | None:
+    """Why a leg is not looked at."""
+    if record.state is SessionState.ENDED:
+        return verdict(record)
+    if not record.holds_claim(leg.generation):
+        return stale(record)
+    if leg.gone:
+        return LegReply(status=LegStatus.BUSY, generation=record.generation)  # which nobody hears
+    return None
 
 
 def successor(leg: WaitingLeg, position: ClientPosition | None, handover_from: int) -> Successor | None:

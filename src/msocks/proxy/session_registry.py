@@ -265,7 +265,8 @@ class SessionRegistry:
     def on_ended(self, session: ProxiedSession) -> None:
         record = session.record
         assert record.state is SessionState.ENDED
-        self._parked.discard(session)
+        if record.resumable:
+            self._parked.discard(session)
         if self._sessions.pop((record.user, record.session), None) is None:
             return  # it was left to the next process, and has ended before this one
         left = self._count_of_user[record.user] - 1

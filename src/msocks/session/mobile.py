@@ -8,9 +8,8 @@ r"""The life of a session at the mobile node, sans-IO: events and time in, effec
         \--verdict--> ENDED <--verdict of the proxy, program done-- any
 
 One *attempt* is under way at a time. Each has a generation of its own, so that the proxy can tell them apart and the
-last one wins. An attempt whose request has left may have been accepted although its reply was lost; it is abandoned,
-not forgotten: its socket may hold bytes that the proxy takes for received, so the driver keeps it until a later one
-stands.
+last one wins. An attempt whose request has left may have been accepted although its reply was not heard. When it is
+abandoned its socket may hold bytes that the proxy takes for received; the driver has to look, and to read them first.
 """
 
 from __future__ import annotations
@@ -183,6 +182,8 @@ class MobileSession:
         """Carry the session over `link`, and prefer it from now on. Ends in Carried on it, or in MoveFailed."""
         if self._ended:
             return [MoveFailed(link, SessionEnded(EndReason.UNKNOWN))]
+        if self._leg is not None and self._leg.link != link and not self._may_reconnect:
+            return [MoveFailed(link, SessionEnded(EndReason.UNKNOWN))]
         if link not in self._links:
             return [MoveFailed(link, LinkUnavailable(link, "it is down, silent, or has no route to the proxy"))]
         effects: list[Effect] = []
@@ -206,6 +207,11 @@ class MobileSession:
             patience = self._patience(self._pending.link) if self._was_live else CONNECT_REPLY_S
             self._pending.deadline = now + patience
 
+    def disowned(self, generation: int) -> None:
+        """Whoever was asked by the attempt of `generation` did not know how: it has changed nothing."""
+        if self._pending is not None and self._pending.generation == generation:
+            self._pending.said = False
+
     def replied(self, now: float, generation: int, reply: LegReply) -> list[Effect]:
         """A verified reply of the proxy to the attempt of `generation`."""
         if self._ended or self._pending is None or self._pending.generation != generation:
@@ -216,6 +222,10 @@ class MobileSession:
             return self._end(DestinationError.from_reply(reply.socks_reply, self._destination))
         if reply.status is LegStatus.LIMIT and not self._was_live:
             return self._end(SessionEnded(EndReason.LIMIT))
+        if reply.status is LegStatus.UNKNOWN_SESSION and self._leg is not None:
+            # The proxy has lost its records, and so has not touched the leg that stands: the last one.
+            self._may_reconnect = self._pending.said = False
+            return self.attempt_failed(now, generation, SessionEnded(EndReason.UNKNOWN))
         if reply.status in _ENDINGS:
             return self.ended(_ENDINGS[reply.status])
         # The others invite another attempt: with a new number and clock, above the generation that is told, or without

@@ -71,7 +71,7 @@ class SessionRecord:
         While a leg is being considered (a reconnect waits for the datapath to settle), a higher claim overtakes it:
         ask `holds_claim` when the wait is over.
         """
-        if generation <= self.newest_claim:
+        if generation <= self.generation or generation <= self._claimed:
             return False
         self._claimed = generation
         return True

@@ -177,21 +177,26 @@ class SqliteSessions:
             except (ValueError, AddressError) as error:
                 raise sqlite3.DatabaseError(str(error)) from None
         self._stored = {record.key for record in records}
-        self._writer.start()
         return records
 
     def put(self, record: StoredSession) -> None:
         with self._wake:
             self._pending[record.key] = record
-            self._wake.notify()
+            self._wake_writer()
 
     def forget(self, key: Key) -> None:
         with self._wake:
             if key in self._stored:
                 self._pending[key] = None
-                self._wake.notify()
+                self._wake_writer()
             else:
                 self._pending.pop(key, None)
+
+    def _wake_writer(self) -> None:
+        """With the lock. A proxy that has plain SOCKS clients alone never needs the thread, and is quicker without."""
+        if self._writer.ident is None:
+            self._writer.start()
+        self._wake.notify()
 
     def is_durable(self, key: Key) -> bool:
         with self._wake:

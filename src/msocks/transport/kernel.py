@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import socket
 import struct
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 
 SIOCINQ = 0x541B  # FIONREAD
 SIOCOUTQ = 0x5411  # TIOCOUTQ
+SO_ATTACH_FILTER = 26
 SO_MAX_PACING_RATE = 47
 TCP_NOTSENT_LOWAT = 25
 _TCP_INFO_LENGTH = 232
+_BPF_RET_K = 0x06
 
 # No more than this waits unsent in the kernel of a leg: what lies there is lost time when the leg is replaced.
 NOT_SENT_LOW_WATER_BYTES = 128 * 1024
@@ -49,6 +52,15 @@ def prepare_leg(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)
     reset_on_close(sock)
+
+
+def deafen(sock: socket.socket) -> None:
+    """Have the kernel drop whatever still comes for the socket, before TCP sees it (SO_ATTACH_FILTER, socket(7)).
+
+    From then on nothing is ACKed that was not received before. What was stays readable.
+    """
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET_K, 0, 0, 0))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
 
 
 def limit_rate(sock: socket.socket, bytes_per_second: float | None) -> None:

@@ -25,18 +25,8 @@ from tests.datapath.splice.two_hosts import packed
 from tests.own_network import own_bpffs, own_network
 
 from msocks.datapath.splice import libbpf
-from msocks.datapath.splice.layout import (
-    NO_FIN,
-    SERVER,
-    Event,
-    EventType,
-    Leg,
-    LegFlag,
-    LegState,
-    Session,
-    SessionState,
-    network_port,
-)
+from msocks.datapath.splice.events import Event, EventType
+from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session, SessionState, network_port
 from msocks.datapath.splice.loader import SpliceProgram, load
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import ACK

@@ -25,11 +25,11 @@ from tests.datapath.splice.packet_bench import (
     signed,
 )
 
+from msocks.datapath.splice.events import EventType
 from msocks.datapath.splice.layout import (
     NO_FIN,
     SERVER,
     DropReason,
-    EventType,
     Leg,
     LegFlag,
     LegState,
@@ -122,7 +122,9 @@ class Model:
             raise Dropped(DropReason.STOPPED)
         if session.flags & SessionFlag.RESUMING and not self.from_mobile and segment.payload:
             if self.offset > signed(session.down.acked, 64):
-                session.held = min(session.held + 1, HELD_MOST)
+                if session.held < HELD_MOST:
+                    session.held += 1
+                    self._note(end, with_fin=False)
                 raise Dropped(DropReason.OUT_OF_TURN)
             session.flags &= ~SessionFlag.RESUMING
         if not self.out.path.known:
@@ -253,11 +255,11 @@ class Model:
             self._complain(EventType.TOO_BIG, min(limits))
             raise Dropped(DropReason.TOO_BIG)
 
-    def _note(self, end: int) -> None:
-        data, has_fin = self.data, bool(self.segment.flags & FIN)
+    def _note(self, end: int, *, with_fin: bool = True) -> None:
+        data, has_fin = self.data, with_fin and bool(self.segment.flags & FIN)
         if data.fin != NO_FIN and end > data.fin + 1:
             data.fin = NO_FIN
-        if has_fin and end >= signed(data.sent, 64):
+        if has_fin and end + 1 >= signed(data.sent, 64):
             data.fin = end
         data.sent = max(signed(data.sent, 64), end + has_fin)
         self.into.arrived = max(signed(self.into.arrived, 64), end + has_fin)

@@ -26,7 +26,7 @@ from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import MAPPED_PREFIX
-from msocks.datapath.splice.tables import Tables, opening_key
+from msocks.datapath.splice.tables import Tables
 from msocks.errors import EndReason
 from msocks.values.endpoint import Endpoint
 
@@ -177,7 +177,9 @@ def test_handshakes_that_were_under_way_leave_nothing():
         leg.remote[:], leg.local[:] = ipv4("10.1.0.2"), ipv4("192.0.2.2")
         leg.state = LegState.HANDSHAKE
         tables.put_flows([(key_of(leg), MOBILE)], slot)
-        tables.put_opening(opening_key((ipv4("198.51.100.2"), 443), 20001), slot)
+        remote = ipv4("198.51.100.2"), 443
+        with socket.socket(socket.AF_INET) as server:
+            tables.prepare(slot, server.fileno(), remote, 20001, mobile=None, smallest_mtu=0)
         with tables_of(program) as successor:
             free = successor.free_slots
             clear_handshakes(successor)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from tests.datapath.splice.two_hosts import TwoHosts
 
-from msocks.datapath.splice.layout import Leg, LegState
+from msocks.datapath.splice.layout import LegState, Session
 from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.options import ESTABLISHED, read_options
 
@@ -26,17 +26,17 @@ class Legs:
         self.server, self.destination = hosts.connection(family)
         for sock in self.all:
             sock.settimeout(5)
-        self.entry = Leg()
+        self.entry = Session()
 
     @property
     def all(self) -> tuple[socket.socket, ...]:
         return self.mobile, self.client, self.server, self.destination
 
     def join(self, state: LegState, *, both: bool = True) -> int:
-        self.entry.state = state
-        place = ctypes.addressof(self.entry) + Leg.state.offset  # type: ignore[attr-defined]
+        self.entry.legs[1].state = state
+        place = ctypes.addressof(self.entry)
         server = self.server.fileno() if both else -1
-        return int(lib.msocks_join(self.mobile.fileno(), REPLY, len(REPLY), server, place))
+        return int(lib.msocks_join(self.mobile.fileno(), REPLY, len(REPLY), server, place, 1))
 
     def gone(self, sock: socket.socket) -> bool:
         """Whether the descriptor is closed; its number may not be closed once more."""

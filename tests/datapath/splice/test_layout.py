@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from msocks.datapath.splice import layout
-from msocks.datapath.splice.layout import (
-    STRUCTURES,
-    DropReason,
-    EventType,
-    LegFlag,
-    LegState,
-    SessionFlag,
-    SessionState,
-)
+from msocks.datapath.splice import events, layout
+from msocks.datapath.splice.events import EventType
+from msocks.datapath.splice.layout import STRUCTURES, DropReason, LegFlag, LegState, SessionFlag, SessionState
 from msocks.datapath.splice.libbpf import structure
 from msocks.datapath.splice.loader import OBJECT
 
@@ -78,4 +71,4 @@ def test_every_number_has_the_same_name(name: str):
 def test_the_constants_are_the_same(name: str):
     found = re.search(rf"^#define {name} (\w+) *$", source(), re.MULTILINE)
     assert found
-    assert getattr(layout, name) == int(found[1], 0)
+    assert (vars(layout) | vars(events))[name] == int(found[1], 0)

@@ -22,17 +22,10 @@ from tests.own_network import own_bpffs, own_network
 
 from msocks.datapath.splice import discarding, libbpf, loader, open_splice
 from msocks.datapath.splice.datapath import SpliceDatapath
+from msocks.datapath.splice.events import Event, EventType
 from msocks.datapath.splice.firewall import Firewall, table_name
 from msocks.datapath.splice.hooks import Hooks
-from msocks.datapath.splice.layout import (
-    LAYOUT_VERSION,
-    MARK_OF_DAEMON,
-    Config,
-    Event,
-    EventType,
-    Session,
-    SessionState,
-)
+from msocks.datapath.splice.layout import LAYOUT_VERSION, MARK_OF_DAEMON, Config, Session, SessionState
 from msocks.datapath.splice.libbpf import BpfError, BpfObject, RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange

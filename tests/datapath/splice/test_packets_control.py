@@ -6,7 +6,8 @@ import pytest
 from tests.datapath.splice.packet_bench import FAMILIES, MOBILE, SECOND_MOBILE, Rig, Told
 from tests.datapath.splice.packet_model import check
 
-from msocks.datapath.splice.layout import NO_FIN, SERVER, EventType, LegState, SessionFlag, SessionState
+from msocks.datapath.splice.events import EventType
+from msocks.datapath.splice.layout import NO_FIN, SERVER, LegState, SessionFlag, SessionState
 from msocks.datapath.splice.segments import ACK, FIN, PSH, RST, SYN
 
 LEGS = [MOBILE, SERVER]
@@ -209,6 +210,15 @@ def test_a_fin_with_data_and_one_that_comes_again(rig: Rig):
 def test_a_fin_before_the_end_of_what_was_sent_is_none(rig: Rig):
     check(rig, MOBILE, rig.segment(MOBILE, 4500, 8500, FIN | ACK))
     assert (rig.session.up.fin, rig.session.up.sent) == (NO_FIN, 5000)
+
+
+@pytest.mark.parametrize("leg", [MOBILE, SERVER], ids=["up", "down"])
+def test_a_fin_that_comes_after_an_ack_from_behind_it(rig: Rig, leg: int):
+    session = rig.session
+    stream, end, other = (session.up, 5000, 8500) if leg == MOBILE else (session.down, 9000, 4500)
+    check(rig, leg, rig.segment(leg, end + 1, other))
+    check(rig, leg, rig.segment(leg, end, other, FIN | ACK))
+    assert (stream.fin, stream.sent) == (end, end + 1)
 
 
 def test_data_behind_a_fin_show_it_to_be_false(rig: Rig):

@@ -22,16 +22,8 @@ from tests.datapath.splice.packet_bench import (
 )
 from tests.datapath.splice.packet_model import SLACK, check, refused, timeless, untouched
 
-from msocks.datapath.splice.layout import (
-    EVENT_PACKET_BYTES,
-    SERVER,
-    DropReason,
-    EventType,
-    LegState,
-    PacketEvent,
-    SessionFlag,
-    SessionState,
-)
+from msocks.datapath.splice.events import EVENT_PACKET_BYTES, EventType, PacketEvent
+from msocks.datapath.splice.layout import SERVER, DropReason, LegState, SessionFlag, SessionState
 from msocks.datapath.splice.segments import ACK, FIN, PSH, RST, SYN
 
 LEGS = [MOBILE, SERVER]

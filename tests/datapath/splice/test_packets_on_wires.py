@@ -22,8 +22,9 @@ from tests.datapath.splice.packet_bench import ENDS, FAMILIES, LISTENER, MOBILE,
 from tests.datapath.splice.packet_model import Model
 from tests.own_network import OwnNetwork, own_bpffs, own_network
 
+from msocks.datapath.splice.events import EventType
 from msocks.datapath.splice.hooks import Hooks
-from msocks.datapath.splice.layout import SERVER, EventType, Session
+from msocks.datapath.splice.layout import SERVER, Session
 from msocks.datapath.splice.loader import load
 from msocks.datapath.splice.segments import ACK, PSH, timestamps
 from msocks.datapath.splice.tables import Tables

@@ -5,22 +5,15 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
+from tests.datapath.splice.packet_bench import Rig
 from tests.datapath.splice.two_hosts import HERE, IP_MTU, THERE, Capture, TwoHosts, in_flight, packed
 
+from msocks.datapath.splice.events import Event, EventType, PacketEvent
 from msocks.datapath.splice.icmp import Trouble, error_packet
-from msocks.datapath.splice.layout import (
-    SERVER,
-    Event,
-    EventType,
-    Leg,
-    LegState,
-    PacketEvent,
-    Session,
-    network_port,
-)
+from msocks.datapath.splice.layout import SERVER, Leg, LegState, Session, network_port
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.segments import ACK, End, segment
@@ -43,7 +36,7 @@ class Splice:
     session: Session
     output: RawOutput
     capture: Capture
-    told_mtus: ToldMtus = field(default_factory=ToldMtus)
+    told_mtus: ToldMtus
 
     def leg(self, which: int, family: socket.AddressFamily, local_port: int, remote_port: int) -> Leg:
         leg: Leg = self.session.legs[which]
@@ -72,14 +65,14 @@ class Splice:
 
 
 @pytest.fixture
-def splice(hosts: TwoHosts) -> Iterator[Splice]:
+def splice(hosts: TwoHosts, bare_rig: Rig) -> Iterator[Splice]:
     session = Session()
     session.active = MOBILE
     for stream in (session.up, session.down):
         stream.sent, stream.acked = SENT, ACKED
     output = RawOutput(0)
     with hosts.capture_there() as capture:
-        yield Splice(session, output, capture)
+        yield Splice(session, output, capture, ToldMtus(bare_rig.program.map("told_mtus")))
     output.close()
 
 

@@ -59,18 +59,42 @@ async def test_what_was_acknowledged_or_cancelled_is_not_said_again(clock: Resid
     heard, cancelled = Said(clock), Said(clock)
     heard.acknowledged = True
     cancelled.residual.cancel()
-    heard.residual.again()
-    cancelled.residual.again()
     await asyncio.sleep(2 * RTO_MIN_S)
     assert not heard.again_at
     assert not cancelled.again_at
     assert (heard.over, cancelled.over) == (True, False)
 
 
-async def test_the_peer_can_ask_for_it(clock: ResidualClock):
-    said = Said(clock)
-    said.residual.again()
-    assert said.again_at == pytest.approx([0], abs=0.05)
+class Patient:
+    """Waits for its first time, and says when it came."""
+
+    def __init__(self, then_after_s: float | None = None) -> None:
+        self.times: list[float] = []
+        self._then_after_s = then_after_s
+
+    def on_time(self) -> float | None:
+        self.times.append(asyncio.get_running_loop().time())
+        return self._then_after_s if len(self.times) == 1 else None
+
+
+async def test_the_first_time_comes_after_the_least_time_out_unless_it_is_let_go_of(clock: ResidualClock):
+    began = asyncio.get_running_loop().time()
+    once, twice, gone = Patient(), Patient(then_after_s=RTO_MIN_S), Patient()
+    for each in (gone, once, twice):
+        clock.wake_first(each)
+    clock.let_go(gone)
+    await asyncio.sleep(3 * RTO_MIN_S)
+    assert [at - began for at in once.times] == pytest.approx([RTO_MIN_S], abs=0.08)
+    assert [at - began for at in twice.times] == pytest.approx([RTO_MIN_S, 2 * RTO_MIN_S], abs=0.08)
+    assert not gone.times
+
+
+async def test_the_first_time_does_not_wait_for_a_later_one(clock: ResidualClock):
+    later, first = Said(clock, timeout_s=1), Patient()
+    clock.wake_first(first)
+    await asyncio.sleep(1.7 * RTO_MIN_S)
+    assert len(first.times) == 1
+    assert not later.again_at
 
 
 async def test_thousands_wait_on_one_timer(clock: ResidualClock, monkeypatch: pytest.MonkeyPatch):

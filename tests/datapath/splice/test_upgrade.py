@@ -12,7 +12,7 @@ from typing import Any
 
 import hatch_build
 import pytest
-from tests.datapath.bench import REPLY, Owner, read
+from tests.datapath.bench import REPLY, Owner, read, stands
 from tests.datapath.networks import over_veth, splice
 from tests.datapath.splice.test_loader import compiled
 from tests.datapath.three_hosts import MOBILE_LINKS, SERVER_LINK
@@ -91,6 +91,7 @@ async def test_programs_are_replaced_between_two_packets(tmp_path: Path, monkeyp
         assert conduit.carriage_for(leg).kind is DatapathKind.SPLICE
         conduit.attach(Attachment(leg, 1, REPLY, 0, 0))
         assert await read(mobile, len(REPLY)) == REPLY
+        await stands(server)
         got: list[int] = []
         for sock in (mobile, server):
             sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _RATE)

@@ -125,14 +125,15 @@ class TwoHosts:
 def in_flight(far: socket.socket) -> Iterator[bytes]:
     """A segment of `far` as it comes in here, and is not ACKed: an error about anything else is ignored."""
     capture = Capture("cable")
-    _nft("table inet deaf { chain input { type filter hook input priority 0; tcp flags & (psh | ack) != 0 drop; }; }")
+    nft("table inet deaf { chain input { type filter hook input priority 0; tcp flags & (psh | ack) != 0 drop; }; }")
     far.sendall(b"x")
     yield next(seen.packet for seen in capture.segments(2) if seen.flags & _PSH)
     capture.close()
-    _nft("delete table inet deaf")
+    nft("delete table inet deaf")
 
 
-def _nft(commands: str) -> None:
+def nft(commands: str) -> None:
+    """Change the packet filter of the host where the thread is."""
     subprocess.run(["nft", "-f", "-"], input=commands, text=True, check=True)
 
 

@@ -7,7 +7,6 @@ from msocks.datapath.splice.adoption import GRACE_S, AdoptedLeg, what_is_missing
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import SERVER, SessionFlag
-from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import ends
 
@@ -27,9 +26,7 @@ class AdoptedConduit(SpliceConduit):
         if not resumable:
             session.flags &= ~SessionFlag.RESUMABLE
         self._generation = survivor.generation
-        self._spliced = True
         self._takeover = AdoptedLeg(host, session)
-        self._parking = Parking(host, session)
         host.enter(survivor.place, self)
         if what_is_missing(session):
             host.reactor.loop.call_later(GRACE_S, self._look_for_loss)

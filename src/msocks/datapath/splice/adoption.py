@@ -13,18 +13,9 @@ from ipaddress import IPv6Address
 
 from msocks.datapath.interface import Survivor
 from msocks.datapath.splice.entries import key_of, stream_state
+from msocks.datapath.splice.events import Event, EventType
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import (
-    NO_FIN,
-    SERVER,
-    Event,
-    EventType,
-    LegFlag,
-    LegState,
-    Session,
-    SessionFlag,
-    SessionState,
-)
+from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN, End

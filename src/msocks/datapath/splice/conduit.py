@@ -9,21 +9,22 @@ from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counte
 from msocks.datapath.relay.conduit import RelayConduit
 from msocks.datapath.splice import flows, retreat
 from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
-from msocks.datapath.splice.entries import Side, counters, fill_session, stream_state
+from msocks.datapath.splice.entries import Side, counters, stream_state
+from msocks.datapath.splice.events import HeldPacket
 from msocks.datapath.splice.farewell import Farewell, reset_both, say_farewell
-from msocks.datapath.splice.fitting import check_place, misfit, why_not
+from msocks.datapath.splice.first_pair import SPLICED, FirstPair
+from msocks.datapath.splice.fitting import check_place, misfit
 from msocks.datapath.splice.handover import Handovers
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import SERVER, HeldPacket, LegState, Session, SessionFlag, SessionState
+from msocks.datapath.splice.layout import SERVER, LegState, Session, SessionFlag, SessionState
 from msocks.datapath.splice.owed import OwedBytes
 from msocks.datapath.splice.parked import Parking
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.takeover import Takeover
-from msocks.datapath.splice.unspliced import close_server, let_speak, refuse
+from msocks.datapath.splice.unspliced import close_server, refuse
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.resume import StreamState
 
-_SPLICED = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=False)
 _NOTHING = StreamState(up_taken=0, up_fin=None, down_acknowledged=0, down_sent=0, down_available=0, down_fin=None)
 
 
@@ -34,6 +35,7 @@ class SpliceConduit:
         "_asked",
         "_closed",
         "_farewell",
+        "_first",
         "_generation",
         "_handovers",
         "_host",
@@ -45,9 +47,6 @@ class SpliceConduit:
         "_relay",
         "_reset_generation",
         "_resumable",
-        "_server",
-        "_server_side",
-        "_spliced",
         "_takeover",
     )
 
@@ -61,8 +60,8 @@ class SpliceConduit:
         resumable: bool,
     ) -> None:
         self._host = host
-        self._server = server
-        self._server_side: Side | None = None
+        # Until they are one.
+        self._first = FirstPair(host, server, preparation, resumable=resumable) if server is not None else None
         self._owner = owner
         self._preparation = preparation
         self._resumable = resumable
@@ -70,7 +69,6 @@ class SpliceConduit:
         self._asked: tuple[socket.socket, Carriage, Side | None] | None = None  # by carriage_for(), last
         self._generation = 0
         self._reset_generation = 0  # of the last leg of which that was told
-        self._spliced = False
         self._takeover: Takeover | AdoptedLeg | None = None  # of the present mobile leg
         self._handovers = Handovers(host, preparation.slot if preparation is not None else None, resumable=resumable)
         self._owed: OwedBytes | None = None
@@ -94,6 +92,11 @@ class SpliceConduit:
         return identity_of(self._session) if self._relay is None and self._generation else None
 
     @property
+    def _spliced(self) -> bool:
+        """Whether both sockets have vanished."""
+        return self._first is None and self._relay is None
+
+    @property
     def _session(self) -> Session:
         assert self._preparation is not None
         return self._preparation.session
@@ -101,25 +104,24 @@ class SpliceConduit:
     def carriage_for(self, leg: socket.socket, *, split: bool = False) -> Carriage:
         if self._relay is not None:
             return self._relay.carriage_for(leg)
+        if self._first is not None:
+            carriage, side = self._first.carriage_for(leg, split=split)
+        else:
+            carriage, side = self._carriage_of_later(leg, split)
+        self._asked = leg, carriage, side
+        return carriage
+
+    def _carriage_of_later(self, leg: socket.socket, split: bool) -> tuple[Carriage, Side | None]:
         try:
             side = Side.of(leg)
         except OSError:  # it is lost, and has no peer any more
-            self._asked = leg, _SPLICED, None
-            return _SPLICED
-        reason = misfit(self._session, side) if self._spliced else self._why_not(side, split)
-        if reason is None and not self._spliced:
-            assert self._preparation is not None
-            assert self._server_side is not None
-            if not flows.enter(self._host, self._preparation.slot, side, self._server_side):
-                reason = DatapathReason.NO_ROOM
-        if split and self._spliced and retreat.is_possible(self._session, self._owed):
-            carriage = Carriage(DatapathKind.RELAY, DatapathReason.MIDDLEBOX, handover=False)
-        elif reason is None:
-            carriage = Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=self._can_hand_over())
-        else:
-            carriage = Carriage(DatapathKind.NONE if self._spliced else DatapathKind.RELAY, reason, handover=False)
-        self._asked = leg, carriage, side
-        return carriage
+            return SPLICED, None
+        if split and retreat.is_possible(self._session, self._owed):
+            return Carriage(DatapathKind.RELAY, DatapathReason.MIDDLEBOX, handover=False), side
+        reason = misfit(self._session, side)
+        if reason is not None:
+            return Carriage(DatapathKind.NONE, reason, handover=False), side
+        return Carriage(DatapathKind.SPLICE, DatapathReason.UNSPECIFIED, handover=self._can_hand_over()), side
 
     def _can_hand_over(self) -> bool:
         if self._takeover is None or (self._owed is not None and self._owed.rest()):
@@ -127,18 +129,6 @@ class SpliceConduit:
         if self._parking is not None and self._parking.is_busy:
             return False
         return self._handovers.is_possible(self._takeover.number)
-
-    def _why_not(self, mobile: Side, split: bool) -> DatapathReason | None:
-        """Why the first leg and the server leg cannot be spliced."""
-        if self._preparation is None or split:
-            return DatapathReason.MIDDLEBOX if split else DatapathReason.NO_ROOM
-        try:
-            assert self._server is not None
-            server = self._server_side = Side.of(self._server, unread=False)
-        except OSError:
-            return DatapathReason.UNSPECIFIED  # it is lost: the relay finds out how
-        believed = self._host.told_mtus.segment(server.key[:16], server.family)
-        return why_not(self._session, mobile, server, resumable=self._resumable, believed=believed)
 
     def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
         if self._relay is not None:
@@ -153,8 +143,8 @@ class SpliceConduit:
         self.stop_leg()
         if self._spliced and not self._handovers.awaits_attachment:
             self._handovers.end()
-        if self._parking is not None:
-            self._parking.park(received)
+        if self._takeover is not None:
+            self._park().park(received)
 
     def confirm(self, generation: int, received: int, *, at_end: bool, split: bool) -> None:
         if self._relay is not None:
@@ -204,60 +194,50 @@ class SpliceConduit:
                 flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return
-        state = self.state()
-        check_place(leg, state)
-        if leg.handover:
-            self._handovers.check(leg, state)
+        if self._first is None or leg.down_from or leg.up_from or leg.handover:
+            state = self.state()
+            check_place(leg, state)
+            if leg.handover:
+                self._handovers.check(leg, state)
         assert asked is not None
         self._take_leg(leg, asked[2])
 
     def _take_leg(self, leg: Attachment, side: Side | None) -> None:
         host, preparation = self._host, self._preparation
         assert preparation is not None
-        session = self._session
-        old = self._takeover
+        session, old = preparation.session, self._takeover
         if leg.handover:
             self._hand_over(leg, side)
             return
-        self._handovers.end()
-        self._takeover = None
+        first = self._first
         self._generation = leg.generation
         if old is not None:
+            self._handovers.end()
             old.cancel()
-        old_number = old.number if old is not None else 0
-        if side is None:
-            self._takeover = old
-            self._refuse(leg)
-            return
+        old_number = old.number if old is not None and first is None else 0
         number = 2 if old_number == 1 else 1
-        takeover = self._takeover = Takeover(host, session, number, resumable=self._resumable)
-        offered = takeover.fill(side, leg)
-        if not self._spliced:
-            assert self._server_side is not None
-            fill_session(session, self._server_side, offered=offered, resumable=self._resumable)
+        takeover = Takeover(host, session, number, self, resumable=self._resumable, old_number=old_number)
+        self._takeover = takeover
+        if first is not None:
             host.enter(preparation.slot, self)
-            self._parking = Parking(host, session)
-        else:
-            if self._parking is not None:
-                self._parking.prepare(leg.down_from)
-            if not flows.put(host, preparation.slot, [(side.key, number)]):
-                self._takeover = old
-                self._refuse(leg)
+            if first.take_over(takeover, leg, side):
                 return
-        takeover.begin(
-            self._server,
-            self._owe,
-            lambda: self._on_spliced(old_number, number),
-            lambda: self._on_leg_lost(leg.generation, number),
-        )
+        elif side is not None:
+            takeover.fill(side, leg)
+            self._park().prepare(leg.down_from)
+            if flows.put(host, preparation.slot, [(side.key, number)]):
+                takeover.begin(None)
+                return
+        self._takeover = old
+        self._refuse(leg)
 
     def _refuse(self, leg: Attachment) -> None:
         self._generation = leg.generation
         refuse(self._host, leg.sock)
         self._tell_leg_ended(leg.generation)
 
-    def _owe(self, begin: int, early: bytes) -> None:
-        """Bytes that the mobile may have forgotten, and the server has not: this conduit's, whatever leg comes next."""
+    def on_early(self, begin: int, early: bytes) -> None:
+        # This conduit's, whatever leg comes next.
         self._owed = OwedBytes(self._host.reactor, self._session, self._host.output, begin, early)
 
     def _hand_over(self, leg: Attachment, side: Side | None) -> None:
@@ -271,31 +251,33 @@ class SpliceConduit:
         else:
             self._tell_leg_ended(leg.generation)
 
-    def _on_spliced(self, old_number: int, number: int) -> None:
-        """The leg is carried, and its socket gone; so is the server's."""
-        self._server = self._server_side = None
-        self._spliced = True
-        if old_number:
-            flows.replace(self._host.tables, self._session, old_number, number)
+    def on_spliced(self, takeover: Takeover) -> None:
+        self._first = None
+        if takeover.old_number:
+            flows.replace(self._host.tables, self._session, takeover.old_number, takeover.number)
         if self._parking is not None:
-            self._parking.resume(number)
+            self._parking.resume(takeover.number)
 
-    def _on_leg_lost(self, generation: int, number: int) -> None:
+    def on_leg_lost(self, takeover: Takeover) -> None:
         if self._closed:
             return
-        flows.take_out(self._host.tables, self._session.legs[number])
-        self._tell_leg_ended(generation)
+        flows.take_out(self._host.tables, self._session.legs[takeover.number])
+        self._tell_leg_ended(takeover.generation)
+
+    def _park(self) -> Parking:
+        if self._parking is None:
+            self._parking = Parking(self._host, self._session)
+        return self._parking
 
     def _become_relay(self, reason: DatapathReason, down_from: int = 0) -> None:
         """The server's kernel socket stays, and may speak; else there is one again (OSError where that cannot be)."""
-        server, preparation, state = self._server, self._preparation, self.state()
-        if self._spliced and preparation is not None:
-            server = retreat.to_kernel(self._host, preparation, state.up_taken, down_from)
+        state, first = self.state(), self._first
+        if first is not None:
+            server, self._first = first.let_server_speak(), None
+        else:
+            assert self._preparation is not None
+            server = retreat.to_kernel(self._host, self._preparation, state.up_taken, down_from)
             self._cease()
-        elif preparation is not None:
-            let_speak(self._host, preparation, self._server_side)
-        assert server is not None
-        self._server = None
         self._relay = self._host.relay(reason).open(server, self._owner, resumable=self._resumable)
         self._relay.begin_at(state.up_taken, down_from, state.down_available)
 
@@ -312,7 +294,9 @@ class SpliceConduit:
 
     def on_finished(self) -> None:
         """Both FINs are acknowledged."""
-        self._tell_last(self._owner.on_finished)
+        if not self._over:
+            self._over = True
+            self._owner.on_finished()
 
     def on_expired(self) -> None:
         """The kernel's half has given up the entry: nothing has passed for days."""
@@ -324,8 +308,8 @@ class SpliceConduit:
             self._takeover.repeat()
 
     def on_held(self, packet: HeldPacket) -> None:
-        if self._parking is not None and not self._over:
-            self._parking.on_held(packet)
+        if self._takeover is not None and not self._over:
+            self._park().on_held(packet)
 
     def _tell_leg_ended(self, generation: int) -> None:
         def tell() -> None:
@@ -335,12 +319,10 @@ class SpliceConduit:
         self._host.reactor.call_soon(tell)
 
     def _tell_last(self, message: Callable[[], None]) -> None:
-        def tell() -> None:
-            if not self._over:
-                self._over = True
-                message()
-
-        self._host.reactor.call_soon(tell)
+        """To be called from the event loop alone."""
+        if not self._over:
+            self._over = True
+            message()
 
     def hang_up(self, up_end: int) -> None:
         if self._relay is None and not self._spliced:
@@ -369,7 +351,7 @@ class SpliceConduit:
             self._session,
             up_end,
             self._owed,
-            on_finished=lambda: self._tell_last(self._owner.on_finished),
+            on_finished=self.on_finished,
             on_lost=lambda: self._tell_last(lambda: self._owner.on_server_lost(LegEnd.RESET)),
         )
 
@@ -389,12 +371,11 @@ class SpliceConduit:
             return
         if self._farewell is not None:
             self._farewell.close(reset=reset)
-        server, self._server = self._server, None
-        if server is not None:
-            close_server(host, preparation, server, reset)
+        if self._first is not None:
+            close_server(host, preparation, self._first.server, reset)
             return
         if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
             reset_both(self._session, self._takeover.number if self._takeover else SERVER, host.output)
         assert preparation is not None
         host.leave(preparation.slot)
-        host.server_legs.ended(preparation.slot)
+        host.server_legs.ended(preparation.slot, preparation.incarnation)

@@ -16,22 +16,14 @@ from msocks.datapath.splice.adopted_conduit import AdoptedConduit
 from msocks.datapath.splice.adoption import clear_handshakes, freed_just_now, survivor_of
 from msocks.datapath.splice.caretaker import Caretaker
 from msocks.datapath.splice.conduit import SpliceConduit
+from msocks.datapath.splice.events import EventType, HeldPacket, PacketEvent
 from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.held_bytes import HeldBytes
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import (
-    MARK_OF_DAEMON,
-    SERVER,
-    EventType,
-    HeldPacket,
-    LegState,
-    PacketEvent,
-    SessionState,
-)
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
-from msocks.datapath.splice.options import read_options
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
 from msocks.datapath.splice.raw_output import RawOutput
@@ -42,7 +34,6 @@ from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.speech import ends, say
 from msocks.datapath.splice.tables import Tables
-from msocks.datapath.splice.told_mtus import ToldMtus
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address
@@ -77,10 +68,9 @@ class SpliceDatapath:
         self.output = RawOutput(MARK_OF_DAEMON)
         self.residuals = ResidualClock(reactor.loop)
         self.held = HeldBytes()
-        self.told_mtus = ToldMtus()
         self._ports = PortAllocator(ports)
         self.shortage = Shortage()
-        self.server_legs = ServerLegs(self.tables, self._ports, self.shortage)
+        self.server_legs = ServerLegs(self.tables, self._ports, self.shortage, self._sweep)
         self._range = ports
         self._program = program
         self._hooks = hooks
@@ -112,7 +102,7 @@ class SpliceDatapath:
                 with contextlib.suppress(ValueError):
                     self._ports.claim(*remote, local[1])
                 if session.state != SessionState.OPEN:
-                    self.server_legs.ended(slot)
+                    self.server_legs.ended(slot, session.incarnation)
 
     def _forget_the_past(self) -> None:
         """What was told to an earlier process, and what it was about to do."""
@@ -140,10 +130,7 @@ class SpliceDatapath:
         leg: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
-        if not self.tables.free_slots:
-            self._sweep()
-        mobile = read_options(leg, unread=False) if leg is not None else None
-        self.server_legs.prepare(sock, destination, mobile, smallest_mtu)
+        self.server_legs.prepare(sock, destination, leg, smallest_mtu)
 
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
         return SpliceConduit(self, server, owner, self.server_legs.claim(server), resumable=resumable)
@@ -218,6 +205,7 @@ class SpliceDatapath:
         if now - self._swept_at < _BETWEEN_SWEEPS_S:
             return
         self._swept_at = now
+        tell_soon = self.reactor.call_soon  # this may be within a call of a session's
         for slot in tuple(self.tables.taken_slots()):
             session = self.tables.session(slot)
             conduit = self._conduits.get(slot)
@@ -227,9 +215,9 @@ class SpliceDatapath:
             elif conduit is None:
                 continue
             elif session.finished:
-                conduit.on_finished()
+                tell_soon(conduit.on_finished)
             elif session.state == SessionState.RESET:
-                conduit.on_server_reset()
+                tell_soon(conduit.on_server_reset)
             elif session.active != SERVER and leg.state == LegState.STOPPED:
                 conduit.on_leg_reset(leg.generation)
 
@@ -261,7 +249,7 @@ class SpliceDatapath:
                 self.output.send(say(session, other, (session.up if leg else session.down).acked))
             case EventType.TOO_BIG | EventType.ICMP:
                 packet_event = PacketEvent.from_buffer_copy(raw.ljust(_PACKET_EVENT_BYTES, b"\0"))
-                tell_sender(session, packet_event, self.output, self.told_mtus)
+                tell_sender(session, packet_event, self.output, self.tables.told_mtus)
 
     def _on_copies(self, _events: int) -> None:
         self._copies.consume(self._on_copy)
@@ -282,4 +270,4 @@ class SpliceDatapath:
             self._ports.release(*remote, local[1])
         conduit = self._conduits.pop(slot, None)
         if conduit is not None:
-            conduit.on_expired()
+            self.reactor.call_soon(conduit.on_expired)

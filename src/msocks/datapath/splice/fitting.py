@@ -6,13 +6,12 @@ from msocks.datapath.interface import Attachment
 from msocks.datapath.splice.entries import Side
 from msocks.datapath.splice.layout import SERVER, LegFlag, Session
 from msocks.datapath.splice.options import reconcile
+from msocks.datapath.splice.told_mtus import ToldMtus
 from msocks.protocol.leg import DatapathReason
 from msocks.session.resume import StreamState
 
 
-def why_not(
-    session: Session, mobile: Side, server: Side, *, resumable: bool, believed: int | None
-) -> DatapathReason | None:
+def why_not(session: Session, mobile: Side, server: Side, *, resumable: bool, told: ToldMtus) -> DatapathReason | None:
     """Why the first leg and the server leg cannot be spliced; None where they can.
 
     Args:
@@ -20,12 +19,14 @@ def why_not(
         mobile: The first leg.
         server: The server leg.
         resumable: Whether the client is one of MSOCKS.
-        believed: See `msocks.datapath.splice.options.reconcile`.
+        told: What servers were told of narrow paths.
     """
     if mobile.is_local or server.is_local:
         return DatapathReason.LOCAL_SERVER
     if not session.legs[SERVER].flags & LegFlag.NOTED:
         return DatapathReason.NO_KERNEL_SUPPORT  # its packets pass no interface with our programs
+    narrow = server.options.largest_segment < mobile.options.announced_segment
+    believed = told.segment(server.key[:16], server.family) if narrow else None  # a system call
     return reconcile(mobile.options, server.options, tolerant=resumable, believed=believed)
 
 

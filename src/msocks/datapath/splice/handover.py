@@ -51,6 +51,8 @@ _NANOSECONDS_A_MS = 1_000_000
 class Handovers:
     """Those of one session, one after the other."""
 
+    __slots__ = ("_host", "_now", "_resumable", "_slot")
+
     def __init__(self, host: SpliceHost, slot: int | None, *, resumable: bool) -> None:
         """Without a slot there are none."""
         self._host = host
@@ -113,7 +115,7 @@ class Handovers:
             host.reactor.forget(leg.sock.fileno())
             vanish(leg.sock)
             return None
-        takeover = Takeover(host, self._session, succession.number, resumable=self._resumable)
+        takeover = Takeover(host, self._session, succession.number, None, resumable=self._resumable)
         succession.go_live(leg)
         takeover.begin_live(leg, window=succession.window)
         succession.drain()
@@ -134,7 +136,8 @@ class Handovers:
             old = session.handover.from_leg
             end_handover(self._host, session, old if session.active != old else _OTHER[old])
         if self._slot is not None:
-            self._session.handover.allowance = 0  # it was measured for a leg that goes
+            # They were measured for a leg that goes.
+            self._session.handover.allowance = self._session.handover.timed_end = 0
 
     def close(self) -> None:
         """The session is over."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from msocks.datapath.relay import RelayDatapath
+from msocks.datapath.splice.events import HeldPacket
 from msocks.datapath.splice.held_bytes import HeldBytes
-from msocks.datapath.splice.layout import HeldPacket
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.server_legs import ServerLegs
 from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.tables import Tables
-from msocks.datapath.splice.told_mtus import ToldMtus
 from msocks.protocol.leg import DatapathReason
 from msocks.transport.reactor import Reactor
 
@@ -57,10 +56,6 @@ class SpliceHost(Protocol):
     @property
     def residuals(self) -> ResidualClock:
         """Tells when something has to be said again."""
-
-    @property
-    def told_mtus(self) -> ToldMtus:
-        """What servers were told of paths."""
 
     @property
     def server_legs(self) -> ServerLegs:

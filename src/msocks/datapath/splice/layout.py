@@ -10,14 +10,14 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
+from msocks.datapath.splice.events import Event, HeldPacket, PacketEvent
+
 LAYOUT_VERSION = 2
 MARK_OF_DAEMON = 0x4D534F43
 SERVER = 0
 LEGS = 3
 NO_FIN = 0xFFFF_FFFF_FFFF_FFFF
 NO_SPLIT = 0xFFFF_FFFF_FFFF_FFFF
-EVENT_PACKET_BYTES = 1280
-HELD_PACKET_BYTES = 16384
 
 
 class SessionState(IntEnum):
@@ -61,22 +61,6 @@ class SessionFlag(IntEnum):
     STRIP_TIMESTAMPS = 4
     RESUMING = 8
     CLOSED_WINDOW = 16
-
-
-class EventType(IntEnum):
-    """enum event_type."""
-
-    LEG_RESET = 1
-    SERVER_RESET = 2
-    FINISHED = 3
-    FREED = 4
-    SPOKE = 5
-    TOO_BIG = 6
-    ICMP = 7
-    NO_PATH = 8
-    REPLY_MISSING = 9
-    INEXACT_RESET = 10
-    HELD = 11
 
 
 class DropReason(IntEnum):
@@ -338,56 +322,12 @@ class Config(ctypes.Structure):
     )
 
 
-class Event(ctypes.Structure):
-    """struct event."""
+class ToldMtu(ctypes.Structure):
+    """struct told_mtu."""
 
-    type: int
-    slot: int
-    incarnation: int
-    leg: int
-    offset: int
-    _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("slot", ctypes.c_uint32),
-        ("incarnation", ctypes.c_uint32),
-        ("leg", ctypes.c_uint32),
-        ("offset", ctypes.c_uint64),
-    )
-
-
-class PacketEvent(ctypes.Structure):
-    """struct packet_event."""
-
-    event: Event
-    length: int
-    copied: int
-    _fields_ = (
-        ("event", Event),
-        ("length", ctypes.c_uint32),
-        ("copied", ctypes.c_uint32),
-        ("packet", ctypes.c_uint8 * EVENT_PACKET_BYTES),
-    )
-
-
-class HeldPacket(ctypes.Structure):
-    """struct held_packet."""
-
-    event: Event
-    arrived_ns: int
-    tsval: int
-    headers: int
-    copied: int
-    segment: int
-    packet: ctypes.Array[ctypes.c_uint8]
-    _fields_ = (
-        ("event", Event),
-        ("arrived_ns", ctypes.c_uint64),
-        ("tsval", ctypes.c_uint32),
-        ("headers", ctypes.c_uint32),
-        ("copied", ctypes.c_uint32),
-        ("segment", ctypes.c_uint32),
-        ("packet", ctypes.c_uint8 * HELD_PACKET_BYTES),
-    )
+    until_ns: int
+    mtu: int
+    _fields_ = (("until_ns", ctypes.c_uint64), ("mtu", ctypes.c_uint32), ("unused", ctypes.c_uint32))
 
 
 class Busy(ctypes.Structure):
@@ -410,6 +350,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "event": Event,
     "packet_event": PacketEvent,
     "held_packet": HeldPacket,
+    "told_mtu": ToldMtu,
     "busy": Busy,
 }
 """By the name in ``layout.h``."""

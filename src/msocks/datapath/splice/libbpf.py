@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _TCX_INGRESS = 46  # enum bpf_attach_type
 _LIBBPF_ERRORS = 4000  # from here on numbers are libbpf's own: a file that is no object
 _PER_CPU = (5, 6)  # hash, array
 _LOG_TAIL = 3000
+_RECORD_LENGTH = struct.Struct("=I")  # before each record, see libbpf.c
 _CONSTANTS = ".rodata"
 
 ffi, lib = _libbpf.ffi, _libbpf.lib
@@ -148,10 +150,8 @@ class RingBuffer:
 
     def __init__(self, ring: BpfMap) -> None:
         self._fd = ring.fd
-        self._callback: Callable[[bytes], None] | None = None
-        self._error: Exception | None = None
-        self._handle = ffi.new_handle(self)
-        self._ring = lib.ring_buffer__new(ring.fd, lib.msocks_ring_record, self._handle, ffi.NULL)
+        self._size = ffi.new("size_t *")
+        self._ring = lib.msocks_ring_open(ring.fd)
         if self._ring == ffi.NULL:
             raise BpfError(ffi.errno, "cannot read the events of the splice")
 
@@ -168,33 +168,27 @@ class RingBuffer:
         Raises:
             BpfError: The buffer cannot be read.
         """
-        self._callback = callback
-        count = int(lib.ring_buffer__consume(self._ring))
-        error, self._error = self._error, None
+        count = checked(lib.msocks_ring_read(self._ring), "cannot read the events of the splice")
+        if not count:
+            return 0
+        records = bytes(ffi.buffer(lib.msocks_ring_records(self._ring, self._size), self._size[0]))
+        error: Exception | None = None
+        at = 0
+        for _ in range(count):
+            begin = at + _RECORD_LENGTH.size
+            at = begin + _RECORD_LENGTH.unpack_from(records, at)[0]
+            try:
+                callback(records[begin:at])
+            except Exception as raised:
+                error = error or raised
         if error is not None:
             raise error
-        return checked(count, "cannot read the events of the splice")
-
-    def record(self, data: bytes) -> None:
-        """One record has been read. An exception cannot pass through libbpf's frames."""
-        try:
-            if self._callback is not None:
-                self._callback(data)
-        except Exception as error:
-            self._error = self._error or error
+        return count
 
     def close(self) -> None:
         """Stop reading; the map stays open."""
-        lib.ring_buffer__free(self._ring)
+        lib.msocks_ring_close(self._ring)
         self._ring = ffi.NULL
-
-
-@ffi.def_extern()  # type: ignore[untyped-decorator]
-def msocks_ring_record(context: object, data: object, size: int) -> int:
-    """Called by libbpf for each record."""
-    ring: RingBuffer = ffi.from_handle(context)
-    ring.record(bytes(ffi.buffer(data, size)))
-    return 0
 
 
 class BpfObject:

@@ -17,8 +17,9 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from msocks.datapath.splice.events import HeldPacket
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import NO_FIN, SERVER, HeldPacket, LegFlag, Session, SessionFlag
+from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, Session, SessionFlag
 from msocks.datapath.splice.residual import Residual
 from msocks.datapath.splice.segments import FIN
 from msocks.datapath.splice.speech import say

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import socket
 
+from msocks.datapath.splice.events import EventType, PacketEvent
 from msocks.datapath.splice.icmp import IcmpError, Trouble, fragmentation_needed, parse_error, translate, translated_mtu
-from msocks.datapath.splice.layout import SERVER, EventType, Leg, LegState, PacketEvent, Session
+from msocks.datapath.splice.layout import SERVER, Leg, LegState, Session
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.segments import ACK, segment
 from msocks.datapath.splice.speech import ends

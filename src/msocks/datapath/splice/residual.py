@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections.abc import Callable
+from typing import Protocol
 
-_LEAST_S = 0.2  # RTO_MIN of Linux
+LEAST_S = 0.2
+"""RTO_MIN of Linux."""
 _MOST_S = 8.0
 _ATTEMPTS = 8
 # Being late by this much is allowed, so that the timer does not fire for every single one.
 _SLACK_S = 0.005
+
+
+class Timed(Protocol):
+    """What waits for its time."""
+
+    def on_time(self) -> float | None:
+        """It is time; after how many seconds it is again, None where it is over."""
 
 
 class Residual:
@@ -44,14 +54,9 @@ class Residual:
         self._say: Callable[[], None] | None = say
         self._is_acknowledged: Callable[[], bool] | None = is_acknowledged
         self._on_over: Callable[[Residual], None] | None = on_over
-        self._timeout_s = min(_MOST_S, max(_LEAST_S, timeout_s))
+        self._timeout_s = min(_MOST_S, max(LEAST_S, timeout_s))
         self._attempts = 0
         clock.wake(self, self._timeout_s)
-
-    def again(self) -> None:
-        """The peer has shown that it did not get it."""
-        if self._say is not None and self._is_acknowledged is not None and not self._is_acknowledged():
-            self._say()
 
     def cancel(self) -> None:
         """Nobody waits for it any more; `on_over` is not called."""
@@ -59,7 +64,6 @@ class Residual:
         self._say = self._is_acknowledged = self._on_over = None
 
     def on_time(self) -> float | None:
-        """It is time; after how many seconds it is again, None where it is over."""
         say, is_acknowledged, on_over = self._say, self._is_acknowledged, self._on_over
         if say is None or is_acknowledged is None or on_over is None:
             return None
@@ -74,16 +78,32 @@ class Residual:
 
 
 class ResidualClock:
-    """One timer for all residuals: thousands of connections a second have one each, and hardly any needs its time."""
+    """One timer for all residuals: thousands of connections a second have one each, and hardly any needs its time.
+
+    What waits for the first time waits equally long, nearly always, and nearly always in vain: it is kept so that it
+    can be let go of at once, while its memory is still in the processor's cache.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[tuple[float, int, Residual]] = []
+        self._new: dict[Timed, float] = {}  # when each is due, in this order
+        self._waiting: list[tuple[float, int, Timed]] = []  # a heap
         self._count = 0  # of those that were ever added: a tie decides who came first
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # of the timer
 
-    def wake(self, residual: Residual, after_s: float) -> None:
+    def wake_first(self, residual: Timed) -> None:
+        """Call `residual.on_time` after the least time-out, unless it is let go of before."""
+        due = self._loop.time() + LEAST_S
+        self._new[residual] = due
+        if self._timer is None or due < self._due:
+            self._arm(due)
+
+    def let_go(self, residual: Timed) -> None:
+        """The opposite of `wake_first`; no-op where that is over."""
+        self._new.pop(residual, None)
+
+    def wake(self, residual: Timed, after_s: float) -> None:
         """Call `residual.on_time` then."""
         due = self._loop.time() + after_s
         self._count += 1
@@ -93,6 +113,7 @@ class ResidualClock:
 
     def close(self) -> None:
         """Nothing is said again."""
+        self._new.clear()
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -106,14 +127,23 @@ class ResidualClock:
 
     def _run(self) -> None:
         self._timer = None
-        waiting, now = self._waiting, self._loop.time()
+        new, waiting, now = self._new, self._waiting, self._loop.time()
         try:
+            while new:
+                residual, due = next(iter(new.items()))
+                if due > now:
+                    break
+                del new[residual]
+                self._call(residual, now)
             while waiting and waiting[0][0] <= now:
-                residual = heapq.heappop(waiting)[2]
-                after_s = residual.on_time()
-                if after_s is not None:
-                    self._count += 1
-                    heapq.heappush(waiting, (now + after_s, self._count, residual))
+                self._call(heapq.heappop(waiting)[2], now)
         finally:
-            if waiting:
-                self._arm(max(waiting[0][0], now + _SLACK_S))
+            if waiting or new:
+                due = min(waiting[0][0] if waiting else math.inf, next(iter(new.values()), math.inf))
+                self._arm(max(due, now + _SLACK_S))
+
+    def _call(self, residual: Timed, now: float) -> None:
+        after_s = residual.on_time()
+        if after_s is not None:
+            self._count += 1
+            heapq.heappush(self._waiting, (now + after_s, self._count, residual))

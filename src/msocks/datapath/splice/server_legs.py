@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import time
 import weakref
@@ -13,24 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, Session, SessionFlag, SessionState
-from msocks.datapath.splice.libbpf import lib
-from msocks.datapath.splice.options import LegOptions
+from msocks.datapath.splice.layout import Session, SessionState
+from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.ports import PortAllocator
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
 from msocks.datapath.splice.shortage import Shortage
-from msocks.datapath.splice.speech import ends
 from msocks.datapath.splice.tables import Tables, opening_key
-from msocks.errors import MsocksError
 from msocks.values.endpoint import Address
 
 _BIND_ATTEMPTS = 16
 _LEAST_LINGER_NS = 1_000_000_000
+_MANY_WAITING = 16  # then is looked which of them nobody waits for any more
 _OVER = (SessionState.CLOSING, SessionState.RESET, SessionState.RESETTING)
-_IPV4_HEADERS = 40
-_IPV6_HEADERS = 60
-_LEAST_MSS = 536
-_ORDINARY_SCALE = 7  # of Linux, unless a program or its operator has chosen its buffers
 _MORE_SESSIONS = "raise limits.sessions; sessions that have ended keep theirs for a minute"
 
 
@@ -69,7 +62,9 @@ class Preparation:
 class ServerLegs:
     """See the module."""
 
-    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage) -> None:
+    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage, sweep: Callable[[], None]) -> None:
+        """`sweep` looks for slots that were freed without a word."""
+        self._sweep = sweep
         self._tables = tables
         self._ports = ports
         self._shortage = shortage
@@ -81,43 +76,37 @@ class ServerLegs:
         self,
         sock: socket.socket,
         destination: tuple[Address, int],
-        mobile: LegOptions | None,
+        mobile: socket.socket | None,
         smallest_mtu: int | None,
     ) -> None:
         """Give `sock`, which is about to connect, what a server leg needs; without room it stays an ordinary socket."""
-        self._reclaim()
-        self._by_descriptor.pop(sock.fileno(), None)
+        if len(self._waiting) > _MANY_WAITING:
+            self._reclaim()
+        descriptor = sock.fileno()
+        self._by_descriptor.pop(descriptor, None)
         tables = self._tables
         slot = tables.take_slot()
         if slot is None:
-            slot = self._reuse()
+            slot = self._make_room()
         if slot is None:
             self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
             return
-        remote = _end(destination)
-        family = socket.AF_INET if destination[0].version == 4 else socket.AF_INET6
+        address, remote_port = destination
+        remote = MAPPED_PREFIX + address.packed if isinstance(address, IPv4Address) else address.packed, remote_port
+        client = mobile.fileno() if mobile is not None else None
         try:
-            port = self._bind(sock, family, remote)
+            port = self._bind(descriptor, slot, remote, client, smallest_mtu or 0)
+        except BpfError as error:
+            tables.free_slot(slot)
+            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
+            return
         except OSError as error:
             tables.free_slot(slot)
             self._shortage.report("ports", error.strerror or str(error), "widen proxy.splice_ports")
             return
         session = tables.session(slot)
         preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
-        if mobile is not None and not mobile.timestamps:
-            session.flags = SessionFlag.STRIP_TIMESTAMPS
-        # Not by TCP_MAXSEG: that would lower what the kernel says of the server's own limit as well.
-        session.legs[SERVER].announced = _largest_segment(family, mobile, smallest_mtu)
-        if mobile is not None and mobile.snd_wscale < _ORDINARY_SCALE:
-            # Its windows are expressed for the server in this host's unit: not in a coarser one than its own.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 0xFFFF << mobile.snd_wscale)
-        try:
-            tables.put_opening(preparation.key, slot)
-        except MsocksError as error:
-            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
-            self.release(preparation)
-            return
-        self._by_descriptor[sock.fileno()] = preparation
+        self._by_descriptor[descriptor] = preparation
         self._waiting.append(preparation)
 
     def claim(self, sock: socket.socket) -> Preparation | None:
@@ -141,9 +130,16 @@ class ServerLegs:
         """Nobody uses the port toward this server any more."""
         self._ports.release(*preparation.remote, preparation.port)
 
-    def ended(self, slot: int) -> None:
+    def ended(self, slot: int, incarnation: int) -> None:
         """The session is over; its entry lingers for what comes late, and can be reused when room is scarce."""
-        self._ended.append((slot, self._tables.session(slot).incarnation))
+        self._ended.append((slot, incarnation))
+
+    def _make_room(self) -> int | None:
+        """A slot, where there is none that nobody has."""
+        self._reclaim()
+        self._sweep()
+        slot = self._tables.take_slot()
+        return self._reuse() if slot is None else slot
 
     def _reuse(self) -> int | None:
         """The slot of the session that has ended first, if it has lingered for a moment; as TIME-WAIT is cut short."""
@@ -158,50 +154,37 @@ class ServerLegs:
                 return None
             ended.popleft()
             tables.forget_flows(slot)
-            local, remote = ends(session.legs[SERVER])
+            remote, remote_port, local_port = tables.server_end(slot)
             with contextlib.suppress(KeyError):
-                self._ports.release(*remote, local[1])
+                self._ports.release(remote, remote_port, local_port)
             tables.free_slot(slot)
             return tables.take_slot()
         return None
 
     def _reclaim(self) -> None:
-        """What was prepared for sockets that never came to a conduit, oldest first."""
+        """What was prepared for sockets that never came to a conduit, oldest first; what came to one is let go."""
         waiting = self._waiting
         while waiting:
             oldest = waiting[0]
-            if oldest.taken:
-                waiting.popleft()
-            elif oldest.abandoned:
-                waiting.popleft()
+            if not oldest.taken:
+                if not oldest.abandoned:
+                    return
                 self.release(oldest)
-            else:
-                return
+            waiting.popleft()
 
-    def _bind(self, sock: socket.socket, family: int, remote: End) -> int:
-        """Give it the mark, and a port that connections to other servers may share. Raises OSError."""
+    def _bind(self, descriptor: int, slot: int, remote: End, mobile: int | None, smallest_mtu: int) -> int:
+        """Prepare it with a port that connections to other servers may share.
+
+        Raises OSError; BpfError where the table of openings is full, and the port is free again.
+        """
         for _ in range(_BIND_ATTEMPTS):
             port = self._ports.take(*remote)
-            result = lib.msocks_bind(sock.fileno(), family, MARK_OF_DAEMON, port)
-            if result == 0:
+            try:
+                self._tables.prepare(slot, descriptor, remote, port, mobile=mobile, smallest_mtu=smallest_mtu)
+            except OSError as error:
+                self._ports.release(*remote, port)
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
                 return port
-            self._ports.release(*remote, port)
-            if result != -errno.EADDRINUSE:
-                raise OSError(-result, os.strerror(-result))
         raise OSError(errno.EADDRINUSE, "ports of the splice's range are used by other programs")
-
-
-def _end(destination: tuple[Address, int]) -> End:
-    address, port = destination
-    packed = address.packed
-    return (MAPPED_PREFIX + packed if isinstance(address, IPv4Address) else packed), port
-
-
-def _largest_segment(family: int, mobile: LegOptions | None, smallest_mtu: int | None) -> int:
-    """The server's segments must fit the mobile's narrowest link, from the SYN on (RFC 9293 section 3.7.1); or 0."""
-    limits = []
-    if mobile is not None:
-        limits.append(mobile.largest_segment)
-    if smallest_mtu:
-        limits.append(smallest_mtu - (_IPV6_HEADERS if family == socket.AF_INET6 else _IPV4_HEADERS))
-    return max(_LEAST_MSS, min(limits)) if limits else 0

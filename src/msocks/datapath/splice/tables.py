@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import struct
 import time
 from collections import deque
@@ -15,7 +16,6 @@ from collections.abc import Iterator
 
 from msocks.datapath.splice import libbpf
 from msocks.datapath.splice.layout import (
-    SERVER,
     Busy,
     Config,
     DropReason,
@@ -23,12 +23,15 @@ from msocks.datapath.splice.layout import (
     SessionState,
     network_port,
 )
-from msocks.datapath.splice.libbpf import lib
+from msocks.datapath.splice.libbpf import BpfError, lib
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.segments import End
+from msocks.datapath.splice.told_mtus import ToldMtus
 
 _FLOW = struct.Struct("=III")  # struct flow
+_SERVER_END = struct.Struct("!16s16xHH")  # the struct flow_key that the first leg, and so the entry, begins with
+_SESSION_BYTES = ctypes.sizeof(Session)
 _WHICH = struct.Struct("=II")  # struct which
 _NANOSECONDS = 1_000_000_000
 _LONGEST_SETTLING_S = 0.1
@@ -67,10 +70,12 @@ class Tables:
         self._listeners = program.map("listeners")
         self._caps = program.map("caps")
         self._drops = program.map("drops")
+        self.told_mtus = ToldMtus(program.map("told_mtus"))
         self._fix_split = program.program("fix_split")
         sessions, config, busy, lost = (program.map(name) for name in ("sessions", "config", "busy", "lost"))
         self.slots = sessions.max_entries
         self._sessions = (Session * self.slots).from_buffer(sessions.mmap())
+        self._begin = ctypes.addressof(self._sessions)
         self._busy = (Busy * busy.max_entries).from_buffer(busy.mmap())
         self._lost = ctypes.c_uint64.from_buffer(lost.mmap())
         settings = Config.from_buffer(config.mmap())
@@ -101,18 +106,22 @@ class Tables:
         found: Session = self._sessions[slot]
         return found
 
+    def address(self, slot: int) -> int:
+        """Where the entry lies in this process's memory."""
+        return self._begin + slot * _SESSION_BYTES
+
+    def server_end(self, slot: int) -> tuple[bytes, int, int]:
+        """The server's address (16 bytes) and port, and the local port toward it."""
+        found: tuple[bytes, int, int] = _SERVER_END.unpack(ctypes.string_at(self.address(slot), _SERVER_END.size))
+        return found
+
     def take_slot(self) -> int | None:
         """An unused slot, in state OPENING with a new incarnation; None where there is none."""
         if not self._free:
             return None
         slot = self._free.popleft()
         self._taken[slot] = 1
-        session = self._sessions[slot]
-        incarnation = (session.incarnation + 1) & 0xFFFFFFFF
-        ctypes.memset(ctypes.addressof(session), 0, ctypes.sizeof(session))
-        session.incarnation = incarnation
-        session.last_ns = time.monotonic_ns()
-        session.state = SessionState.OPENING
+        lib.msocks_open_entry(self.address(slot))
         return slot
 
     def free_slot(self, slot: int) -> None:
@@ -154,6 +163,13 @@ class Tables:
             values += _FLOW.pack(slot, incarnation, leg)
         self._flows.update_all(keys, values, len(flows))
 
+    def pair(self, slot: int, mobile: int, server: int, *, resumable: bool) -> bool:
+        """The first mobile leg and the server leg (descriptors) are found to fit, and entered; False where it takes a
+        closer look.
+        """
+        found = lib.msocks_pair(mobile, server, self._flows.fd, slot, resumable, self.address(slot))
+        return bool(found)
+
     def delete_flow(self, key: bytes) -> None:
         """The opposite; no-op where there is none."""
         self._flows.delete(key)
@@ -166,11 +182,33 @@ class Tables:
 
     def forget_flows(self, slot: int) -> None:
         """Delete those of all legs of a session, where their addresses are not another session's leg's by now."""
-        lib.msocks_forget_flows(self._flows.fd, slot, ctypes.addressof(self._sessions[slot]))
+        lib.msocks_forget_flows(self._flows.fd, slot, self.address(slot))
 
-    def put_opening(self, key: bytes, slot: int) -> None:
-        """A server leg begins its handshake."""
-        self._opening.update(key, _FLOW.pack(slot, self._sessions[slot].incarnation, SERVER))
+    def prepare(
+        self, slot: int, server: int, remote: End, local_port: int, *, mobile: int | None, smallest_mtu: int
+    ) -> None:
+        """A server leg (a descriptor, as `mobile`'s) gets its local port, and begins its handshake.
+
+        `smallest_mtu` is that of the mobile node's links, 0 where it is not known.
+
+        Raises BpfError where the table is full, another OSError where the port cannot be had.
+        """
+        address, port = remote
+        result = lib.msocks_prepare(
+            server,
+            -1 if mobile is None else mobile,
+            smallest_mtu,
+            address,
+            port,
+            local_port,
+            self._opening.fd,
+            slot,
+            self.address(slot),
+        )
+        if result > 0:
+            raise BpfError(result, "cannot write to the table opening")
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
 
     def delete_opening(self, key: bytes) -> None:
         """It is over, or somebody else's affair; no-op where there is none."""

@@ -3,7 +3,8 @@
 The order leaves no gap. The entry and its flows are installed while the kernel's sockets still answer. Then the mobile
 leg's socket writes the reply: the egress hook sees it leave, notes where the numbers of the leg stand, and from that
 instant the leg is spliced. What the kernel had acknowledged until then lies in the socket, and is read from there. The
-server, which the egress hook had told a window of zero, gets the mobile's; and the sockets vanish without a word.
+sockets vanish without a word. The server has not heard an ACK of its SYN yet: the egress hook has kept it back, and the
+mobile's first word is the one that ends the handshake.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 import ctypes
 import socket
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 from msocks.datapath.interface import Attachment
 from msocks.datapath.splice.entries import Side, fill_mobile_leg
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import NO_FIN, SERVER, Leg, LegFlag, LegState, Session, SessionFlag
+from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, LegState, Session, SessionFlag
 from msocks.datapath.splice.libbpf import lib
 from msocks.datapath.splice.rebuild import unheard, vanish
-from msocks.datapath.splice.residual import Residual
+from msocks.datapath.splice.residual import LEAST_S, Residual
 from msocks.datapath.splice.segments import FIN, PSH
 from msocks.datapath.splice.speech import largest_payload, say
 from msocks.transport.kernel import bytes_unread
@@ -27,8 +28,22 @@ from msocks.transport.kernel import bytes_unread
 _NOT_YET_S = 0.001  # the kernel has not sent the reply at once: its pacing, or a full queue
 _NEVER_S = 5.0
 _MOST_COPIED_BYTES = 1 << 20
-_STATE_AT = Leg.state.offset  # type: ignore[attr-defined]  # ctypes gives the class a descriptor
 _SAFE_SEGMENT = 1220  # fits every IPv6 path (RFC 8200 section 5)
+
+
+class TakeoverOwner(Protocol):
+    """Who is told what becomes of a takeover."""
+
+    def on_early(self, begin: int, early: bytes) -> None:
+        """There are upstream bytes that nobody but this host has any more, from offset `begin` on; told before
+        `on_spliced`.
+        """
+
+    def on_spliced(self, takeover: Takeover) -> None:
+        """The sockets have vanished; perhaps within `begin`."""
+
+    def on_leg_lost(self, takeover: Takeover) -> None:
+        """The leg came to nothing, and the server's socket is as it was; not within `begin`."""
 
 
 class Takeover:
@@ -36,34 +51,55 @@ class Takeover:
 
     Attributes:
         number: Of the leg in the session's entry, 1 or 2.
+        old_number: Of the one whose place it takes; 0 for none.
+        generation: Of the leg, once it is known.
     """
 
     __slots__ = (
         "_attachment",
         "_deadline",
+        "_flags",
         "_host",
         "_offered",
-        "_on_early",
-        "_on_lost",
-        "_on_spliced",
+        "_owes_ack",
         "_owes_fin",
-        "_owes_window",
-        "_residuals",
+        "_owner",
+        "_residual",
         "_resumable",
+        "_said",
+        "_said_from",
         "_server",
         "_session",
         "_unheard",
+        "generation",
         "number",
+        "old_number",
     )
 
-    def __init__(self, host: SpliceHost, session: Session, number: int, *, resumable: bool) -> None:
+    def __init__(
+        self,
+        host: SpliceHost,
+        session: Session,
+        number: int,
+        owner: TakeoverOwner | None,
+        *,
+        resumable: bool,
+        old_number: int = 0,
+    ) -> None:
+        """`owner` may be left out for a leg that carries already."""
         self.number = number
+        self.old_number = old_number
+        self.generation = 0
         self._host = host
         self._session = session
+        self._owner = owner
         self._resumable = resumable
         self._unheard = False  # something that was said before the reply, by the mobile
-        self._owes_window = False
-        self._residuals: tuple[Residual, ...] = ()
+        self._offered: int | None = None  # where it is not what stands in the entry
+        self._owes_fin = False
+        self._owes_ack = False
+        self._said: bytes | None = None  # as long as nobody has heard it
+        self._residual: Residual | None = None  # of that, where it has to be said again
         self._server: socket.socket | None = None
         self._attachment: Attachment | None = None
 
@@ -79,46 +115,54 @@ class Takeover:
         self._owes_fin = down.fin != NO_FIN and down.acked > down.fin
         return offered
 
-    def begin(
-        self,
-        server: socket.socket | None,
-        on_early: Callable[[int, bytes], None],
-        on_spliced: Callable[[], None],
-        on_lost: Callable[[], None],
-    ) -> None:
-        """Write the reply; the flows are installed.
-
-        Args:
-            server: The server leg's socket, at the first leg.
-            on_early: Called before `on_spliced` where there are upstream bytes that nobody but this host has any more,
-                with the offset of the first, and all of them.
-            on_spliced: Called when the sockets have vanished, perhaps within this call.
-            on_lost: Called where the leg came to nothing, not within this call; `server` is as it was.
-        """
-        self._server = server
-        self._on_early = on_early
-        self._on_spliced = on_spliced
-        self._on_lost = on_lost
-        self._deadline = time.monotonic() + _NEVER_S
-        if server is not None:
-            # Nobody knows yet what lies in the sockets. If the process dies, an ACK of the first byte tells: none.
-            self._session.owed_up = self._session.owed_down = 1
+    def begin(self, server: socket.socket | None) -> None:
+        """Write the reply; the entry is filled in, and the flows are installed. `server` is its leg's at the first."""
         attachment = self._attachment
         assert attachment is not None
-        mobile, reply = attachment.sock, attachment.reply
+        self.generation = attachment.generation
+        self._server = server
         if self._unheard:
+            if server is not None:
+                # Nobody knows yet what lies in the sockets. If the process dies, an ACK of the first byte tells: none.
+                self._session.owed_up = self._session.owed_down = 1
             self._write(attachment)
             return
-        state = ctypes.addressof(self._session.legs[self.number]) + _STATE_AT
-        step = lib.msocks_join(mobile.fileno(), reply, len(reply), server.fileno() if server is not None else -1, state)
+        reply, fd = attachment.reply, server.fileno() if server is not None else -1
+        entry = ctypes.addressof(self._session)
+        step = lib.msocks_join(attachment.sock.fileno(), reply, len(reply), fd, entry, self.number)
+        self._go_on(step, attachment)
+
+    def begin_entered(self, attachment: Attachment, server: socket.socket) -> None:
+        """The same of a first pair that was entered in one call (`Tables.pair`)."""
+        self._attachment = attachment
+        self.generation = attachment.generation
+        self._server = server
+        reply = attachment.reply
+        entry = ctypes.addressof(self._session)
+        step = lib.msocks_join_pair(
+            attachment.sock.fileno(),
+            reply,
+            len(reply),
+            server.fileno(),
+            entry,
+            attachment.generation,
+            len(attachment.early),
+        )
+        self._go_on(step, attachment)
+
+    def _go_on(self, step: int, attachment: Attachment) -> None:
         if step == lib.JOIN_GONE:
-            self._attachment = self._server = None
-            for sock in (mobile, server) if server is not None else (mobile,):
-                self._host.reactor.forget(sock.detach())
-            self._joined(attachment, server is not None, attachment.early, reply, b"")
+            server, self._server = self._server, None
+            self._attachment = None
+            forget = self._host.reactor.forget
+            forget(attachment.sock.detach())
+            if server is not None:
+                forget(server.detach())
+            self._joined(attachment, server is not None, attachment.early, attachment.reply, b"")
         elif step == lib.JOIN_LOST:
             self._lose()
         else:
+            self._deadline = time.monotonic() + _NEVER_S
             self._look()
 
     def begin_live(self, attachment: Attachment, *, window: int) -> None:
@@ -139,18 +183,22 @@ class Takeover:
 
     def cancel(self) -> None:
         """Nobody waits for anything on this leg any more."""
-        for residual in self._residuals:
+        residual, self._residual = self._residual, None
+        if residual is not None:
             residual.cancel()
-        self._residuals = ()
-        self._owes_window = False
+        self._end_handshake()
+        self._owner = None
+        if self._said is not None:
+            self._said = None
+            self._host.residuals.let_go(self)
         attachment, self._attachment = self._attachment, None
         if attachment is not None:
             self._let_go(attachment.sock)
 
     def repeat(self) -> None:
         """The mobile has what came behind the reply, but not the reply."""
-        for residual in self._residuals:
-            residual.again()
+        if self._said is not None and not self._is_heard():
+            self._say_again()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -161,6 +209,7 @@ class Takeover:
         except OSError:
             self._lose()
             return
+        self._deadline = time.monotonic() + _NEVER_S
         self._look()
 
     def _look(self) -> None:
@@ -180,7 +229,12 @@ class Takeover:
         attachment, self._attachment = self._attachment, None
         assert attachment is not None
         self._let_go(attachment.sock)
-        self._host.reactor.call_soon(self._on_lost)
+        self._host.reactor.call_soon(self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.on_leg_lost(self)
 
     def _let_go(self, sock: socket.socket) -> None:
         self._host.reactor.forget(sock.fileno())
@@ -205,6 +259,8 @@ class Takeover:
     def _joined(self, attachment: Attachment, first: bool, early: bytes, said: bytes, banner: bytes) -> None:
         """The sockets have vanished; `early` and `banner` lay in them, and `said` ends with the reply."""
         session = self._session
+        owner, self._owner = self._owner, None
+        assert owner is not None
         if first:
             session.owed_up, session.owed_down = len(early), len(banner)
         # The first word to the server says what the mobile's window is; see `parked` for why not always.
@@ -213,21 +269,20 @@ class Takeover:
             self._copy(early, attachment.up_from, offered)
         elif early:
             self._note(attachment.up_from, early)
-            self._on_early(attachment.up_from, early)
+            owner.on_early(attachment.up_from, early)
         elif not first:
             self._host.output.send(say(session, SERVER, session.up.acked, window=offered))
         else:
-            self._owes_window = True
-            self._host.reactor.call_soon(self._tell_window)
+            self._owes_ack = True
         self._watch_reply(attachment.down_from, said, banner)
-        on_spliced, self._on_spliced, self._on_lost, self._on_early = self._on_spliced, _nothing, _nothing, _forget
-        on_spliced()
+        owner.on_spliced(self)
 
-    def _tell_window(self) -> None:
-        """Within the same moment: a client that speaks first, which has told its window by that, spares the packet."""
+    def _end_handshake(self) -> None:
+        """By its ACK of the reply the mobile should have; it may be gone, and the server does not wait for ever."""
         session = self._session
-        if self._owes_window and not session.up.packets:
+        if self._owes_ack and not session.up.packets:
             self._host.output.send(say(session, SERVER, session.up.acked, window=self._offered))
+        self._owes_ack = False
 
     def _watch_reply(self, first: int, said: bytes, banner: bytes, *, is_said: bool = True) -> None:
         """The reply was said; say it again until the mobile has acknowledged it, and what belongs to it.
@@ -235,11 +290,11 @@ class Takeover:
         `said` ends with the reply, before the stream's byte `first`. `banner` are bytes of the server's that this
         host's kernel has acknowledged.
         """
-        session, number = self._session, self.number
-        entry = session.legs[number]
-        offset = first - len(said)
-        said += banner
-        flags = PSH
+        session = self._session
+        entry = session.legs[self.number]
+        self._said_from = first - len(said)
+        self._said = said + banner
+        self._flags = PSH
         if banner:
             end = first + len(banner)
             session.down.sent = max(session.down.sent, end)
@@ -248,14 +303,39 @@ class Takeover:
         if self._owes_fin:
             # An earlier leg has acknowledged the server's FIN, so the server says it no more: this leg needs its own.
             entry.begins_out = session.down.fin + 1
-            flags |= FIN
+            self._flags |= FIN
+        if banner or self._owes_fin or not is_said:
+            self._say_again()
+        timeout_s = 3 * entry.round_trip_ms / 1000
+        if timeout_s <= LEAST_S:
+            self._host.residuals.wake_first(self)
+        else:
+            self._host.residuals.wake(self, timeout_s)
 
-        def again() -> None:
-            self._host.output.send(say(session, number, offset, said, flags))
+    def _say_again(self) -> None:
+        said = self._said
+        if said is not None:
+            self._host.output.send(say(self._session, self.number, self._said_from, said, self._flags))
 
-        if banner or flags & FIN or not is_said:
-            again()
-        self._owe(again, lambda: bool(entry.flags & LegFlag.REPLY_ACKED), entry)
+    def _is_heard(self) -> bool:
+        return bool(self._session.legs[self.number].flags & LegFlag.REPLY_ACKED)
+
+    def on_time(self) -> None:
+        """Nearly always it was heard long ago; else there is a residual to be said, and to be waited for, from now."""
+        if self._said is None:
+            return
+        if self._is_heard():
+            self._said = None
+            return
+        self._end_handshake()
+        self._say_again()
+        timeout_s = 2 * max(LEAST_S, 3 * self._session.legs[self.number].round_trip_ms / 1000)
+        clock = self._host.residuals
+        self._residual = Residual(clock, self._say_again, self._is_heard, self._is_over, timeout_s=timeout_s)
+
+    def _is_over(self, _residual: Residual) -> None:
+        # A mobile that does not answer is found by those who watch over its links.
+        self._residual = self._said = None
 
     def _copy(self, early: bytes, offset: int, offered: int | None) -> None:
         """Bytes behind the request of a leg that was capped: the mobile's still, the server gets a copy."""
@@ -278,23 +358,6 @@ class Takeover:
         end = offset + len(early)
         session.up.sent = max(session.up.sent, end)
         mobile.arrived = max(mobile.arrived, end)
-
-    def _owe(self, say_again: Callable[[], None], is_acknowledged: Callable[[], bool], leg: Leg) -> None:
-        timeout_s = 3 * leg.round_trip_ms / 1000
-        residual = Residual(self._host.residuals, say_again, is_acknowledged, self._is_over, timeout_s=timeout_s)
-        self._residuals += (residual,)
-
-    def _is_over(self, residual: Residual) -> None:
-        # A mobile that does not answer is found by those who watch over its links.
-        self._residuals = tuple(each for each in self._residuals if each is not residual)
-
-
-def _nothing() -> None:
-    """In place of a callback that is not needed any more."""
-
-
-def _forget(_begin: int, _early: bytes) -> None:
-    """The same."""
 
 
 def _unheard(sock: socket.socket, reply: bytes) -> bytes:

@@ -5,6 +5,7 @@
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "layout.h"
@@ -106,22 +107,6 @@ static int msocks_look(int fd, int unread, int ends, void *at)
 	return error ? error : put_end(&name, look->local, &look->local_port);
 }
 
-/* Before a socket connects: its mark, and a local port of `family` on any address, which sockets to other servers may
- * have as well. */
-static int msocks_bind(int fd, int family, int mark, int port)
-{
-	struct sockaddr_in ipv4 = {.sin_family = AF_INET, .sin_port = htons(port)};
-	struct sockaddr_in6 ipv6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
-	const void *name = family == AF_INET ? (const void *)&ipv4 : (const void *)&ipv6;
-	int on = 1;
-
-	if (setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) < 0 ||
-	    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) < 0 ||
-	    bind(fd, name, family == AF_INET ? sizeof(ipv4) : sizeof(ipv6)) < 0)
-		return -errno;
-	return 0;
-}
-
 /* How far the taking over of a leg has come. */
 enum join_step {
 	JOIN_LOST,   /* the reply could not be written */
@@ -137,16 +122,20 @@ static int vanish(int fd)
 	return setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on));
 }
 
-/* Takes a mobile leg over, and with the first one the server leg (`server`, else -1); their flows are in the table. Writes
- * the reply, looks at the state of the leg's entry, which the kernel's half has changed if the reply has left, and closes
- * the sockets in repair, so that nothing is sent. */
-static int msocks_join(int mobile, const void *reply, size_t size, int server, uintptr_t state)
+/* Takes the mobile leg of that number over, and with the first one the server leg (`server`, else -1); their flows are in
+ * the table. Writes the reply, looks at the state of the leg's entry, which the kernel's half has changed if the reply has
+ * left, and closes the sockets in repair, so that nothing is sent. */
+static int msocks_join(int mobile, const void *reply, size_t size, int server, uintptr_t entry, int number)
 {
+	struct session *session = (void *)entry;
+	const volatile uint8_t *state = &session->legs[number].state;
 	uint32_t unread = 0;
 
+	if (server >= 0) /* nobody knows yet what lies in the sockets; an ACK of the first byte would tell: none */
+		session->owed_up = session->owed_down = 1;
 	if (send(mobile, reply, size, MSG_NOSIGNAL) < 0)
 		return JOIN_LOST;
-	if (*(volatile const uint8_t *)state != LEG_LIVE)
+	if (*state != LEG_LIVE)
 		return JOIN_WAITS;
 	if (count_unread(mobile, &unread) < 0 || unread || (server >= 0 && (count_unread(server, &unread) < 0 || unread)))
 		return JOIN_LIVE;
@@ -163,6 +152,8 @@ static int msocks_join(int mobile, const void *reply, size_t size, int server, u
 static void msocks_forget_flows(int flows, uint32_t slot, uintptr_t entry)
 {
 	const struct session *session = (const void *)entry;
+	struct flow_key theirs[LEGS];
+	uint32_t count = 0;
 	struct flow found;
 
 	for (int number = 0; number < LEGS; number++) {
@@ -170,6 +161,8 @@ static void msocks_forget_flows(int flows, uint32_t slot, uintptr_t entry)
 
 		if (leg->state != LEG_NONE && bpf_map_lookup_elem(flows, leg, &found) == 0 && found.slot == slot &&
 		    found.incarnation == session->incarnation)
-			bpf_map_delete_elem(flows, leg);
+			memcpy(&theirs[count++], leg, sizeof(theirs[0]));
 	}
+	if (count)
+		bpf_map_delete_batch(flows, theirs, &count, NULL);
 }

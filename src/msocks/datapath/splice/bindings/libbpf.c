@@ -203,6 +203,82 @@ static int msocks_filter_query(int ifindex, int egress, uint32_t handle, uint32_
 	return error;
 }
 
+/* ---- ring buffers: all that has come is read at once, for a call from C into Python costs more than a record ---- */
+
+#define KEPT_ROOM (64u << 10)
+
+struct msocks_ring {
+	struct ring_buffer *ring;
+	char *records; /* of the last reading: the length of each in four bytes, then the record */
+	size_t used, room;
+};
+
+static int keep_record(void *context, void *data, size_t size)
+{
+	struct msocks_ring *ring = context;
+	size_t end = ring->used + sizeof(uint32_t) + size;
+	uint32_t length = size;
+
+	if (end > ring->room) {
+		size_t room = 2 * end;
+		char *larger = realloc(ring->records, room);
+
+		if (!larger)
+			return -ENOMEM;
+		ring->records = larger;
+		ring->room = room;
+	}
+	memcpy(ring->records + ring->used, &length, sizeof(length));
+	memcpy(ring->records + ring->used + sizeof(length), data, size);
+	ring->used = end;
+	return 0;
+}
+
+/* NULL, and errno, where it cannot be read. */
+static struct msocks_ring *msocks_ring_open(int fd)
+{
+	struct msocks_ring *ring = calloc(1, sizeof(*ring));
+
+	if (!ring)
+		return NULL;
+	ring->ring = ring_buffer__new(fd, keep_record, ring, NULL);
+	if (!ring->ring) {
+		int error = errno;
+
+		free(ring);
+		errno = error;
+		return NULL;
+	}
+	return ring;
+}
+
+/* How many records there were, or a negated error number. */
+static int msocks_ring_read(struct msocks_ring *ring)
+{
+	ring->used = 0;
+	if (ring->room > KEPT_ROOM) {
+		free(ring->records);
+		ring->records = NULL;
+		ring->room = 0;
+	}
+	return ring_buffer__consume(ring->ring);
+}
+
+static const char *msocks_ring_records(const struct msocks_ring *ring, size_t *size)
+{
+	*size = ring->used;
+	return ring->records;
+}
+
+static void msocks_ring_close(struct msocks_ring *ring)
+{
+	if (!ring)
+		return;
+	ring_buffer__free(ring->ring);
+	free(ring->records);
+	free(ring);
+}
+
 /* ---- the rest ---- */
 
 static int msocks_map_update_batch(int fd, const void *keys, const void *values, uint32_t *count, uint64_t flags)

@@ -89,7 +89,12 @@ static __always_inline int server_handshake(struct __sk_buff *skb, struct packet
 	}
 	note_timestamps(skb, packet, server);
 	learn_path(skb, server, l2 != 0);
-	/* The server may not speak before the splice stands, or its first bytes would be this kernel's. */
+	/*
+	 * The handshake ends at its two ends: the server hears the first word of the mobile's, and takes the round trip for
+	 * what it is. Besides it may not speak before the splice stands, or its first bytes would be this kernel's.
+	 */
+	if (!packet->payload && !(packet->flags & (FIN | RST)))
+		return DROP;
 	return put_words(skb, packet, packet->acknowledgment, 0) < 0 ? DROP : NEXT;
 }
 

@@ -175,12 +175,14 @@ static __always_inline void time_segment(struct session *session, __u64 end)
 __noinline int time_acknowledgment(struct session *session, __u64 acknowledged)
 {
 	struct handover *handover;
-	__u64 now, passed, whole, held;
+	__u64 now, passed, whole, held, allowance;
 
 	if (!session)
 		return -1;
 	handover = &session->handover;
-	if (!handover->timed_end || distance(handover->timed_end, acknowledged) < 0)
+	/* Without one, the leg that it was measured for has gone: what was timed then says nothing of this one. */
+	allowance = handover->allowance;
+	if (!allowance || !handover->timed_end || distance(handover->timed_end, acknowledged) < 0)
 		return 0;
 	now = bpf_ktime_get_ns();
 	passed = now - handover->timed_at;
@@ -199,12 +201,12 @@ __noinline int time_acknowledgment(struct session *session, __u64 acknowledged)
 		return 0;
 	held = held * (whole >> 10) / passed;
 	held += held >> 1;
-	if (held > handover->allowance)
-		handover->allowance = held;
-	else if (now > handover->since + LIMIT_GROWS_NS)
-		handover->allowance += LIMIT_STEP;
 	if (now > handover->since + LIMIT_ENDS_NS)
-		handover->allowance = 0;
+		held = 0;
+	else if (held <= allowance)
+		held = now > handover->since + LIMIT_GROWS_NS ? allowance + LIMIT_STEP : allowance;
+	/* Unless the daemon has ended it meanwhile. */
+	__sync_val_compare_and_swap(&handover->allowance, allowance, held);
 	return 0;
 }
 

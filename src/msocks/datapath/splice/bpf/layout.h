@@ -233,6 +233,16 @@ struct config {
 	__u64 reset_ns;
 };
 
+struct told_host {
+	__u8 address[16];
+};
+
+struct told_mtu {
+	__u64 until_ns; /* CLOCK_MONOTONIC */
+	__u32 mtu;
+	__u32 unused;
+};
+
 #define EVENT_PACKET_BYTES 1280 /* no ICMP error is longer (RFC 4443 section 2.4) */
 
 struct event {

@@ -94,6 +94,14 @@ struct {
 	__uint(max_entries, 1 << 22);
 } held SEC(".maps");
 
+/* Of the daemon's own, and here because it has to outlive it: see told_mtus.py. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct told_host);
+	__type(value, struct told_mtu);
+} told_mtus SEC(".maps");
+
 static __always_inline struct config *configuration(void)
 {
 	__u32 zero = 0;

@@ -275,8 +275,10 @@ static __always_inline int out_of_turn(struct __sk_buff *skb, const struct packe
 		session->flags &= ~SESSION_RESUMING;
 		return 0;
 	}
+	/* The daemon delivers what is held, so the mobile may acknowledge it. A FIN is not, and comes again. */
 	if (session->held < HELD_MOST) {
 		session->held++;
+		note_data(&session->down, server, offset + packet->payload, 0);
 		hold(skb, packet, flow, offset, tsval_of(skb, packet, server->ts_in));
 	}
 	return 1;

@@ -86,7 +86,8 @@ static __always_inline void note_data(struct stream *stream, struct leg *leg, __
 	/* What acknowledges later comes from behind the FIN, and has no data. */
 	if (stream->fin != NO_FIN && distance(stream->fin + 1, end) > 0)
 		stream->fin = NO_FIN;
-	if (has_fin && distance(end, stream->sent) <= 0)
+	/* An ACK from behind the FIN may have come before it. */
+	if (has_fin && distance(after, stream->sent) <= 0)
 		stream->fin = end;
 	if (distance(stream->sent, after) > 0)
 		stream->sent = after;

@@ -1,0 +1,273 @@
+"""Legs that were given up before their answer was heard: no byte that their kernel has acknowledged is lost with them.
+
+The connection is real, and so are its sockets; the test plays the proxy at their other ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from msocks.client.connection import Connection
+from msocks.client.ended_sessions import EndedSession
+from msocks.errors import LinkUnavailable, MsocksError
+from msocks.protocol.control import ParkedLeg
+from msocks.protocol.leg import LegReply, LegRequest, LegStatus, Reconnect
+from msocks.protocol.leg_reply_codec import encode_reply
+from msocks.protocol.leg_request_codec import LegRequestDecoder
+from msocks.session.leg_chain import StreamGapError
+from msocks.session.mobile_effects import Carried
+from msocks.transport.kernel import bytes_unacknowledged, deafen, prepare_leg
+from msocks.transport.leg_stream import LegStream
+from msocks.transport.reactor import Reactor
+from msocks.transport.sweep import Sweep
+from msocks.values.endpoint import Endpoint
+from msocks.values.ids import AssociationId, SessionId
+
+_MAC_BYTES = 32
+_RTT = {"wifi": 0.005, "lte": 0.05}
+
+
+class Far:
+    """The proxy's end of a leg."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._request = b""
+
+    async def request(self) -> LegRequest:
+        decoder, loop = LegRequestDecoder(), asyncio.get_running_loop()
+        while decoder.bytes_needed:
+            data = await asyncio.wait_for(loop.sock_recv(self.sock, decoder.bytes_needed), 5)
+            assert data, "the leg was closed"
+            self._request += data
+            signed = decoder.receive(data)
+            if signed is not None:
+                return signed.request
+        raise AssertionError
+
+    def accept(self, *, down_from: int, up_acked: int = 0, behind: bytes = b"") -> None:
+        reply = LegReply(status=LegStatus.OK, down_from=down_from, up_acked=up_acked)
+        self.sock.send(encode_reply(reply, self._request[-_MAC_BYTES:], Node.key_down) + behind)
+
+
+class Node:
+    """The network and authority of a connection, its stream's owner, and whom it tells."""
+
+    key_up = b"u" * 32
+    key_down = b"d" * 32
+
+    def __init__(self) -> None:
+        self.reactor = Reactor(asyncio.get_running_loop())
+        self.id = AssociationId.generate()
+        self.legs: asyncio.Queue[Far] = asyncio.Queue()
+        self.far: list[Far] = []
+        self.carried: list[int] = []
+        self.ended: list[MsocksError | None] = []
+        self.received = b""
+        self._numbers = 0
+        self._news = asyncio.Event()
+        self.stream = LegStream(self.reactor, self, Sweep(self.reactor))
+        self.connection = Connection(self, Endpoint.of("192.0.2.1", 80), self.stream, self)
+
+    @property
+    def authority(self) -> Node:
+        return self
+
+    def next_leg_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def expiry_ms(self) -> int:
+        return 30_000
+
+    def proxy_time_is(self, proxy_ms: int) -> None: ...
+
+    def forgotten(self, key_up: bytes) -> None: ...
+
+    async def dial(self, link: str) -> socket.socket:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            near = socket.create_connection(listener.getsockname())
+            far, _ = listener.accept()
+        for sock in (near, far):
+            sock.setblocking(False)
+            prepare_leg(sock)
+        self.far.append(Far(far))
+        self.legs.put_nowait(self.far[-1])
+        return near
+
+    def park(self, leg: ParkedLeg) -> None: ...
+
+    def close_session(self, session: SessionId, generation: int) -> None: ...
+
+    def is_split(self, link: str) -> bool:
+        return False
+
+    def is_doubtful(self, link: str) -> bool:
+        return False
+
+    def finished(self, link: str, ended: EndedSession) -> None: ...
+
+    def sent(self, link: str) -> None: ...
+
+    def forget(self, connection: Connection) -> None: ...
+
+    def on_carried(self, carried: Carried) -> None:
+        self.carried.append(carried.generation)
+
+    def on_parked(self) -> None: ...
+
+    def on_ended(self, error: MsocksError | None) -> None:
+        self.ended.append(error)
+        self._news.set()
+
+    def on_readable(self) -> None:
+        try:
+            while data := self.stream.read(65536):
+                self.received += data
+                self._news.set()
+        except StreamGapError as gap:
+            self.connection.lost_bytes(gap)
+
+    def on_writable(self) -> None: ...
+
+    def on_acknowledged(self) -> None: ...
+
+    def on_leg_lost(self, generation: int, error: OSError) -> None:
+        self.connection.leg_lost(generation, error)
+
+    def links(self, *names: str) -> None:
+        self.connection.links_changed(names, _RTT)
+
+    async def leg(self) -> tuple[Far, LegRequest]:
+        far = await asyncio.wait_for(self.legs.get(), 5)
+        return far, await far.request()
+
+    async def until_received(self, data: bytes) -> None:
+        async with asyncio.timeout(5):
+            while self.received != data and not self.ended:
+                self._news.clear()
+                await self._news.wait()
+        assert (self.received, self.ended) == (data, [])
+
+
+@asynccontextmanager
+async def living() -> AsyncIterator[Node]:
+    made = Node()
+    try:
+        yield made
+    finally:
+        made.stream.close()
+        for far in made.far:
+            far.sock.close()
+        made.reactor.close()
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    """One whose connection has had a leg, got a byte over it, and lost it."""
+    async with living() as made:
+        made.links("wifi", "lte")
+        first, _ = await made.leg()
+        first.accept(down_from=0, behind=b"a")
+        await made.until_received(b"a")
+        made.links()
+        yield made
+
+
+def hear_nothing(node: Node) -> None:
+    """The loop does not get to what comes on the attempts, as when the news of the link comes first."""
+    for attempt in node.connection._attempts.values():
+        node.reactor.unwatch(attempt.sock.fileno())
+
+
+async def test_what_an_abandoned_leg_had_acknowledged_is_read_from_it(node: Node) -> None:
+    node.links("lte")
+    second, _ = await node.leg()
+    hear_nothing(node)
+    second.accept(down_from=1, behind=b"bcd")
+    await asyncio.sleep(0.05)
+    assert bytes_unacknowledged(second.sock) == 0, "the proxy counts these bytes as received"
+    node.links()
+    node.links("wifi")
+    third, request = await node.leg()
+    assert isinstance(request, Reconnect)
+    assert request.received == 4
+    third.accept(down_from=4, behind=b"e")
+    await node.until_received(b"abcde")
+    assert node.carried == [1, request.generation]
+
+
+async def test_an_abandoned_leg_acknowledges_nothing_any_more(node: Node) -> None:
+    """The request may still be on its way, or be sent again when the link is back, and be accepted then."""
+    node.links("lte")
+    second, _ = await node.leg()
+    node.links()
+    node.links("wifi")
+    third, request = await node.leg()
+    assert isinstance(request, Reconnect)
+    assert request.received == 1
+    await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionResetError):
+        second.accept(down_from=1, behind=b"bcd")
+    third.accept(down_from=1, behind=b"bcde")
+    await node.until_received(b"abcde")
+
+
+async def test_one_to_which_another_leg_was_handing_over_is_taken_over_with_it() -> None:
+    """What it has cannot be used before the bytes that were lost with the other leg: the proxy counts none of it."""
+    async with living() as node:
+        node.links("wifi", "lte")
+        first, _ = await node.leg()
+        first.accept(down_from=0, behind=b"a")
+        await node.until_received(b"a")
+        moving = asyncio.ensure_future(node.connection.move("lte"))
+        second, request = await node.leg()
+        assert isinstance(request, Reconnect)
+        assert request.handover_from == 1
+        hear_nothing(node)
+        first.sock.send(b"bc")
+        second.accept(down_from=6, behind=b"gh")
+        await node.until_received(b"abc")
+        node.links("wifi")
+        with pytest.raises(LinkUnavailable):
+            await moving
+        third, request = await node.leg()
+        assert isinstance(request, Reconnect)
+        assert (request.received, request.handover_from) == (3, 0)
+        third.accept(down_from=3, behind=b"defghi")
+        await node.until_received(b"abcdefghi")
+
+
+async def test_a_deafened_connection_keeps_what_it_has_and_acknowledges_no_more(node: Node) -> None:
+    near, far = await node.dial("lte"), node.far[-1].sock
+    far.send(b"before")
+    await asyncio.sleep(0.01)
+    deafen(near)
+    far.send(b"after")
+    await asyncio.sleep(0.3)  # it is sent again meanwhile
+    assert near.recv(100) == b"before"
+    assert bytes_unacknowledged(far) == len(b"after")
+    with pytest.raises(BlockingIOError):
+        near.recv(100)
+    near.close()
+
+
+async def test_one_that_was_accepted_before_the_program_had_an_answer_waits_for_it() -> None:
+    async with living() as node:
+        node.links("wifi", "lte")
+        first, _ = await node.leg()
+        hear_nothing(node)
+        first.accept(down_from=0, behind=b"banner")
+        await asyncio.sleep(0.05)
+        node.links("lte")
+        second, _ = await node.leg()
+        await asyncio.sleep(0.05)
+        assert node.received == b"", "nobody has told the program that it is connected"
+        second.accept(down_from=6, behind=b"more")
+        await node.until_received(b"bannermore")
+        assert node.carried == [2]
