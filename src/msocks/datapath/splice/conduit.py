@@ -181,7 +181,7 @@ class SpliceConduit:
         if leg.generation <= self._generation:
             raise ValueError(f"generation {leg.generation} does not follow {self._generation}")
         if self._relay is None and (self._asked is None or self._asked[0] is not leg.sock):
-            self.carriage_for(leg.sock)
+            self.carriage_for(leg.sock, split=leg.split)
         asked, self._asked = self._asked, None
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
             try:
