@@ -255,3 +255,13 @@ class LinkUnavailable(MsocksError, ConnectionError):
     def unknown(cls, link: str) -> Self:
         """The error for a name that no link has."""
         return cls(link, "there is no such network interface")
+
+
+class LinkCaptive(LinkUnavailable):
+    """Something on a link answers in the proxy's place."""
+
+    REMEDY = "open any web page over this link, and log in there; flows go on by themselves"
+
+    def __init__(self, link: str, why: str) -> None:
+        super().__init__(link, f"something on it answers in the proxy's place (captive portal?): {why}")
+        self.remedy = self.REMEDY

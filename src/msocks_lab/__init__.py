@@ -8,11 +8,11 @@ knows nothing of the programs that run in it.
 from __future__ import annotations
 
 from msocks_lab.arrival import ArrivalMeter, Gap
-from msocks_lab.config import LTE, STANDARD_LAB, WIFI, CutMode, Direction, LabConfig, LinkConfig, Shape
+from msocks_lab.config import LTE, STANDARD_LAB, WIFI, CutMode, Direction, LabConfig, LinkConfig, PortalKind, Shape
 from msocks_lab.errors import CommandError, ConfigError, LabError, ProcessFailed, SetupError, TransferError
 from msocks_lab.host import Host
 from msocks_lab.lab import Lab
-from msocks_lab.link import Event, Link, LinkCounters
+from msocks_lab.link import Event, Link, LinkCounters, PepState
 from msocks_lab.measurement import LinkMeasurement, measure, measurement_lock
 from msocks_lab.process import LabProcess
 
@@ -36,6 +36,8 @@ __all__ = [
     "LinkConfig",
     "LinkCounters",
     "LinkMeasurement",
+    "PepState",
+    "PortalKind",
     "ProcessFailed",
     "SetupError",
     "Shape",

@@ -14,6 +14,7 @@ from msocks_lab import firewall
 from msocks_lab.addressing import AccessPlan
 from msocks_lab.config import CutMode, Direction
 from msocks_lab.errors import CommandError, SetupError
+from msocks_lab.gateway import Gateway
 from msocks_lab.topology import Network
 
 _PATIENCE = 10.0
@@ -33,6 +34,7 @@ class AccessLink:
         self._cut_sides = {"up": False, "down": False}
         self._resetting = False
         self._emulator: socket.socket | None = None
+        self.gateway = Gateway(plan.link, network.nodes[plan.radio])
         if plan.link.fat:
             self._interfere()
         else:
@@ -99,6 +101,8 @@ class AccessLink:
             sides = [side for side, cut in self._cut_sides.items() if cut]
             if self._cut_mode is CutMode.SILENT and len(sides) == 1:
                 state = f"cut (silent, {sides[0]})"
+        elif self.gateway.is_captive:
+            state = "captive"
         else:
             state = "up"
         return {
@@ -109,6 +113,7 @@ class AccessLink:
             "mtu": self._mtu,
             "fat": self.plan.link.fat,
             "nat": self.plan.link.nat,
+            "pep": self.gateway.has_pep,
             **self._shapes_as_dicts(),
         }
 
@@ -117,6 +122,8 @@ class AccessLink:
         chosen, sides = CutMode(mode), Direction(direction)
         if chosen is not CutMode.SILENT and sides is not Direction.BOTH:
             raise CommandError(f"A {chosen.value} cut has no direction", "Only a silent cut can be one-way")
+        if chosen is CutMode.RESET and self.gateway.has_pep:
+            raise CommandError(f"{self.name} has a PEP, which ends TCP itself", "Use `lose-pep --reset`")
         before, self._cut_mode = self._cut_mode, chosen
         silent = chosen is CutMode.SILENT
         self._cut_sides = {side: silent and Direction(side) in sides.parts for side in ("up", "down")}
@@ -170,6 +177,18 @@ class AccessLink:
         self.plan = replace(self.plan, lease=self.plan.lease + 1)
         self._network.nodes["mobile"].flush_addresses(self.name)
         self._network.configure_mobile(self.plan)
+
+    def lose_pep(self, how: str) -> None:
+        """Let the middlebox forget all connections and what it holds: "vanish" or "reset"."""
+        self.gateway.ask_pep({"lose": how})
+
+    def portal(self, kind: str, udp: bool) -> None:
+        """Let nothing through, and answer TCP in everybody's place."""
+        self.gateway.close_portal(kind, udp)
+
+    def log_in(self) -> None:
+        """Let everything through again."""
+        self.gateway.log_in()
 
     def rebind_nat(self) -> None:
         """Let the NAT forget all mappings."""

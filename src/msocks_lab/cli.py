@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from msocks_lab import launch
-from msocks_lab.config import STANDARD_LAB, CutMode, Direction, LabConfig, parse_changes, parse_link
+from msocks_lab.config import STANDARD_LAB, CutMode, Direction, LabConfig, PortalKind, parse_changes, parse_link
 from msocks_lab.errors import LabError, SetupError
 from msocks_lab.lab import Lab
 from msocks_lab.link import Event, Link
@@ -35,8 +35,9 @@ The exit code is 0, 1 where the lab refuses or is not there, 2 for a wrong comma
 """
 _LINK_HELP = """A link is NAME or NAME:KEY=VALUE,... with the keys rtt (ms, both ways together), rate (Mbit/s),
 queue (ms), queue_bytes, jitter (ms), loss, duplicate, reorder (percent), reorder_ms, mtu, interface_mtu,
-nat_tcp_idle_s, nat_udp_idle_s; up.KEY and down.KEY set one direction (delay instead of rtt there). Words without a
-value: v4only, v6only, nat, fat (no emulator, full speed), detached (has no address until `attach`)."""
+nat_tcp_idle_s, nat_udp_idle_s, pep_buffer_bytes; up.KEY and down.KEY set one direction (delay instead of rtt there).
+Words without a value: v4only, v6only, nat, fat (no emulator, full speed), pep (a middlebox ends TCP and ACKs for the
+far end), detached (has no address until `attach`)."""
 
 
 @contextmanager
@@ -155,7 +156,9 @@ def _speed(link: dict[str, Any]) -> str:
         faults = [f"{shape[key]:g}% {word}" for word in _FAULTS if shape[key := f"{word}_percent"]]
         jitter = [f"{shape['jitter_ms']:g} ms jitter"] if shape["jitter_ms"] else []
         sides.append(f"{side} " + ", ".join([f"{shape['delay_ms']:g} ms", rate, *jitter, *faults]))
-    return "; ".join([*sides, f"MTU {link['mtu']}", *(["NAT"] if link["nat"] else [])])
+    return "; ".join(
+        [*sides, f"MTU {link['mtu']}", *(["NAT"] if link["nat"] else []), *(["PEP"] if link["pep"] else [])]
+    )
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
@@ -232,6 +235,30 @@ _simple(
     "readdress", "readdress", "Give the mobile new addresses on LINK instead of the present ones.", "Change addresses."
 )
 _simple("nat-rebind", "rebind_nat", "Let the NAT of LINK forget its mappings.")
+_simple("log-in", "log_in", "End the captivity of LINK: let everything through again.")
+
+
+@main.command()
+@click.argument("link")
+@click.option("--kind", type=click.Choice([kind.value for kind in PortalKind]), default="http", show_default=True)
+@click.option("--udp", is_flag=True, help="Answer datagrams too, instead of dropping them.")
+@_lab
+@_json
+def portal(link: str, kind: str, udp: bool, lab_name: str | None, as_json: bool) -> None:
+    """Let a captive portal answer every connection on LINK, until `log-in`."""
+    with _link(lab_name, link) as target:
+        _report(target.portal(PortalKind(kind), udp=udp), as_json)
+
+
+@main.command("lose-pep")
+@click.argument("link")
+@click.option("--reset", is_flag=True, help="Tell both ends, instead of nobody.")
+@_lab
+@_json
+def lose_pep(link: str, reset: bool, lab_name: str | None, as_json: bool) -> None:
+    """Let the middlebox of LINK forget its connections and the bytes that it holds."""
+    with _link(lab_name, link) as target:
+        _report(target.lose_pep(reset=reset), as_json)
 
 
 @main.command("set")

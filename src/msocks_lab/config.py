@@ -47,6 +47,16 @@ class CutMode(StrEnum):
         return self in (CutMode.CARRIER, CutMode.ADMIN)
 
 
+class PortalKind(StrEnum):
+    """What a captive portal says to every TCP connection; see `msocks_lab.portal`."""
+
+    HTTP = "http"
+    CERTIFICATE = "certificate"
+    GARBAGE = "garbage"
+    MUTE = "mute"
+    CLOSE = "close"
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """One direction of a link.
@@ -105,8 +115,9 @@ class LinkConfig:
     where given, replaces the shape of that direction. `fat` leaves the emulator out: plain veth forwarding at
     full speed. `mtu` holds on the whole path of the link; `interface_mtu`, where given, is what the mobile's
     interface believes, so that a smaller `mtu` has to be discovered. `nat` masquerades IPv4 behind the link's
-    public address; the idle time-outs in seconds are those of its mappings. A link that is not `attached` has no
-    address and no route until `attach`.
+    public address; the idle time-outs in seconds are those of its mappings. `pep` puts a middlebox into the access
+    router that ends TCP in both directions and ACKs for the far end, with a buffer of `pep_buffer_bytes` for each
+    direction of each connection. A link that is not `attached` has no address and no route until `attach`.
     """
 
     name: str
@@ -129,6 +140,8 @@ class LinkConfig:
     nat: bool = False
     nat_tcp_idle_s: int = 7440
     nat_udp_idle_s: int = 30
+    pep: bool = False
+    pep_buffer_bytes: int = 262_144
     attached: bool = True
 
     def __post_init__(self) -> None:
@@ -147,6 +160,10 @@ class LinkConfig:
             raise ConfigError(f"Link {self.name} has NAT but no IPv4", "NAT is for IPv4; leave one of the two out")
         if min(self.nat_tcp_idle_s, self.nat_udp_idle_s) < 1:
             raise ConfigError(f"Link {self.name} has a NAT time-out below 1 s", "Give whole seconds from 1")
+        if self.pep and self.fat:
+            raise ConfigError(f"Link {self.name} is fat: a PEP has nothing to bridge there", "Leave one of the two out")
+        if self.pep_buffer_bytes < 1:
+            raise ConfigError(f"pep_buffer_bytes is {self.pep_buffer_bytes}", "Give a number above 0")
         shapes = (self.shape(Direction.UP), self.shape(Direction.DOWN))
         if self.fat and any(shape != Shape() for shape in shapes):
             raise ConfigError(
@@ -218,9 +235,10 @@ _FLAGS = {
     "v6only": {"ipv4": False},
     "nat": {"nat": True},
     "fat": {"fat": True},
+    "pep": {"pep": True},
     "detached": {"attached": False},
 }
-_WHOLE = frozenset({"queue_bytes", "mtu", "interface_mtu", "nat_tcp_idle_s", "nat_udp_idle_s"})
+_WHOLE = frozenset({"queue_bytes", "mtu", "interface_mtu", "nat_tcp_idle_s", "nat_udp_idle_s", "pep_buffer_bytes"})
 
 
 def _number(key: str, text: str) -> float | int | None:
@@ -272,7 +290,7 @@ def parse_link(text: str) -> LinkConfig:
             shaped.append(item)
         elif key == "delay_ms" or key not in {item.name for item in fields(LinkConfig)} - {"name", "up", "down"}:
             raise ConfigError(f"A link has no {left!r}", f"Known: {', '.join(sorted(_ALIASES))}, {', '.join(_FLAGS)}")
-        elif key in {"ipv4", "ipv6", "nat", "fat", "attached"}:
+        elif key in {"ipv4", "ipv6", "nat", "fat", "pep", "attached"}:
             raise ConfigError(f"{left!r} takes no value", f"Known: {', '.join(_FLAGS)}")
         else:
             values[key] = _number(key, value)

@@ -1,4 +1,4 @@
-"""nftables in an access router: address translation, resets, and the silent cut of a link without emulator.
+"""nftables in an access router: address translation, resets, the silent cut of a link without emulator, interception.
 
 A NAT mapping is bound to a random port. A packet of a TCP connection without a mapping is dropped, as by a carrier's
 NAT: the connection is not picked up again under a new port.
@@ -41,6 +41,19 @@ table inet interference {{
     }}
 }}
 """
+_INTERCEPTION = """
+table inet interception
+delete table inet interception
+table inet interception {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        {redirections}
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy {forwarded};
+    }}
+}}
+"""
 
 
 def _nft(router: Node, rules: str) -> None:
@@ -75,3 +88,13 @@ def interfere(router: Node, drop: Mapping[str, bool], reset: bool) -> None:
     if reset:
         rules.append("meta l4proto tcp reject with tcp reset")
     _nft(router, _INTERFERENCE.format(rules="\n".join(rules)))
+
+
+def intercept(router: Node, *, tcp: int | None = None, udp: int | None = None, forward: bool = True) -> None:
+    """Let connections and datagrams of the mobile end in the router, at these ports; `forward` decides on the rest."""
+    ports = {"tcp": tcp, "udp": udp}
+    rules = [
+        f'iifname "mobile" meta l4proto {protocol} redirect to :{port}' for protocol, port in ports.items() if port
+    ]
+    forwarded = "accept" if forward else "drop"
+    _nft(router, _INTERCEPTION.format(redirections="\n        ".join(rules), forwarded=forwarded))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msocks_lab.config import CutMode, Direction
+from msocks_lab.config import CutMode, Direction, PortalKind
 from msocks_lab.errors import SetupError
 
 if TYPE_CHECKING:
@@ -43,6 +43,15 @@ class LinkCounters:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PepState:
+    """What a link's middlebox has: connections of the mobile's, and bytes that it has ACKed and the far end has not."""
+
+    connections: int
+    held_up: int
+    held_down: int
+
+
 class Link:
     """One uplink of the mobile. What changes it returns the Event; CommandError where its state does not allow it."""
 
@@ -76,6 +85,27 @@ class Link:
     def rebind_nat(self) -> Event:
         """Let the link's NAT forget its mappings: UDP gets a new port, established TCP connections are dead."""
         return self._act("rebind_nat")
+
+    def lose_pep(self, *, reset: bool = False) -> Event:
+        """Let the link's middlebox forget its connections and all that they hold; with `reset` both ends are told."""
+        return self._act("lose_pep", how="reset" if reset else "vanish")
+
+    def pep(self) -> PepState:
+        """What the link's middlebox has now. Raises CommandError where there is none."""
+        told = self._lab.call("pep", link=self.name)
+        return PepState(told["connections"], told["held"]["up"], told["held"]["down"])
+
+    def portal(self, kind: PortalKind = PortalKind.HTTP, *, udp: bool = False) -> Event:
+        """Make the link captive: nothing is let through, TCP is answered in the place of whoever was called.
+
+        With `udp` datagrams are answered as well, with what was said; else they are dropped. Connections that exist are
+        reset with their next packet.
+        """
+        return self._act("portal", kind=kind.value, udp=udp)
+
+    def log_in(self) -> Event:
+        """Let everything through again."""
+        return self._act("log_in")
 
     def set(self, direction: Direction = Direction.BOTH, mtu: int | None = None, **shape: float | None) -> Event:
         """Change fields of `Shape` in one or both directions (`rtt_ms` for half of it each way), or the path's MTU."""

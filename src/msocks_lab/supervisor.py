@@ -61,6 +61,7 @@ class Supervisor:
             "describe": self._describe,
             "act": self._act,
             "counters": lambda link: self._link(link).counters(),
+            "pep": lambda link: self._link(link).gateway.ask_pep({}),
             "tcp": self._tcp,
             "listening": self._listening,
             "events": lambda: self._events,
@@ -73,6 +74,9 @@ class Supervisor:
             "readdress": AccessLink.readdress,
             "rebind_nat": AccessLink.rebind_nat,
             "change": AccessLink.change,
+            "lose_pep": AccessLink.lose_pep,
+            "portal": AccessLink.portal,
+            "log_in": AccessLink.log_in,
         }
 
     def _link(self, name: str) -> AccessLink:

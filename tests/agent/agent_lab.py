@@ -34,6 +34,7 @@ FLOW_KEYS = {
 }  # fmt: skip
 LINK_KEYS = {
     "name", "state", "rtt_ms", "flows", "kind", "role", "rate_mbit", "cost", "coverage", "used_bytes", "cap_bytes",
+    "problem", "middlebox",
 }  # fmt: skip
 
 Service = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -241,7 +242,7 @@ def reset(sock: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def agent_lab(directory: Path) -> Iterator[AgentLab]:
-    """Two fast links, a proxy."""
-    with Lab(LabConfig([LinkConfig(name, fat=True) for name in LINKS])) as lab:
+def agent_lab(directory: Path, *links: str) -> Iterator[AgentLab]:
+    """Fast links, two unless others are named; a proxy."""
+    with Lab(LabConfig([LinkConfig(name, fat=True) for name in links or LINKS])) as lab:
         yield AgentLab(lab, directory)

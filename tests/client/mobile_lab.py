@@ -16,7 +16,7 @@ from msocks.client.path_watch import PathWatch
 from msocks.errors import MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
-from msocks.protocol.control import Drain, LegAccepted, Parked, SessionEnded, Welcome
+from msocks.protocol.control import Drain, LegAccepted, Parked, Received, SessionEnded, Welcome
 from msocks.store.administration import add_user
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
@@ -64,9 +64,9 @@ class Told:
     def __init__(self) -> None:
         self.opened: list[str] = []
         self.lost: list[tuple[str, MsocksError | OSError | None]] = []
-        self.messages: list[tuple[str, LegAccepted | SessionEnded | Parked | Drain]] = []
+        self.messages: list[tuple[str, LegAccepted | SessionEnded | Parked | Received | Drain]] = []
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         self.messages.append((link, message))
 
     def on_control_open(self, link: str, welcome: Welcome) -> None:

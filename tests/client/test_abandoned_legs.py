@@ -104,6 +104,12 @@ class Node:
 
     def close_session(self, session: SessionId, generation: int) -> None: ...
 
+    def is_split(self, link: str) -> bool:
+        return False
+
+    def is_doubtful(self, link: str) -> bool:
+        return False
+
     def finished(self, link: str, ended: EndedSession) -> None: ...
 
     def sent(self, link: str) -> None: ...

@@ -297,7 +297,7 @@ async def test_a_nat_that_forgets_is_noticed_and_the_legs_behind_it_fail(lab: La
 async def test_a_leg_that_lives_survives_its_check(lab: Lab, access: AccessLink, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("msocks.client.leg_check._LASTS_S", 1.6)
     async with node_of(lab, access) as node, leg_over(lab, node, "wifi") as leg:
-        node.watch._checks.check(leg.sock)
+        node.watch._signs.checks.check(leg.sock)
         assert leg.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 1
         await asyncio.sleep(1.7)
         assert leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0

@@ -79,7 +79,13 @@ class Bench:
         return mobile, leg
 
     async def attach(
-        self, generation: int, received: int = 0, upstream_from: int = 0, early: bytes = b"", handover: bool = False
+        self,
+        generation: int,
+        received: int = 0,
+        upstream_from: int = 0,
+        early: bytes = b"",
+        handover: bool = False,
+        split: bool = False,
     ) -> socket.socket:
         """Connect or reconnect in the order that the interface asks for; returns the mobile's end, the reply read."""
         mobile, leg = self.mobile_leg()
@@ -87,12 +93,14 @@ class Bench:
         resume(position, self.conduit.state())
         self.conduit.stop_leg(handover=handover)
         await self.conduit.settle()
-        carriage = self.conduit.carriage_for(leg)
+        carriage = self.conduit.carriage_for(leg, split=split)
         assert carriage.kind is not DatapathKind.NONE
         assert carriage.handover or not handover
         decided = resume(position, self.conduit.state())
         with self.owner.calling():
-            self.conduit.attach(Attachment(leg, generation, REPLY, decided.down_from, upstream_from, early, handover))
+            self.conduit.attach(
+                Attachment(leg, generation, REPLY, decided.down_from, upstream_from, early, handover, split)
+            )
         assert (self.conduit.kind, self.conduit.reason) == (carriage.kind, carriage.reason)
         self.down_from = decided.down_from
         assert await read(mobile, len(REPLY)) == REPLY

@@ -296,3 +296,36 @@ async def test_urgent_bytes_stay_in_the_stream(bench: Bench) -> None:
         sender.send(b"d", socket.MSG_OOB)
         sender.send(b"ef")
         assert await read(receiver, 6) == b"abcdef"
+
+
+@pytest.mark.parametrize("first_split", [True, False])
+async def test_what_a_middlebox_has_acked_counts_as_received_when_the_mobile_says_so(
+    bench: Bench, first_split: bool
+) -> None:
+    """From the first leg on, or of a session that was carried otherwise before."""
+    generation = 1
+    mobile = await bench.attach(generation, split=first_split)
+    await write(bench.server, b"one ")
+    await write(mobile, b"up one")
+    assert (await read(mobile, 4), await read(bench.server, 6)) == (b"one ", b"up one")
+    if not first_split:
+        await eventually(lambda: bench.conduit.state().up_taken == 6 and bench.conduit.state().down_acknowledged == 4)
+        generation = 2
+        mobile = await bench.attach(generation, 4, 6, split=True)
+    assert bench.conduit.kind is DatapathKind.RELAY
+    await write(bench.server, b"two three")
+    assert await read(mobile, 9) == b"two three"  # so its kernel has ACKed it
+    with bench.owner.calling():
+        bench.conduit.confirm(generation, 8, at_end=False, split=True)
+        bench.conduit.confirm(generation, 6, at_end=False, split=True)  # overtaken
+        bench.conduit.confirm(generation, 10**9, at_end=True, split=True)  # a lie
+    await asyncio.sleep(A_WHILE_S)
+    assert bench.conduit.state().down_acknowledged == 8
+    reset(mobile)
+    await eventually(lambda: len(bench.owner.legs_ended) == 1)
+    last = await bench.attach(generation + 1, 8, 6)
+    assert bench.down_from == 8
+    assert await read(last, 5) == b"three"
+    await write(last, b", up two")
+    assert await read(bench.server, 8) == b", up two"
+    assert not bench.owner.servers_lost

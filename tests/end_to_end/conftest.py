@@ -92,9 +92,14 @@ class Field:
             self.lab.proxy.popen([MSOCKS, "proxy", *listen, *allow, *options, *more], stdout=subprocess.PIPE)
         )
 
-    def start_agent(self, *links: str) -> LabProcess:
+    def start_agent(self, *links: str, policy: str = "") -> LabProcess:
+        """Start it; `policy` is the text of its tables ``[policy]``."""
         argv = [MSOCKS, "agent", "--access-file", str(self.access), "--control", str(self.control)]
         argv += ["--listen", f"127.0.0.1:{PORT}", *[word for link in links for word in ("--link", link)]]
+        if policy:
+            config = self.directory / "policy.toml"
+            config.write_text(policy)
+            argv += ["--config", str(config)]
         self.agent = self._ready(self.lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
         return self.agent
 

@@ -97,6 +97,14 @@ def test_links_are_cut_changed_and_restored(name: str):
     assert lab_program("restore", "wifi", "--lab", name).returncode == 0
 
 
+def test_a_link_is_made_captive_and_free(name: str):
+    assert told("portal", "wifi", "--kind", "garbage", "--udp", "--lab", name)["action"] == "portal"
+    assert told("status", "--lab", name)["links"][0]["state"] == "captive"
+    assert told("log-in", "wifi", "--lab", name)["action"] == "log_in"
+    assert told("status", "--lab", name)["links"][0]["state"] == "up"
+    assert "has no PEP" in lab_program("lose-pep", "wifi", "--lab", name).stderr
+
+
 def test_validate_prints_the_real_figures(name: str):
     found = told("validate", "wifi", "--lab", name)["links"][0]
     assert 10 <= found["rtt_median_ms"] < 12

@@ -117,6 +117,9 @@ PONGS = st.builds(control.Pong, U64, U64)
 PARKS = st.lists(st.builds(control.ParkedLeg, SESSIONS, GENERATIONS, OFFSETS), min_size=1, max_size=5).map(
     lambda legs: control.Park(tuple(legs))
 )
+RECEIVEDS = st.lists(
+    st.builds(control.ReceivedStream, SESSIONS, GENERATIONS, OFFSETS, st.booleans(), st.booleans()), max_size=5
+).map(lambda listed: control.Received(tuple(listed)))
 PARKEDS = st.lists(st.tuples(SESSIONS, GENERATIONS), max_size=5).map(lambda listed: control.Parked(tuple(listed)))
 FROM_CLIENT = PINGS | PONGS | PARKS
 FROM_PROXY = (
@@ -125,6 +128,7 @@ FROM_PROXY = (
     | st.builds(control.LegAccepted, SESSIONS, GENERATIONS, U64)
     | st.builds(control.SessionEnded, SESSIONS, st.sampled_from(EndReason))
     | PARKEDS
+    | RECEIVEDS
     | st.builds(control.Drain, st.from_type(Endpoint))
 )
 st.register_type_strategy(control.Hello, HELLOS)

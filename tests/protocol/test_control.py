@@ -130,6 +130,9 @@ def test_the_longest_lists_fit_into_a_frame():
         (lambda: control.Parked(((SESSION, 1),) * 513), "at most 512"),
         (lambda: control.Parked(((SESSION, -1),)), "generation"),
         (lambda: control.ParkedLeg(SESSION, 1, 2**63), "R is"),
+        (lambda: control.ReceivedStream(SESSION, 1, 2**63), "received bytes"),
+        (lambda: control.ReceivedStream(SESSION, -1, 1), "generation"),
+        (lambda: control.Received((control.ReceivedStream(SESSION, 1, 2),) * 513), "at most 512"),
         (lambda: control.ParkedLeg(SESSION, 2**32, 1), "generation"),
         (lambda: control.LegAccepted(SESSION, 1, 2**64), "leg number"),
         (lambda: control.Ping(2**64, 0), "nonce"),
@@ -281,6 +284,19 @@ def message_of(fields: dict[str, Any]) -> ControlMessage:
         case "PARKED":
             return control.Parked(
                 tuple((SessionId.from_hex(each["session"]), each["generation"]) for each in fields["sessions"])
+            )
+        case "RECEIVED":
+            return control.Received(
+                tuple(
+                    control.ReceivedStream(
+                        SessionId.from_hex(each["session"]),
+                        each["generation"],
+                        each["received"],
+                        each["at_end"],
+                        each["middlebox"],
+                    )
+                    for each in fields["streams"]
+                )
             )
         case "DRAIN":
             return control.Drain(Endpoint.parse(fields["endpoint"]))

@@ -247,7 +247,11 @@ def request_of(fields: dict[str, Any]) -> LegRequest:
     }
     match fields["command"]:
         case "CONNECT":
-            return leg.Connect(**common, destination=Endpoint.parse(fields["destination"]))
+            return leg.Connect(
+                **common,
+                destination=Endpoint.parse(fields["destination"]),
+                middlebox=fields.get("middlebox", False),
+            )
         case "BIND":
             return leg.Bind(**common, destination=Endpoint.parse(fields["destination"]))
         case "RECONNECT":
@@ -258,6 +262,7 @@ def request_of(fields: dict[str, Any]) -> LegRequest:
                 down_fin_at=fields.get("down_fin_at"),
                 up_fin_at=fields.get("up_fin_at"),
                 handover_from=fields.get("handover_from", 0),
+                middlebox=fields.get("middlebox", False),
             )
         case "QUERY":
             return leg.Query(**common)

@@ -53,7 +53,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, *carriages: Carriage | None) -> Non
     remaining = list(carriages)
     truly = RelayConduit.carriage_for
 
-    def carriage_for(conduit: RelayConduit, leg: socket.socket) -> Carriage:
+    def carriage_for(conduit: RelayConduit, leg: socket.socket, *, split: bool = False) -> Carriage:
         assert leg.getpeername()
         said = remaining.pop(0) if remaining else None
         return said or truly(conduit, leg)

@@ -97,3 +97,17 @@ def test_small_writes_come_out_whole(pieces: list[bytes]) -> None:
     assert out == b"".join(pieces)
     retention.release(len(out))
     assert retention.retained == 0
+
+
+def test_what_has_arrived_by_other_ways_is_dropped_when_it_is_appended():
+    queue = Retention()
+    queue.begin_at(100)
+    queue.append(b"abc")
+    queue.skip_to(110)
+    assert (queue.base, queue.sent, queue.end, queue.retained) == (110, 110, 110, 0)
+    queue.append(b"defgh")
+    queue.append(b"ijKLM")
+    assert (queue.base, queue.end) == (110, 113)
+    view = queue.next_unsent()
+    assert view is not None
+    assert bytes(view) == b"KLM"

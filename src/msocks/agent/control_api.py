@@ -139,7 +139,14 @@ class ControlApi:
         per_link = self._flows.per_link()
         by_policy = self._policy.links()
         links = [
-            {"name": name, "state": link.state.value, "rtt_ms": self._node.rtt_ms(name), "flows": per_link[name]}
+            {
+                "name": name,
+                "state": link.state.value,
+                "rtt_ms": self._node.rtt_ms(name),
+                "flows": per_link[name],
+                "problem": error_as_json(self._node.link_problem(name)),
+                "middlebox": self._node.is_split(name),
+            }
             | by_policy[name]
             for name, link in self._node.links.items()
         ]

@@ -41,6 +41,12 @@ class LinkPicture:
                 found[name] = profile.cap_day
         return found
 
+    def is_metered(self, link: str) -> bool:
+        """Whether the use of a link costs money, or counts for a cap: it shall carry nothing in vain."""
+        kind = self._known.get(link) or link_kind(link)
+        facts = self._facts(link, kind, False, _GONE)
+        return facts.cost > 0 or facts.cap_bytes is not None
+
     def usable_for_s(self, link: str, now: float) -> float:
         """How long a link has been usable without a break, as far as `facts` has seen."""
         return now - self._usable_since.get(link, now)

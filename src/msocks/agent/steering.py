@@ -63,6 +63,7 @@ class Steering:
 
     def start(self) -> None:
         """Begin to look at what is measured, once a second."""
+        self._node.set_metered(self._picture.is_metered)
         self._tick()
 
     def close(self) -> None:
@@ -107,6 +108,7 @@ class Steering:
         """Use another policy from now on. Flows that belong elsewhere by it move; returns how many other rules hold."""
         self._policy = policy
         self._picture.set_profiles(policy.links)
+        self._node.set_metered(self._picture.is_metered)
         self._snapshot = None
         changed = sum(self._match(steered) for steered in list(self._flows.values()))
         self._reconsider_all(at_once=True)

@@ -48,7 +48,8 @@ def links(control: str | None, as_json: bool) -> None:
 
     STATE is `up`; `down` (no carrier, no address or no route); `silent` (it looks up, but nothing comes back); or
     `captive` (something on the way answers in the proxy's place). RTT is the round-trip time to the proxy in
-    milliseconds, `-` as long as nothing was answered. FLOWS is how many flows the link carries now.
+    milliseconds, `-` as long as nothing was answered. FLOWS is how many flows the link carries now. Lines below the
+    table say what is wrong with a link, or odd about it, and what to do.
     """
     from msocks.cli.agent_client import AgentClient
 
@@ -68,6 +69,21 @@ def links(control: str | None, as_json: bool) -> None:
             for link in found
         ]
         print_table(("NAME", "STATE", "RTT", "FLOWS"), rows)
+        for link in found:
+            for line in _remarks(link):
+                click.echo(line)
+
+
+def _remarks(link: dict[str, Any]) -> list[str]:
+    remarks = []
+    if link["problem"] is not None:
+        remarks += [link["problem"]["what"], f"  {link['problem']['remedy']}"]
+    if link["middlebox"]:
+        remarks.append(
+            f"a middlebox on {link['name']} acknowledges in the proxy's place (PEP): bytes count as delivered only "
+            "when the proxy says so"
+        )
+    return remarks
 
 
 def _lines(answer: dict[str, Any]) -> list[tuple[str, str]]:

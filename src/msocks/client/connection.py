@@ -31,6 +31,7 @@ class Connection:
         self.destination = destination
         self.stream = stream
         self.bound: Endpoint | None = None
+        self.told_split = False  # the proxy goes by this side's word on the live leg, and not by ACKs
         self.datapath = DatapathKind.NONE
         self.datapath_reason = DatapathReason.UNSPECIFIED
         self._network = network
@@ -45,8 +46,6 @@ class Connection:
         self._moves: dict[str, list[asyncio.Future[None]]] = {}
         stream.on_sent = self._sent
         stream.watches_handovers = True
-
-    # -- what it is -------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> SessionState:
@@ -77,8 +76,6 @@ class Connection:
     def leg(self) -> socket.socket | None:
         """The live leg's socket, to ask the kernel about; never to read or write."""
         return self._live if self._machine.state is SessionState.LIVE else None
-
-    # -- what can be asked of it ------------------------------------------------------------------------------------
 
     async def connected(self) -> Endpoint | None:
         """Wait for the first leg; the result is the proxy's address toward the server.
@@ -125,8 +122,6 @@ class Connection:
             self._apply(self._machine.ended(EndReason.CLIENT_CLOSED))
             self._network.close_session(self.session, generation)
 
-    # -- what happens to it -----------------------------------------------------------------------------------------
-
     def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float], hold_down_s: float = HOLD_DOWN_S) -> None:
         """The links that can be used, in order of preference; see `MobileSession.links_changed`."""
         if self._handover_link not in links and self.stream.handing_over:
@@ -149,6 +144,8 @@ class Connection:
 
     def proxy_ended(self, reason: EndReason) -> None:
         """The proxy says on a control channel that the session is over."""
+        if reason is EndReason.CLOSED and self.stream.finishing:
+            self.stream.confirm(self.stream.written, True)
         if reason is not EndReason.CLOSED:  # of an orderly end the leg's own FIN tells, after the last byte
             self._apply(self._machine.ended(reason))
 
@@ -164,8 +161,6 @@ class Connection:
                     self._machine.disowned(attempt.generation)
                 restarted = LinkUnavailable(attempt.link, "the proxy was restarted before it had answered")
                 self._on_failure(attempt, restarted)
-
-    # -- carrying out -----------------------------------------------------------------------------------------------
 
     def _now(self) -> float:
         return self._network.reactor.loop.time()
@@ -234,6 +229,7 @@ class Connection:
             if attempt.handover:
                 begins_at = self.stream.sent_now
                 self._handover_link = self._machine.link
+            attempt.split = self._network.is_split(attempt.link)
             request = self._request(authority, attempt, begins_at, effect)
             attempt.say(sock, encode_request(request, authority.key_up), authority.key_up, authority.key_down)
         except (OSError, MsocksError) as error:
@@ -243,7 +239,12 @@ class Connection:
         if effect.reconnect:
             # Upstream bytes follow the request at once: whatever the proxy has of them already, it skips.
             self.stream.send_on(
-                sock, attempt.generation, begins_at, overhead=attempt.request_bytes, handover=attempt.handover
+                sock,
+                attempt.generation,
+                begins_at,
+                overhead=attempt.request_bytes,
+                handover=attempt.handover,
+                split=attempt.split or self._network.is_doubtful(attempt.link),
             )
             attempt.sends_from = begins_at
         self._machine.request_sent(self._now(), attempt.generation)
@@ -260,6 +261,7 @@ class Connection:
                 session=self.session,
                 generation=attempt.generation,
                 destination=self.destination,
+                middlebox=attempt.split,
             )
         stream = self.stream
         return Reconnect(
@@ -273,11 +275,11 @@ class Connection:
             down_fin_at=stream.position if stream.at_eof else None,
             up_fin_at=stream.written if stream.finishing else None,
             handover_from=effect.handover_from if attempt.handover else 0,
+            middlebox=attempt.split,
         )
 
     def _on_reply(self, attempt: LegAttempt, received: ReceivedReply) -> None:
-        reply = received.reply
-        authority = self._network.authority
+        reply, authority = received.reply, self._network.authority
         if not received.verified:
             if authority is not None and reply.status in (LegStatus.UNKNOWN_ASSOCIATION, LegStatus.BAD_MAC):
                 authority.forgotten(attempt.key_up)
@@ -303,8 +305,7 @@ class Connection:
 
     def _adopt(self, attempt: LegAttempt, received: ReceivedReply) -> bool:
         """Join the leg to the stream; False at a gap."""
-        reply = received.reply
-        stream = self.stream
+        reply, stream = received.reply, self.stream
         del self._attempts[attempt.generation]
         try:
             if attempt.sends_from is not None and reply.up_acked < attempt.sends_from and not attempt.handover:
@@ -317,8 +318,11 @@ class Connection:
             attempt.close()
             self.lost_bytes(gap)
             return False
+        self.told_split = attempt.split
         if attempt.sends_from is None:
-            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes)
+            split = attempt.split or self._network.is_doubtful(attempt.link)
+            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes, split=split)
+        stream.confirm(reply.up_acked, reply.up_fin_at is not None)
         return True
 
     def _receive_on(self, attempt: LegAttempt, received: ReceivedReply) -> None:

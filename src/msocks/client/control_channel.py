@@ -21,7 +21,7 @@ from msocks.client.control_connection import ping
 from msocks.client.link_channel import ChannelContext, ChannelStatus, ControlOwner, LinkChannel
 from msocks.client.path_watch import PathWatch
 from msocks.link_monitor.table import LinkChange
-from msocks.protocol.control import Hello, Park
+from msocks.protocol.control import Hello, Park, Received
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
 from msocks.transport.tls import client_context
@@ -83,7 +83,7 @@ class ControlChannels:
             channel.stop(goodbye=True)
         await asyncio.gather(*(channel.task for channel in channels), return_exceptions=True)
 
-    def send(self, message: Park, *, avoid: str | None = None) -> str | None:
+    def send(self, message: Park | Received, *, avoid: str | None = None) -> str | None:
         """Say something to the proxy over the link that will bring it soonest.
 
         Args:
@@ -113,12 +113,19 @@ class ControlChannels:
     def socket_of(self, link: str) -> socket.socket | None:
         """See `msocks.client.path_watch.ControlPath`."""
         channel = self._channels.get(link)
-        return None if channel is None or channel.connection is None else channel.connection.sock
+        connection = None if channel is None else channel.connection
+        return connection.sock if connection is not None and connection.is_pinned else None
 
     def verify_all(self) -> None:
         """See `msocks.client.path_watch.ControlPath`."""
         for channel in self._channels.values():
             channel.verify()
+
+    def retry(self, link: str) -> None:
+        """See `msocks.client.path_watch.ControlPath`."""
+        channel = self._channels.get(link)
+        if channel is not None:
+            channel.retry()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from msocks.protocol.control import (
     Parked,
     Ping,
     Pong,
+    Received,
     Refused,
     SessionEnded,
     Welcome,
@@ -39,7 +40,7 @@ class ControlListener(Protocol):
     """Who is told what comes over one channel. The calls come from the reactor; none may block."""
 
     def on_bytes(self) -> None:
-        """Something has arrived."""
+        """Something of the proxy has arrived; what somebody says who has not proved to be it does not count."""
 
     def on_welcome(self, welcome: Welcome) -> None:
         """The proxy has answered the HELLO: the channel stands."""
@@ -50,7 +51,7 @@ class ControlListener(Protocol):
     def on_pong(self, pong: Pong) -> None:
         """The answer to a PING."""
 
-    def on_word(self, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_word(self, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         """The proxy's word on a session."""
 
     def on_lost(self, error: MsocksError | OSError) -> None:
@@ -169,11 +170,9 @@ class ControlConnection:
                 self._lose(error)
                 return
             if not data:
-                where = "" if self.is_pinned else " during the handshake"
-                self._lose(ControlClosed(f"the proxy closed the control channel{where}"))
+                self._lose(_closed() if self.is_pinned else _closed_at_once())
                 return
             self.heard_at = time.monotonic()
-            self._listener.on_bytes()
             try:
                 self._take(data)
             except (ProtocolError, MsocksError) as error:
@@ -185,13 +184,15 @@ class ControlConnection:
         if self._tls.established and not self.is_pinned:
             self.is_pinned = True
             self._say(self._listener.hello())
+        if self.is_pinned:
+            self._listener.on_bytes()
         self._flush()
         for message in self._control.receive(plaintext):
             self._on_message(message)
             if self._over:
                 return
         if self._tls.closed:
-            self._lose(ControlClosed("the proxy closed the control channel"))
+            self._lose(_closed())
 
     def _on_message(self, message: ControlMessage) -> None:
         match message:
@@ -207,7 +208,7 @@ class ControlConnection:
                 self._listener.on_pong(message)
             case Goodbye():
                 self._lose(ControlClosed("the proxy said goodbye"))
-            case LegAccepted() | SessionEnded() | Parked() | Drain():
+            case LegAccepted() | SessionEnded() | Parked() | Received() | Drain():
                 self._listener.on_word(message)
 
     def _say(self, message: ControlMessage) -> None:
@@ -227,6 +228,17 @@ class ControlConnection:
         except OSError as error:
             if error.errno != errno.EPIPE:  # reading tells why
                 self._lose(error)
+
+
+def _closed() -> ControlClosed:
+    return ControlClosed("the proxy closed the control channel")
+
+
+def _closed_at_once() -> ControlClosed:
+    return ControlClosed(
+        "whoever answers closed the connection during the handshake",
+        remedy="a captive portal may answer in the proxy's place: open a web page over this link",
+    )
 
 
 def ping(number: int) -> Ping:

@@ -41,6 +41,7 @@ class LegAttempt:
         self.key_up = b""
         self.sends_from: int | None = None  # A, once the stream's bytes follow the request
         self.handover = False
+        self.split = False  # a middlebox ACKs on it in the proxy's place
         self.disowned = False  # somebody answered, unverifiably, that the association is unknown
         self.dialing: asyncio.Task[None] | None = None
         self._reactor = reactor

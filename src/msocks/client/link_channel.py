@@ -20,6 +20,7 @@ from msocks.errors import (
     AuthenticationError,
     ControlClosed,
     ControlUnavailable,
+    LinkCaptive,
     LinkUnavailable,
     MsocksError,
     PinMismatch,
@@ -32,6 +33,7 @@ from msocks.protocol.control import (
     Park,
     Parked,
     Pong,
+    Received,
     RefusalCode,
     Refused,
     SessionEnded,
@@ -52,7 +54,9 @@ _AWAY_PAUSE_S = 1.5
 """The longest pause while the proxy's host answers, the proxy does not, and sessions wait for it. No path may be called
 silent for want of answers meanwhile, so it is well below `msocks.session.path_health.REFUSED_S`."""
 _STABLE_S = 10.0
-_IMPOSTOR_FIRST_S, _IMPOSTOR_MOST_S = 15.0, 120.0
+# Whoever logs in wants to go on at once, and a portal that nobody logs in to shall cost next to nothing.
+_CAPTIVE_SHARE = 16
+_CAPTIVE_LEAST_S, _CAPTIVE_MOST_S = 1.0, 60.0
 _REFUSED_FIRST_S, _REFUSED_MOST_S = 60.0, 600.0
 _DOUBT_PATIENCE_S = 1.0
 _ASK = "ask the proxy's operator for a new access link (`msocks user add`)"
@@ -93,7 +97,7 @@ class ChannelStatus:
 class ControlOwner(Protocol):
     """Who is told what the proxy says. The calls come from the loop; none may block."""
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         """The proxy's word. LegAccepted and SessionEnded come once on every channel."""
 
     def on_control_open(self, link: str, welcome: Welcome) -> None:
@@ -130,6 +134,7 @@ class LinkChannel:
         self._failures = 0
         self._opened_at: float | None = None
         self._retry_at: float | None = None
+        self._strange_since: float | None = None  # from then on somebody has answered, and never as the proxy
         self._hello_number = 0
         self._is_away = False  # the proxy, though its host answers; until it says WELCOME
         self._wake = asyncio.Event()
@@ -142,7 +147,7 @@ class LinkChannel:
         self._close(goodbye=goodbye)
         self.task.cancel()
 
-    def send(self, message: Park) -> bool:
+    def send(self, message: Park | Received) -> bool:
         """Say something; False where the channel is not open."""
         return self.connection is not None and self.connection.send(message)
 
@@ -193,12 +198,13 @@ class LinkChannel:
     def on_welcome(self, welcome: Welcome) -> None:
         context, name = self._context, self.link.name
         self._opened_at = time.monotonic()
+        self._strange_since = None
         self._error = None
         self._is_away = False
         self._observed = welcome.observed
         self._set_timer(KEEP_ALIVE_S * random.uniform(0.9, 1.0), self._keep_alive)
         context.association.welcomed(welcome, self._hello_number)
-        context.watch.set_captive(name, False)
+        context.watch.set_captive(name, None)
         context.watch.on_keys()
         context.owner.on_control_open(name, welcome)
 
@@ -212,10 +218,10 @@ class LinkChannel:
         self.on_lost(error)
 
     def on_pong(self, pong: Pong) -> None:
-        self._context.watch.answered(self.link.name, pong.nonce)
+        self._context.watch.answered(self.link.name, pong.nonce, time.monotonic() - pong.time / 1e6)
         self._context.association.confirmed()
 
-    def on_word(self, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_word(self, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         self._context.owner.on_control_message(self.link.name, message)
 
     def on_lost(self, error: MsocksError | OSError) -> None:
@@ -223,6 +229,11 @@ class LinkChannel:
             self._ended.set_result(error)
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def retry(self) -> None:
+        """Something has changed on the link: try now instead of later, where nothing is under way."""
+        if self._retry_at is not None:
+            self._wake.set()
 
     async def _keep(self) -> None:
         while True:
@@ -260,7 +271,6 @@ class LinkChannel:
             raise
         self._set_timer(_HANDSHAKE_S, self._on_handshake_time_out)
         self.connection.start()
-        context.watch.control_heard(name)
         self._excuse()
 
     def _excuse(self) -> None:
@@ -275,16 +285,38 @@ class LinkChannel:
         self._opened_at = None
         doubling = 2.0 ** min(self._failures, 10)
         self._failures += 1
-        pinned = self.connection is not None and self.connection.is_pinned
-        if isinstance(error, PinMismatch) or (isinstance(error, ProtocolError) and not pinned):
-            self._context.watch.set_captive(self.link.name, True)
-            first_s, most_s = _IMPOSTOR_FIRST_S, _IMPOSTOR_MOST_S
-        elif isinstance(error, AuthenticationError):
+        captive_s = self._captive_for(error)
+        if captive_s is not None:
+            pause_s = min(max(captive_s / _CAPTIVE_SHARE, _CAPTIVE_LEAST_S), _CAPTIVE_MOST_S)
+            return pause_s * random.uniform(0.5, 1.0)
+        if isinstance(error, AuthenticationError):
             first_s, most_s = _REFUSED_FIRST_S, _REFUSED_MOST_S
         else:
             is_awaited = self._is_away and self._context.watch.wanted()
             first_s, most_s = _FIRST_PAUSE_S, _AWAY_PAUSE_S if is_awaited else _MOST_PAUSE_S
         return min(first_s * doubling, most_s) * random.uniform(0.5, 1.0)
+
+    def _captive_for(self, error: MsocksError | OSError) -> float | None:
+        """For how many seconds somebody else has answered in the proxy's place; None where nobody seems to.
+
+        An impostor is one at once. Who only refuses, closes or says nothing may be the proxy in trouble: unless it has
+        been heard over another link meanwhile.
+        """
+        connection, watch, name = self.connection, self._context.watch, self.link.name
+        impostor = isinstance(error, PinMismatch | ProtocolError)
+        refused = isinstance(error, AuthenticationError) and not impostor
+        if refused or (connection is not None and connection.is_pinned):
+            self._strange_since = None
+            return None
+        if not impostor and connection is None and not isinstance(error, ConnectionRefusedError):
+            return None  # nobody answers
+        now = time.monotonic()
+        if self._strange_since is None:
+            self._strange_since = now
+        if not impostor and not watch.heard_elsewhere(name, self._strange_since):
+            return None
+        watch.set_captive(name, LinkCaptive(name, error.what if isinstance(error, MsocksError) else str(error)))
+        return now - self._strange_since
 
     def _on_handshake_time_out(self) -> None:
         connection = self.connection

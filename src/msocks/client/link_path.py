@@ -7,7 +7,9 @@ import math
 from collections.abc import Sequence
 
 from msocks.client.path_probe import ProbeSocket
+from msocks.errors import LinkCaptive
 from msocks.session.path_health import PathHealth, PathState
+from msocks.session.split_path import SplitPath
 from msocks.values.endpoint import Endpoint
 from msocks.values.link import Link, LinkState
 
@@ -20,14 +22,17 @@ class LinkPath:
         health: Decides whether the path lives; None while the link is down.
         probes: The sockets for probes, by the proxy's address.
         answering: The address that answered last.
-        captive: Whether something else than the proxy answers on this link.
+        captive: How something else than the proxy answers on this link; None where nothing does.
+        split: Decides whether a middlebox ACKs in the proxy's place.
         public: Where the proxy saw the last probe come from, and
         public_at: when its answer came.
         timer: For the next decision, and
         due: when that is; infinity where there is none.
         rechecked: Whether the kernel was asked about the present suspicion.
-        looked_at: When it was looked for legs whose bytes have stopped coming.
-        shown: The state that the subscribers know.
+        looked_at: When all its connections were looked at last.
+        refused_at: When the proxy's host has said last that nobody listens, and
+        refused_since: when the first time in a row.
+        shown: What the subscribers know: see `picture`.
     """
 
     def __init__(self, link: Link) -> None:
@@ -35,14 +40,16 @@ class LinkPath:
         self.health: PathHealth | None = None
         self.probes: dict[Endpoint, ProbeSocket] = {}
         self.answering: Endpoint | None = None
-        self.captive = False
+        self.captive: LinkCaptive | None = None
+        self.split = SplitPath()
         self.public: Endpoint | None = None
         self.public_at = -math.inf
         self.timer: asyncio.TimerHandle | None = None
         self.due = math.inf
         self.rechecked = False
         self.looked_at = -math.inf
-        self.shown = LinkState.DOWN
+        self.refused_since = self.refused_at = -math.inf
+        self.shown = (LinkState.DOWN, False, False)
         self._tries = 0
 
     @property
@@ -50,9 +57,19 @@ class LinkPath:
         """What the link can do, all taken together."""
         if self.health is None:
             return LinkState.DOWN
-        if self.captive:
+        if self.captive is not None:
             return LinkState.CAPTIVE
         return LinkState.SILENT if self.health.state is PathState.SILENT else LinkState.UP
+
+    @property
+    def proven(self) -> bool:
+        """Whether the proxy has been heard over it, and nothing speaks against it since."""
+        return self.state is LinkState.UP and self.health is not None and self.health.state is PathState.ALIVE
+
+    @property
+    def picture(self) -> tuple[LinkState, bool, bool]:
+        """What subscribers are told of changes of: state, proven, split."""
+        return self.state, self.proven, self.split.is_split
 
     @property
     def source_is_gone(self) -> bool:
@@ -77,5 +94,5 @@ class LinkPath:
         for probe in self.probes.values():
             probe.close()
         self.probes.clear()
-        self.health = self.answering = self.public = None
-        self.captive = False
+        self.health = self.answering = self.public = self.captive = None
+        self.split = SplitPath(assumed=self.split.is_split)

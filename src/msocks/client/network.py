@@ -68,6 +68,12 @@ class Network(Protocol):
     def close_session(self, session: SessionId, generation: int) -> None:
         """Tell the proxy, now or as soon as it can be told, that a session is to be reset."""
 
+    def is_split(self, link: str) -> bool:
+        """Whether a middlebox on this link ACKs in the proxy's place."""
+
+    def is_doubtful(self, link: str) -> bool:
+        """Whether that is not known yet, so that nothing shall be let go of for an ACK."""
+
     def finished(self, link: str, ended: EndedSession) -> None:
         """A session is over in good order; its last leg was on `link`."""
 

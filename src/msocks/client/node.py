@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msocks.client.association import Association
+from msocks.client.confirmations import Confirmations
 from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
 from msocks.client.ended_sessions import EndedSession, EndedSessions
@@ -17,7 +18,7 @@ from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
 from msocks.client.udp_connection import UdpConnection
-from msocks.errors import LinkUnavailable, MsocksError
+from msocks.errors import LinkCaptive, LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
 from msocks.protocol.control import (
@@ -27,17 +28,18 @@ from msocks.protocol.control import (
     Park,
     Parked,
     ParkedLeg,
+    Received,
     SessionEnded,
     Welcome,
 )
-from msocks.transport.dial import Dialer, bound_socket
+from msocks.transport.dial import Dialer
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
 from msocks.transport.sweep import Sweep
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.ids import SessionId
-from msocks.values.link import Family, Link, LinkState
+from msocks.values.link import Link, LinkState
 
 _DIAL_TIMEOUT_S = 5.0
 _CLOSING_S = 2.0
@@ -76,6 +78,7 @@ class MobileNode:
         )
         self._authority = NodeAuthority(self._association, loop)
         self._closer = SessionCloser(self, loop)
+        self._confirmations = Confirmations(loop, lambda: list(self.connections.values()), self, self._say_received)
         self._ended = EndedSessions(loop.time)
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
@@ -99,6 +102,7 @@ class MobileNode:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._channels.close(), _CLOSING_S)
         self._unsubscribe()
+        self._confirmations.close()
         self._authority.close()
         self._watch.close()
         self._monitor.close()
@@ -115,6 +119,32 @@ class MobileNode:
     def rtt_ms(self, link: str) -> float | None:
         """Round-trip time to the proxy over a link; None where nothing was answered yet."""
         return self._watch.rtt_ms(link)
+
+    def set_metered(self, is_metered: Callable[[str], bool]) -> None:
+        """Which links cost money, by name: they carry next to no probes while nobody uses them. By default cellular
+        ones. To be called again when the answers change.
+        """
+        self._watch.set_metered(is_metered)
+
+    def link_problem(self, link: str) -> LinkCaptive | None:
+        """Why a link that has carrier and address is of no use, and what to do; None where nothing is known."""
+        path = self._watch.path(link)
+        return None if path is None else path.captive
+
+    def is_split(self, link: str) -> bool:
+        """Whether a middlebox on that link ACKs in the proxy's place; see `msocks.session.split_path`."""
+        path = self._watch.path(link)
+        return path is not None and path.split.is_split
+
+    def is_doubtful(self, link: str) -> bool:
+        """Whether it is not known yet if that link has one."""
+        path = self._watch.path(link)
+        return path is not None and path.split.is_doubtful
+
+    @property
+    def acks_are_suspect(self) -> bool:
+        """Whether a link that can be used has one, or may have one."""
+        return any(self.is_split(name) or self.is_doubtful(name) for name in self._usable)
 
     @property
     def problem(self) -> MsocksError | None:
@@ -154,6 +184,8 @@ class MobileNode:
             self.udp[connection.session] = connection
         else:
             self.connections[connection.session] = connection
+            if self.acks_are_suspect:
+                self._confirmations.begin()
         if self._association.refusal is not None:
             connection.give_up(self._association.refusal)
         elif self.authorised:
@@ -208,23 +240,11 @@ class MobileNode:
     # -- UdpNetwork: what UDP flows need besides ----------------------------------------------------------------------
 
     def open_udp(self, link: str, turn: int) -> socket.socket:
-        """A UDP socket through a link to one of the proxy's addresses, each in turn.
-
-        Raises OSError, LinkUnavailable.
-        """
+        """A UDP socket through a link to one of the proxy's addresses, each in turn. Raises OSError, MsocksError."""
         known = self._watch.links().get(link)
-        candidates = [] if known is None else self._dialer.candidates(known)
-        if known is None or not candidates:
+        if known is None:
             raise LinkUnavailable.unknown(link)
-        endpoint = candidates[turn % len(candidates)]
-        assert endpoint.address is not None
-        sock = bound_socket(known, Family.of(endpoint.address), socket.SOCK_DGRAM)
-        try:
-            sock.connect((str(endpoint.host), endpoint.port))
-        except OSError:
-            sock.close()
-            raise
-        return sock
+        return self._dialer.open_udp(known, turn)
 
     def addresses(self, link: str) -> tuple[Address, ...]:
         """The link's own addresses."""
@@ -256,7 +276,7 @@ class MobileNode:
             for connection in self._all():
                 connection.give_up(refusal)
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Drain) -> None:
+    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
         """The proxy's word on a session."""
         del link
         match message:
@@ -274,6 +294,11 @@ class MobileNode:
                     connection = self.connections.get(session)
                     if connection is not None:
                         connection.leg_lost(generation, lost)
+            case Received(streams=streams):
+                for stream in streams:
+                    connection = self.connections.get(stream.session)
+                    if connection is not None:
+                        connection.stream.confirm(stream.received, stream.at_end)
             case Drain():
                 pass  # nothing depends on it yet
 
@@ -321,6 +346,8 @@ class MobileNode:
     def _offer_links(self) -> None:
         usable = tuple(name for name, link in self._watch.links().items() if self._can_carry(link))
         self._usable = usable
+        if self.acks_are_suspect:
+            self._confirmations.begin()
         if self.authorised:
             rtt_s = self._rtt_s()
             for connection in self._all():
@@ -333,13 +360,25 @@ class MobileNode:
 
     def _offer(self, connection: Connection | UdpConnection, rtt_s: dict[str, float]) -> None:
         route = Route(self._usable) if self.router is None else self.router.route(connection, self._usable)
-        connection.links_changed(route.links, rtt_s, route.hold_down_s)
+        links = route.links
+        if connection.leg is not None:
+            # A flow that is well goes to no link that the proxy has not been heard on: it may be captive.
+            links = tuple(name for name in links if name == connection.link or self._proven(name)) or links
+        connection.links_changed(links, rtt_s, route.hold_down_s)
+
+    def _proven(self, link: str) -> bool:
+        path = self._watch.path(link)
+        return path is not None and path.proven
 
     def _all(self) -> list[Connection | UdpConnection]:
         return [*self.connections.values(), *self.udp.values()]
 
     def _can_carry(self, link: Link) -> bool:
         return link.state is LinkState.UP and bool(self._dialer.candidates(link))
+
+    def _say_received(self, message: Received) -> float | None:
+        link = self._channels.send(message)
+        return None if link is None else (self._watch.rtt_ms(link) or 0.0) / 1000
 
     def _rtt_s(self) -> dict[str, float]:
         known = {name: self._watch.rtt_ms(name) for name in self._usable}

@@ -18,30 +18,26 @@ from types import MappingProxyType
 from typing import Protocol
 
 from msocks.client.association import Association
-from msocks.client.leg_check import LegChecks
+from msocks.client.leg_signs import LegSigns
 from msocks.client.link_path import LinkPath
 from msocks.client.path_probe import ProbeKeys, ProbeSocket
 from msocks.client.sleep_watch import SleepWatch
+from msocks.errors import LinkCaptive
+from msocks.link_monitor.link_kind import link_kind
 from msocks.link_monitor.monitor import LinkMonitor, Subscriber
 from msocks.link_monitor.table import LinkChange, changes
 from msocks.protocol.probe import ProbeAnswer
-from msocks.session.path_health import Means, PathHealth, PathState, Tariff
+from msocks.session.path_health import REFUSED_S, Means, PathHealth, PathState, Tariff
 from msocks.transport.dial import Dialer
-from msocks.transport.kernel import tcp_info
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
-from msocks.values.link import Link, LinkState
+from msocks.values.link import Link, LinkKind, LinkState
 
-# What is heard within this time needs no look into TCP_INFO.
-_FRESH_S = 0.03
-# Data that waits longer than this for its ACK says more about its leg than about the traffic of the path.
-_OUTSTANDING_S = 3.0
 _WAKE_S = 0.25
 _LEAST_S = 0.001
-# No NAT forgets a UDP mapping within this time because of idleness: RFC 4787 asks for 2 min, many take 30 s.
+# No NAT forgets a UDP mapping within these times because of idleness: RFC 4787 asks for 2 min, many take 30 s.
 _IN_USE_S = 5.0
-# How often to look for legs whose bytes have stopped coming.
-_PAUSE_LOOK_S = 1.0
+_KEPT_S = 25.0
 
 
 class ControlPath(Protocol):
@@ -51,10 +47,13 @@ class ControlPath(Protocol):
         """Send a ping over the channel of that link; False where none is open. `PathWatch.answered` tells the rest."""
 
     def socket_of(self, link: str) -> socket.socket | None:
-        """The socket of that link's channel, if it stands."""
+        """The socket of that link's channel, if that stands and its other end has proved to be the proxy."""
 
     def verify_all(self) -> None:
         """Make sure that each channel still lives."""
+
+    def retry(self, link: str) -> None:
+        """Something has changed on that link: whatever waits for a next attempt there shall not wait."""
 
 
 class PathWatch:
@@ -92,9 +91,11 @@ class PathWatch:
         self._legs = legs
         self.wanted = wanted
         self._rebound = rebound
-        self._checks = LegChecks(reactor)
+        self._signs = LegSigns(reactor)
+        self._is_metered: Callable[[str], bool] = lambda name: link_kind(name) is LinkKind.CELLULAR
         self._paths: dict[str, LinkPath] = {}
         self._picture: dict[str, Link] = {}
+        self._proven: dict[str, tuple[bool, bool]] = {}
         self._subscribers: list[Subscriber] = []
         self._unsubscribe: Callable[[], None] | None = None
         self._sleep = SleepWatch(reactor, self._on_wake)
@@ -127,7 +128,7 @@ class PathWatch:
         return MappingProxyType(self._picture)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with what has changed in `links`; with nothing where only their order has.
+        """Call `subscriber` with what has changed in `links`; with nothing where only `path` shows it, or their order.
 
         Returns what ends that.
         """
@@ -144,6 +145,10 @@ class PathWatch:
         path = self._paths.get(name)
         return LinkState.DOWN if path is None else path.state
 
+    def path(self, name: str) -> LinkPath | None:
+        """All that is known of the way to the proxy over a link, to look at; None where there is no such link."""
+        return self._paths.get(name)
+
     def rtt_ms(self, name: str) -> float | None:
         """Smoothed round-trip time to the proxy in milliseconds; None where nothing was measured."""
         path = self._paths.get(name)
@@ -158,11 +163,12 @@ class PathWatch:
 
     def sent(self, name: str) -> None:
         """Bytes were written to a leg on that link. Cheap; a link that was idle is asked again from now on."""
-        self._on_traffic(name, heard=False)
-
-    def heard(self, name: str) -> None:
-        """Bytes were read from a leg on that link. Cheap."""
-        self._on_traffic(name, heard=True)
+        path = self._paths.get(name)
+        if path is not None and path.health is not None:
+            now = time.monotonic()
+            path.health.on_traffic(now)
+            if path.due - now > _WAKE_S:
+                self._arm(path)
 
     # -- for the control channels -----------------------------------------------------------------------------------
 
@@ -171,11 +177,12 @@ class PathWatch:
         for path in self._paths.values():
             self._tick(path)
 
-    def answered(self, name: str, number: int) -> None:
-        """The answer to the ping of that number has come."""
+    def answered(self, name: str, number: int, rtt_s: float) -> None:
+        """The answer to the ping of that number has come, so long after it was asked."""
         path = self._paths.get(name)
         if path is not None and path.health is not None:
             path.health.on_answer(time.monotonic(), number)
+            path.split.on_whole(rtt_s)
             self._after_news(path)
 
     def control_heard(self, name: str) -> None:
@@ -186,12 +193,23 @@ class PathWatch:
             self._after_news(path)
 
     def refused(self, name: str) -> None:
-        """The proxy's host says, over that link, that nobody listens there."""
-        if (path := self._paths.get(name)) is not None and path.health is not None:
-            path.health.on_refused(time.monotonic())
+        """The proxy's host says, over that link, that nobody listens there; or so says something on the way."""
+        path, now = self._paths.get(name), time.monotonic()
+        if path is None or path.health is None:
+            return
+        if now - path.refused_at > REFUSED_S:
+            path.refused_since = now
+        path.refused_at = now
+        if not self.heard_elsewhere(name, path.refused_since):
+            path.health.on_refused(now)
 
-    def set_captive(self, name: str, captive: bool) -> None:
-        """Whether something else than the proxy answers on that link."""
+    def heard_elsewhere(self, name: str, since: float) -> bool:
+        """Whether the proxy has been heard since then (time.monotonic()), over another link and not over this one."""
+        heard = {other for other, path in self._paths.items() if path.health and path.health.heard_at > since}
+        return bool(heard) and name not in heard
+
+    def set_captive(self, name: str, captive: LinkCaptive | None) -> None:
+        """How something else than the proxy answers on that link; None: it is the proxy after all."""
         path = self._paths.get(name)
         if path is not None and path.health is not None:
             path.captive = captive
@@ -222,9 +240,18 @@ class PathWatch:
 
     def _begin(self, path: LinkPath) -> None:
         path.close()
-        tariff = Tariff.METERED if path.link.metered else Tariff.FREE
-        path.health = PathHealth(time.monotonic(), tariff)
+        path.health = PathHealth(time.monotonic(), self._tariff(path))
         self._arm(path)
+
+    def set_metered(self, is_metered: Callable[[str], bool]) -> None:
+        """Whether a link costs money, by name."""
+        self._is_metered = is_metered
+        for path in self._paths.values():
+            if path.health is not None:
+                path.health.tariff = self._tariff(path)
+
+    def _tariff(self, path: LinkPath) -> Tariff:
+        return Tariff.METERED if path.link.metered or self._is_metered(path.link.name) else Tariff.FREE
 
     def _publish(self) -> None:
         before = self._picture
@@ -234,11 +261,13 @@ class PathWatch:
             if name in self._paths
         }
         for path in self._paths.values():
-            path.shown = path.state
+            path.shown = path.picture
             if path.health is not None and path.health.state is PathState.SILENT:
                 self._arm(path)  # how urgent it is depends on the others
         changed = changes(before, self._picture)
-        if changed or list(before) != list(self._picture):
+        proven = {name: path.picture[1:] for name, path in self._paths.items()}
+        was_proven, self._proven = self._proven, proven
+        if changed or proven != was_proven or list(before) != list(self._picture):
             for subscriber in list(self._subscribers):
                 subscriber(changed)
 
@@ -268,7 +297,8 @@ class PathWatch:
         for probe in list(path.probes.values()):
             probe.receive()
         now = time.monotonic()
-        self._listen_to_legs(path, health, now)
+        control = None if self.control is None else self.control.socket_of(path.link.name)
+        self._signs.listen(path, health, list(self._legs(path.link.name)), control, now)
         asked = health.advance(now)
         now = time.monotonic()
         sent = Means.NOTHING
@@ -283,22 +313,10 @@ class PathWatch:
         self._arm(path)
 
     def _after_news(self, path: LinkPath) -> None:
-        if path.state is not path.shown:
-            if path.shown is LinkState.SILENT:
+        if path.picture != path.shown:
+            if path.shown[0] is LinkState.SILENT:
                 self._check_legs(path)
             self._publish()
-
-    def _on_traffic(self, name: str, heard: bool) -> None:
-        path = self._paths.get(name)
-        if path is None or path.health is None:
-            return
-        now = time.monotonic()
-        path.health.on_traffic(now)
-        if heard:
-            path.health.on_heard(now)
-            self._after_news(path)
-        if path.due - now > _WAKE_S:
-            self._arm(path)
 
     def _send_probe(self, path: LinkPath, health: PathHealth, now: float) -> bool:
         endpoint = path.next_endpoint(self._dialer.candidates(path.link))
@@ -334,10 +352,15 @@ class PathWatch:
     def _on_probe_answer(self, path: LinkPath, endpoint: Endpoint, answer: ProbeAnswer, received_at: float) -> None:
         if path.health is None:
             return
+        captive_and_mute = path.captive is not None and path.health.state is not PathState.ALIVE
         path.health.on_answer(received_at, answer.sequence)
+        path.split.on_whole(received_at - answer.time / 1e6)
+        if path.split.is_doubtful:
+            path.health.on_traffic(received_at)  # ask soon
+        if captive_and_mute and path.health.state is PathState.ALIVE and self.control is not None:
+            self.control.retry(path.link.name)
         if path.answering != endpoint:
             path.answering, path.public = endpoint, None  # each address of the proxy sees its own mapping
-        path.captive = False
         self._note_public(path, answer.observed, received_at)
         self._after_news(path)
 
@@ -347,38 +370,14 @@ class PathWatch:
         age_s, path.public_at = now - path.public_at, now
         if known in (None, observed):
             return
-        self._check_legs(path)
+        if age_s < _KEPT_S:
+            self._check_legs(path)
         if age_s < _IN_USE_S and self._rebound is not None:
             self._rebound(path.link.name)
 
-    def _listen_to_legs(self, path: LinkPath, health: PathHealth, now: float) -> None:
-        """Take into account what only the kernel has heard: ACKs, and data that nobody has read yet."""
-        legs = list(self._legs(path.link.name))
-        health.on_legs(bool(legs))
-        control = None if self.control is None else self.control.socket_of(path.link.name)
-        if now >= path.looked_at + _PAUSE_LOOK_S:
-            path.looked_at = now
-            self._checks.check_paused(legs)
-        if now - health.heard_at < _FRESH_S:
-            return
-        for sock in [*legs, control] if control is not None else legs:
-            try:
-                info = tcp_info(sock)
-            except OSError:
-                continue
-            silent_s = min(info.last_data_received_ms, info.last_ack_received_ms) / 1000
-            health.on_heard(now - silent_s)
-            if sock is control:
-                continue
-            health.on_traffic(now - silent_s)
-            if info.unacked_segments and silent_s < _OUTSTANDING_S:
-                health.on_traffic(now)
-            elif info.unacked_segments and health.heard_at > now - _OUTSTANDING_S / 2:
-                self._checks.check(sock)  # its link lives, it does not seem to
-
     def _check_legs(self, path: LinkPath) -> None:
         for leg in self._legs(path.link.name):
-            self._checks.check(leg)
+            self._signs.checks.check(leg)
 
     def _recheck(self, path: LinkPath, suspicious: bool) -> None:
         if suspicious and not path.rechecked:

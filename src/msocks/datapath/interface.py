@@ -161,6 +161,8 @@ class Attachment:
             the socket; the conduit finds those itself. A relay takes them. A splice may not take them from a mobile
             that can reconnect: U does not include them, the mobile keeps them, the server only gets a copy.
         handover: The present leg was stopped with `handover`; it delivers what was sent on it, this one begins behind.
+        split: A middlebox ACKs on it in the mobile's place: `Conduit.confirm` tells what has arrived. Where a splice
+            carries it all the same, the server hears such ACKs, and lets go of what is lost with the middlebox.
     """
 
     sock: socket.socket
@@ -170,6 +172,7 @@ class Attachment:
     up_from: int
     early: bytes = b""
     handover: bool = False
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +225,14 @@ class Conduit(Protocol):
         session before or after has the same. None where it would end with the process; before the first leg, too.
         """
 
-    def carriage_for(self, leg: socket.socket) -> Carriage:
+    def carriage_for(self, leg: socket.socket, *, split: bool = False) -> Carriage:
         """What would carry the session over this leg, which stays the caller's. Changes nothing.
 
-        The first leg decides between splice and relay, as only then the options of both legs are known. A later leg
-        may force a spliced session into the relay, or be refused (kind NONE). An `attach` that follows in the same
-        turn of the event loop does what the answer says. A leg that is lost already gets some answer.
+        The first leg decides between splice and relay, as only then the options of both legs are known. One on which a
+        middlebox ACKs in the mobile's place (`split`) is relayed: a splice would tell the server of its ACKs. So is a
+        session that was spliced, from such a leg on, if neither direction has ended; it takes over. Any other later
+        leg may be refused (kind NONE). An `attach` that follows in the same turn of the event loop does what the answer
+        says. A leg that is lost already gets some answer.
         """
 
     def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
@@ -244,6 +249,12 @@ class Conduit(Protocol):
 
         Stops the leg. A splice tells the server at once what the mobile has, and holds a little of what it sends now;
         what cannot be true of `received` is not believed. The session waits for `attach`.
+        """
+
+    def confirm(self, generation: int, received: int, *, at_end: bool, split: bool) -> None:
+        """The mobile says that it has received the downstream up to `received`, and the FIN behind that.
+
+        With `split` it has found out that the ACKs on its leg of `generation` are a middlebox's.
         """
 
     async def settle(self) -> None:

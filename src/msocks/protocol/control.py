@@ -21,7 +21,7 @@ SECRET_BYTES = 32
 MAX_LABEL_BYTES = 255
 MAX_REASON_TEXT_BYTES = 1024
 MAX_LISTED_SESSIONS = 512
-"""Of a PARK or a PARKED; longer lists are sent as several messages."""
+"""Of a PARK, a PARKED or a RECEIVED; longer lists are sent as several messages."""
 
 
 class MessageType(IntEnum):
@@ -38,6 +38,7 @@ class MessageType(IntEnum):
     PARKED = 0x09
     DRAIN = 0x0A
     GOODBYE = 0x0B
+    RECEIVED = 0x10
 
 
 class RefusalCode(IntEnum):
@@ -286,6 +287,44 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceivedStream:
+    """How much of a session's stream one end has: the client of the downstream, the proxy of the upstream.
+
+    Attributes:
+        session: Which.
+        generation: Of the live leg, as the sender knows it.
+        received: R of the client, U of the proxy, as in `msocks.protocol.leg`.
+        at_end: Whether the FIN behind that has come too.
+        middlebox: Client: something on the live leg's link ACKs in its place; see `Connect`.
+    """
+
+    session: SessionId
+    generation: int
+    received: int
+    at_end: bool = False
+    middlebox: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self.generation, MAX_GENERATION, "the generation")
+        check_range(self.received, MAX_OFFSET, "the received bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Client: what has arrived on legs whose ACKs are a middlebox's; proxy: the answer, for the sessions that it has.
+
+    Attributes:
+        streams: 1 to 512; in an answer 0 to 512.
+    """
+
+    streams: tuple[ReceivedStream, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.streams) > MAX_LISTED_SESSIONS:
+            raise ValueError(f"a message lists at most {MAX_LISTED_SESSIONS} sessions, not {len(self.streams)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Proxy: this proxy will go; open new sessions, and reconnect the others, at another one with the same key.
 
@@ -302,5 +341,5 @@ class Goodbye:
 
 
 ControlMessage: TypeAlias = (
-    Hello | Welcome | Refused | Ping | Pong | LegAccepted | SessionEnded | Park | Parked | Drain | Goodbye
+    Hello | Welcome | Refused | Ping | Pong | LegAccepted | SessionEnded | Park | Parked | Received | Drain | Goodbye
 )

@@ -20,6 +20,7 @@ from msocks.protocol.control import (
     Parked,
     Ping,
     Pong,
+    Received,
     Refused,
     SessionEnded,
     Welcome,
@@ -36,8 +37,8 @@ class Side(Enum):
 
 _OPENING: dict[Side, tuple[type, ...]] = {Side.CLIENT: (Hello,), Side.PROXY: (Welcome, Refused)}
 _AFTERWARDS: dict[Side, tuple[type, ...]] = {
-    Side.CLIENT: (Ping, Pong, Park, Goodbye),
-    Side.PROXY: (Refused, Ping, Pong, LegAccepted, SessionEnded, Parked, Drain, Goodbye),
+    Side.CLIENT: (Ping, Pong, Park, Received, Goodbye),
+    Side.PROXY: (Refused, Ping, Pong, LegAccepted, SessionEnded, Parked, Received, Drain, Goodbye),
 }
 
 

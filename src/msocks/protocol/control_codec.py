@@ -27,6 +27,8 @@ from msocks.protocol.control import (
     ParkedLeg,
     Ping,
     Pong,
+    Received,
+    ReceivedStream,
     RefusalCode,
     Refused,
     SessionEnded,
@@ -47,6 +49,7 @@ from msocks.values.ids import ID_BYTES, AssociationId, SessionId
 HEADER_BYTES = 3
 MAX_BODY_BYTES = 16384
 
+_AT_END, _MIDDLEBOX = 0x01, 0x02
 _MESSAGE_TYPES = frozenset(MessageType)
 _END_REASONS = frozenset(EndReason)
 _REFUSAL_CODES = frozenset(RefusalCode)
@@ -125,10 +128,18 @@ def _encode_body(message: ControlMessage) -> tuple[MessageType, bytes]:
         case Parked(sessions):
             listed = (session.value + _u32(generation) for session, generation in sessions)
             return MessageType.PARKED, _u16(len(sessions)) + b"".join(listed)
+        case Received(streams):
+            listed = (_encode_stream(stream) for stream in streams)
+            return MessageType.RECEIVED, _u16(len(streams)) + b"".join(listed)
         case Drain(endpoint):
             return MessageType.DRAIN, encode_fixed_host(endpoint)
         case Goodbye():
             return MessageType.GOODBYE, b""
+
+
+def _encode_stream(stream: ReceivedStream) -> bytes:
+    flags = (_AT_END if stream.at_end else 0) | (_MIDDLEBOX if stream.middlebox else 0)
+    return stream.session.value + _u32(stream.generation) + _u64(stream.received) + _u8(flags)
 
 
 class _Body:
@@ -209,10 +220,21 @@ def decode_body(kind: MessageType, data: bytes) -> ControlMessage:
             count = body.number(2)
             require(count <= MAX_LISTED_SESSIONS, f"a PARKED lists {count} sessions")
             return Parked(tuple((body.session(), body.number(4)) for _ in range(count)))
+        case MessageType.RECEIVED:
+            count = body.number(2)
+            require(count <= MAX_LISTED_SESSIONS, f"a RECEIVED lists {count} sessions")
+            return Received(tuple(_decode_stream(body) for _ in range(count)))
         case MessageType.DRAIN:
             return Drain(decode_fixed_host(body.take(FIXED_HOST_BYTES)))
         case MessageType.GOODBYE:
             return Goodbye()
+
+
+def _decode_stream(body: _Body) -> ReceivedStream:
+    """Flags that are not known are ignored, as what a later version says beside."""
+    session, generation = body.session(), body.number(4)
+    received, flags = decode_offset(body.number(8), "the received bytes"), body.number(1)
+    return ReceivedStream(session, generation, received, bool(flags & _AT_END), bool(flags & _MIDDLEBOX))
 
 
 def _decode_hello(body: _Body) -> Hello:

@@ -121,6 +121,8 @@ class DatapathReason(IntEnum):
     """The table or the port range of the splice is full."""
     TINY_WINDOW = 8
     """The server's window does not hold two of the segments that the mobile was told it may send."""
+    MIDDLEBOX = 16
+    """Something on a leg's link ACKs in the client's place: a splice would pass such ACKs on to the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +167,12 @@ class Connect(LegRequest):
     Attributes:
         generation: 1, or higher when the CONNECT is repeated.
         destination: The server.
+        middlebox: Something on the leg's link ACKs in the ends' place (a performance-enhancing proxy, RFC 3135): what
+            is sent on this leg has arrived when RECEIVED on a control channel says so, and not before.
     """
 
     destination: Endpoint
+    middlebox: bool = False
 
     def __post_init__(self) -> None:
         LegRequest.__post_init__(self)
@@ -202,6 +207,7 @@ class Reconnect(LegRequest):
         up_fin_at: Where the program has closed its direction: the final length of the upstream, not below A.
         handover_from: Generation of the live leg, which delivers what was sent on it while this one begins behind that:
             A is then the end of what the client has written to it. 0 for a takeover, which stops it.
+        middlebox: As in `Connect`.
     """
 
     received: int
@@ -209,6 +215,7 @@ class Reconnect(LegRequest):
     down_fin_at: int | None = None
     up_fin_at: int | None = None
     handover_from: int = 0
+    middlebox: bool = False
 
     def __post_init__(self) -> None:
         LegRequest.__post_init__(self)

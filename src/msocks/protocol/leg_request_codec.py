@@ -30,7 +30,16 @@ from msocks.protocol.leg import (
     Query,
     Reconnect,
 )
-from msocks.protocol.leg_wire import DOWN_FIN, MAC_BYTES, UP_FIN, MessageBuffer, leg_mac, pack_fins, unpack_fin
+from msocks.protocol.leg_wire import (
+    DOWN_FIN,
+    MAC_BYTES,
+    MIDDLEBOX,
+    UP_FIN,
+    MessageBuffer,
+    leg_mac,
+    pack_fins,
+    unpack_fin,
+)
 from msocks.values.ids import FIRST_GENERATION, AssociationId, SessionId
 
 # version, command, flags, generation, association, leg number, expiry, session
@@ -54,7 +63,11 @@ _COMMAND_AT = _VERSION_AT + 1
 
 _COMMANDS = frozenset(LegCommand)
 _CLOSE_MODES = frozenset(CloseMode)
-_ALLOWED_FLAGS = {LegCommand.RECONNECT: DOWN_FIN | UP_FIN, LegCommand.CLOSE: UP_FIN}
+_ALLOWED_FLAGS = {
+    LegCommand.CONNECT: MIDDLEBOX,
+    LegCommand.RECONNECT: DOWN_FIN | UP_FIN | MIDDLEBOX,
+    LegCommand.CLOSE: UP_FIN,
+}
 
 
 def encode_request(request: LegRequest, key_up: bytes) -> bytes:
@@ -67,11 +80,13 @@ def encode_request(request: LegRequest, key_up: bytes) -> bytes:
     flags = 0
     match request:
         case Connect(destination=destination):
+            flags = MIDDLEBOX if request.middlebox else 0
             command, body = LegCommand.CONNECT, encode_fixed_host(destination)
         case Bind(destination=destination):
             command, body = LegCommand.BIND, encode_fixed_host(destination)
         case Reconnect():
             flags, down_fin_at, up_fin_at = pack_fins(request.down_fin_at, request.up_fin_at)
+            flags |= MIDDLEBOX if request.middlebox else 0
             command = LegCommand.RECONNECT
             body = _RECONNECT.pack(
                 request.received, request.upstream_from, down_fin_at, up_fin_at, request.handover_from
@@ -185,9 +200,18 @@ def _decode_request(signed: bytes) -> LegRequest:
         require(generation >= FIRST_GENERATION, "the generation of a leg is zero")
     association_id, session_id = AssociationId(association), SessionId(session)
     match command:
-        case LegCommand.CONNECT | LegCommand.BIND:
-            kind = Connect if command is LegCommand.CONNECT else Bind
-            return kind(
+        case LegCommand.CONNECT:
+            return Connect(
+                association=association_id,
+                leg_number=number,
+                expires_ms=expires_ms,
+                session=session_id,
+                generation=generation,
+                destination=decode_fixed_host(body),
+                middlebox=bool(flags & MIDDLEBOX),
+            )
+        case LegCommand.BIND:
+            return Bind(
                 association=association_id,
                 leg_number=number,
                 expires_ms=expires_ms,
@@ -208,6 +232,7 @@ def _decode_request(signed: bytes) -> LegRequest:
                 down_fin_at=unpack_fin(flags, DOWN_FIN, down_fin_at, "down_fin_at"),
                 up_fin_at=unpack_fin(flags, UP_FIN, up_fin_at, "up_fin_at"),
                 handover_from=handover_from,
+                middlebox=bool(flags & MIDDLEBOX),
             )
         case LegCommand.QUERY:
             return Query(

@@ -14,6 +14,8 @@ DOWN_FIN = 0x01
 """Flag: the field down_fin_at holds an offset; without the flag it is zero."""
 UP_FIN = 0x02
 """Flag: the field up_fin_at holds an offset; without the flag it is zero."""
+MIDDLEBOX = 0x04
+"""Flag: something on the leg's link ends TCP; ACKs on this leg say nothing of the other end."""
 
 
 def check_key(key: bytes) -> bytes:

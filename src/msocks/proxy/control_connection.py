@@ -21,8 +21,11 @@ from msocks.protocol.control import (
     ParkedLeg,
     Ping,
     Pong,
+    Received,
+    ReceivedStream,
     RefusalCode,
     Refused,
+    SessionEnded,
     Welcome,
 )
 from msocks.protocol.control_channel import ControlChannel, Side
@@ -87,6 +90,9 @@ class ControlHost(Protocol):
 
     def park(self, user: str, leg: ParkedLeg) -> bool:
         """A leg is gone; whether the session waits for another now."""
+
+    def confirm(self, user: str, stream: ReceivedStream) -> ReceivedStream | SessionEnded | None:
+        """What a client has received; the answer to that."""
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` as a task."""
@@ -179,8 +185,17 @@ class ControlConnection:
                 user = self._association.user
                 parked = [(leg.session, leg.generation) for leg in legs if self._host.park(user, leg)]
                 self.say(Parked(tuple(parked)))
+            case Received(streams=streams) if self._association is not None:
+                self._confirm(self._association.user, streams)
             case Goodbye():
                 self._close()
+
+    def _confirm(self, user: str, streams: tuple[ReceivedStream, ...]) -> None:
+        answers = [self._host.confirm(user, stream) for stream in streams]
+        self.say(Received(tuple(answer for answer in answers if isinstance(answer, ReceivedStream))))
+        for answer in answers:
+            if isinstance(answer, SessionEnded):
+                self.say(answer)
 
     def _greet(self, hello: Hello) -> None:
         host = self._host

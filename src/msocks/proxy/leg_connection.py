@@ -160,11 +160,17 @@ class LegConnection:
     def leg_number(self) -> int:
         return self._signed.request.leg_number if self._signed is not None else 0
 
+    @property
+    def split(self) -> bool:
+        request = self._signed.request if self._signed is not None else None
+        return isinstance(request, Connect | Reconnect) and request.middlebox
+
     def grant(self, grant: Grant) -> Attachment:
         assert self._signed is not None
         assert self.association is not None
         reply = encode_reply(self._timed(grant.reply()), self._signed.mac, self.association.key_down)
-        return grant.attachment(self._incoming.give_away(), reply, self._decoder.take_trailing())
+        trailing = self._decoder.take_trailing()
+        return grant.attachment(self._incoming.give_away(), reply, trailing, split=self.split)
 
     def discard(self) -> None:
         self.gone = True

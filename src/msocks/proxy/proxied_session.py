@@ -10,7 +10,7 @@ import structlog
 
 from msocks.datapath.interface import Conduit, Counters, LegEnd
 from msocks.errors import EndReason
-from msocks.protocol.control import LegAccepted, Parked, SessionEnded
+from msocks.protocol.control import LegAccepted, Parked, ReceivedStream, SessionEnded
 from msocks.protocol.leg import DatapathKind, LegReply, LegStatus
 from msocks.proxy.associations import Association
 from msocks.proxy.dialler import Dial, DialFailure, DialResult
@@ -279,6 +279,15 @@ class ProxiedSession:
             self._host.on_parked(self)
             _log.info("session_parked", user=record.user, session=record.session.short, cause="told by the client")
         return record.state is SessionState.PARKED
+
+    def confirm(self, stream: ReceivedStream) -> ReceivedStream | None:
+        """What the client has received where ACKs do not tell; the answer is what has arrived of the upstream."""
+        conduit, record = self._conduit, self.record
+        if conduit is None:
+            return None
+        conduit.confirm(stream.generation, stream.received, at_end=stream.at_end, split=stream.middlebox)
+        state = conduit.state()
+        return ReceivedStream(record.session, record.generation, state.up_taken, state.up_fin is not None)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

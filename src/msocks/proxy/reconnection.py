@@ -42,7 +42,7 @@ def consider(
         return refusal
     if handover_from and (record.state is not SessionState.LIVE or record.generation != handover_from):
         return LegReply(status=LegStatus.LEG_GONE, generation=record.generation)
-    carriage = conduit.carriage_for(leg.sock)
+    carriage = conduit.carriage_for(leg.sock, split=leg.split)
     if carriage.kind is DatapathKind.NONE:
         return _cannot_be_carried(record, carriage)
     if handover_from and not carriage.handover:
@@ -72,7 +72,7 @@ def consider_first(record: SessionRecord, conduit: Conduit, bound: Endpoint, leg
     refusal = _unwanted(record, leg)
     if refusal is not None:
         return refusal
-    carriage = conduit.carriage_for(leg.sock)
+    carriage = conduit.carriage_for(leg.sock, split=leg.split)
     if carriage.kind is DatapathKind.NONE:
         return _cannot_be_carried(record, carriage)
     return Grant(leg.generation, carriage.kind, carriage.reason, conduit.state(), bound, 0, 0, False)

@@ -16,7 +16,7 @@ import structlog
 
 from msocks.datapath.interface import Datapath
 from msocks.errors import ConfigurationError, EndReason
-from msocks.protocol.control import Goodbye, ParkedLeg
+from msocks.protocol.control import Goodbye, ParkedLeg, ReceivedStream, SessionEnded
 from msocks.protocol.greeting import Announcement
 from msocks.protocol.leg import Connect, DatapathKind
 from msocks.protocol.socks5_server import Socks5Server
@@ -285,6 +285,9 @@ class _Core:
 
     def park(self, user: str, leg: ParkedLeg) -> bool:
         return self.sessions.park(user, leg)
+
+    def confirm(self, user: str, stream: ReceivedStream) -> ReceivedStream | SessionEnded | None:
+        return self.sessions.confirm(user, stream)
 
     def socks_machine(self) -> Socks5Server:
         return Socks5Server(allow_none=self._config.open, allow_password=self._users.accepts_passwords)

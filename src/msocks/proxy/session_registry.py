@@ -11,7 +11,7 @@ import structlog
 
 from msocks.datapath.interface import Datapath, Survivor
 from msocks.errors import EndReason
-from msocks.protocol.control import ParkedLeg
+from msocks.protocol.control import ParkedLeg, ReceivedStream, SessionEnded
 from msocks.protocol.leg import Close, CloseMode, Connect, LegReply, LegStatus, Query, Reconnect
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.associations import Association
@@ -145,6 +145,14 @@ class SessionRegistry:
         """A leg is gone, says its client; whether the session waits for another now."""
         known = self._sessions.get((user, leg.session))
         return known is not None and known.park(leg.generation, leg.received)
+
+    def confirm(self, user: str, stream: ReceivedStream) -> ReceivedStream | SessionEnded | None:
+        """What a client has received of a session; the answer is what has arrived from it, or how the session ended."""
+        known = self._sessions.get((user, stream.session))
+        if known is not None:
+            return known.confirm(stream)
+        stone = self._tombstones.find(user, stream.session, self.now())
+        return None if stone is None or stone.end is None else SessionEnded(stream.session, stone.end)
 
     def _find(self, leg: WaitingLeg, user: str, session: SessionId) -> ProxiedSession | None:
         known = self._sessions.get((user, session))

@@ -52,6 +52,7 @@ class SocksConnection:
 
     generation = 1
     leg_number = 0
+    split = False  # whoever knows of none
     association: Association | None = None
 
     def __init__(self, host: SocksHost, incoming: Incoming) -> None:

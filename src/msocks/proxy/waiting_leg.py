@@ -39,7 +39,7 @@ class Grant:
     up_from: int
     handover: bool
 
-    def attachment(self, sock: socket.socket, reply: bytes, early: bytes) -> Attachment:
+    def attachment(self, sock: socket.socket, reply: bytes, early: bytes, *, split: bool = False) -> Attachment:
         """The leg as the conduit gets it."""
         return Attachment(
             sock=sock,
@@ -49,6 +49,7 @@ class Grant:
             up_from=self.up_from,
             early=early,
             handover=self.handover,
+            split=split,
         )
 
     def reply(self) -> LegReply:
@@ -88,6 +89,10 @@ class WaitingLeg(Protocol):
     @property
     def sock(self) -> socket.socket:
         """The connection; closed where it is `gone`."""
+
+    @property
+    def split(self) -> bool:
+        """Whether a middlebox ACKs on it in the client's place."""
 
     @property
     def gone(self) -> bool:

@@ -128,7 +128,8 @@ class PathHealth:
         rtt: Round-trip time.
         udp_blocked: Whether UDP probes stay unanswered although the path lives; then the control channel is used.
         wanted: Whether somebody waits for this path to come back (flows without a better one); set by the caller.
-        heard_at: When anything was received last; minus infinity where nothing was.
+        heard_at: When anything was received last, or minus infinity.
+        tariff: What asking costs; set by the caller.
         alone: Whether no other path is alive, so that the first sign of life is enough; set by the caller.
     """
 
@@ -138,7 +139,7 @@ class PathHealth:
         self.udp_blocked = False
         self.wanted = False
         self.alone = False
-        self._tariff = tariff
+        self.tariff = tariff
         self._began_at = now
         self._probes: dict[int, _Probe] = {}
         self._sent_at = -math.inf
@@ -313,7 +314,7 @@ class PathHealth:
             return min(max(smoothed / 2, BURST_LEAST_S), BURST_MOST_S)
         busy = BUSY_LEAST_S if smoothed is None else min(max(smoothed, BUSY_LEAST_S), BUSY_MOST_S)
         idle_for = self._sent_at - self._traffic_at
-        if self._tariff is Tariff.METERED and idle_for > IDLE_SHARE * IDLE_MOST_S:
+        if self.tariff is Tariff.METERED and idle_for > IDLE_SHARE * IDLE_MOST_S:
             return IDLE_METERED_S if self._legs else math.inf
         return min(max(idle_for / IDLE_SHARE, busy), IDLE_MOST_S)
 
@@ -325,7 +326,7 @@ class PathHealth:
             return min(max(lasts / 50, SILENT_INTERVAL_S), SILENT_INTERVAL_MOST_S)
         if self.wanted:
             return min(max(lasts / IDLE_SHARE, SPARE_INTERVAL_S), SPARE_INTERVAL_MOST_S)
-        longest = SPARE_INTERVAL_MOST_S if self._tariff is Tariff.FREE else IDLE_METERED_S
+        longest = SPARE_INTERVAL_MOST_S if self.tariff is Tariff.FREE else IDLE_METERED_S
         return min(max(lasts / IDLE_SHARE, UNWANTED_INTERVAL_S), longest)
 
     def _means(self, now: float, suspicious: bool) -> Means:

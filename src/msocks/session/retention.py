@@ -30,11 +30,12 @@ class Retention:
     grows, by :meth:`release`; `sent` goes back when a new leg begins, by :meth:`rewind`.
     """
 
-    __slots__ = ("_budget", "_chunks", "_cursor", "_cursor_offset", "_first_offset", "base", "end", "sent")
+    __slots__ = ("_budget", "_chunks", "_cursor", "_cursor_offset", "_first_offset", "_skip", "base", "end", "sent")
 
     def __init__(self, budget: ByteBudget | None = None) -> None:
         """What is held counts in `budget`."""
         self._budget = budget
+        self._skip = 0  # bytes that are still to be appended, and have arrived already
         self.base = 0
         self.sent = 0
         self.end = 0
@@ -44,6 +45,10 @@ class Retention:
         # The chunk that holds `sent`, counted from the left, and the stream offset of its first byte.
         self._cursor = 0
         self._cursor_offset = 0
+
+    def begin_at(self, offset: int) -> None:
+        """Everything before `offset` has arrived already. While nothing was appended."""
+        self.base = self.sent = self.end = self._first_offset = self._cursor_offset = offset
 
     @property
     def retained(self) -> int:
@@ -57,6 +62,10 @@ class Retention:
 
     def append(self, data: bytes) -> None:
         """Add `data` at the end of the stream."""
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
         if not data:
             return
         last = len(self._chunks) - 1
@@ -108,6 +117,13 @@ class Retention:
         """Let go of everything: no leg will come any more."""
         self.release(self.end)
         self._budget = None
+
+    def skip_to(self, offset: int) -> None:
+        """Begin anew beyond the end: what is between has arrived already, and is dropped when it is appended."""
+        self.release(self.end)
+        self._skip += offset - self.end
+        self._cursor = 0
+        self.begin_at(offset)
 
     def rewind(self, offset: int) -> None:
         """Begin anew at `offset` for a new leg.

@@ -146,6 +146,26 @@ class Dialer:
         self._took_s[link.name] = took_s
         return sock
 
+    def open_udp(self, link: Link, turn: int) -> socket.socket:
+        """A UDP socket through `link` that is connected to one of the proxy's addresses, another one each `turn`.
+
+        Raises:
+            LinkUnavailable: None of them can be tried over the link, or none is known.
+            OSError: The interface, its address or its route is gone.
+        """
+        candidates = self.candidates(link)
+        if not candidates:
+            raise LinkUnavailable(link.name, "it has no address and route for any address of the proxy")
+        endpoint = candidates[turn % len(candidates)]
+        assert endpoint.address is not None
+        sock = bound_socket(link, Family.of(endpoint.address), socket.SOCK_DGRAM)
+        try:
+            sock.connect((str(endpoint.host), endpoint.port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
     def close(self) -> None:
         """Give up a lookup that is under way."""
         self.addresses.close()

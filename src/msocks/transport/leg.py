@@ -26,6 +26,7 @@ class Leg:
         overhead: Bytes written before that one: the leg's request or reply.
         fin_sent: Whether the FIN follows the outbound bytes already.
         sent_until: Offset up to which the kernel took outbound bytes, once the leg sends no more.
+        split: What is ACKed on it was ACKed by a middlebox: only the other end's word tells what has arrived.
         read_empty: Nothing is left in the receive queue until the reactor reports a change, see `note`.
         ending: The reactor has reported what a short read does not show, see `reactor.BEYOND_A_SHORT_READ`.
     """
@@ -39,6 +40,7 @@ class Leg:
     overhead: int = 0
     fin_sent: bool = False
     sent_until: int = 0
+    split: bool = False
     read_empty: bool = False
     ending: bool = False
 

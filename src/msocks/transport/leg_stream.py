@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.leg_chain import LegChain
+from msocks.transport.confirmed import Confirmed
 from msocks.transport.handover_watch import HandoverWatch
 from msocks.transport.leg import Leg
 from msocks.transport.leg_pacer import LegPacer
@@ -27,7 +28,7 @@ from msocks.transport.stream_owner import StreamOwner
 from msocks.transport.sweep import Sweep
 
 
-class LegStream:
+class LegStream(Confirmed):
     """See the module. Not thread-safe; all calls from the reactor's thread."""
 
     def __init__(self, reactor: Reactor, owner: StreamOwner, sweep: Sweep, budget: ByteBudget | None = None) -> None:
@@ -47,7 +48,10 @@ class LegStream:
         self.watches_handovers = False  # only the side that opens legs can mend a handover that breaks off
         self.on_sent: Callable[[], None] | None = None  # whoever watches over the path hears of every flight
 
-    # -- state ------------------------------------------------------------------------------------------------------
+    def begin_at(self, received: int, arrived: int, sent: int) -> None:
+        """Go on with streams that were carried otherwise so far: see `Outbound.begin_at`. Before the first leg."""
+        self._chain.position = received
+        self._out.begin_at(arrived, sent)
 
     @property
     def position(self) -> int:
@@ -122,8 +126,6 @@ class LegStream:
         """Whether the leg of `generation` is the one that sends."""
         return self._out.leg is not None and self._out.leg.generation == generation
 
-    # -- legs -------------------------------------------------------------------------------------------------------
-
     def freeze(self) -> int:
         """Stop forgetting what is ACKed, for as long as a reconnect is under way; returns the basepoint for it."""
         basepoint = self.acknowledged()
@@ -144,18 +146,20 @@ class LegStream:
         overhead: int = 0,
         preface: bytes = b"",
         handover: bool = False,
+        split: bool = False,
     ) -> None:
         """Send on a new leg, from stream offset `begins_at`; nothing more is sent on the leg before.
 
         `overhead` bytes were already written to the socket (a request), `preface` is written before the stream (a
         reply). With `handover` the leg before delivers what it has taken, which ends at `begins_at` (see `sent_now`).
+        With `split` a middlebox ACKs on the leg, and `confirm` tells what has arrived.
         Raises ValueError when `begins_at` is not retained.
         """
         self._out.check(begins_at)
         leg = self._legs.setdefault(generation, Leg(sock, generation))
         if self._legs.keys() - {generation} or begins_at:
             self._pacer = LegPacer(self._reactor.loop, sock)
-        self._close_done(self._out.replace(leg, begins_at, overhead, handover=handover))
+        self._close_done(self._out.replace(leg, begins_at, overhead, handover=handover, split=split))
         if handover:
             self._watch_handover()
         if preface:
@@ -235,8 +239,6 @@ class LegStream:
             self._out.forget(leg)
             self._close(leg)
         self._out.discard()
-
-    # -- bytes ------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         """Append to the outbound stream and send what the leg takes. Never blocks, never fails: see `writable`."""

@@ -30,7 +30,14 @@ class Outbound:
         self._retention = Retention(budget)
         self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
         self._sent_highest = 0
+        self._confirmed = 0  # the other end has said that it has everything before
+        self._end_confirmed = False  # and the FIN
         self._release_at = _RELEASE_STEP_BYTES
+
+    def begin_at(self, offset: int, sent: int) -> None:
+        """Everything before has arrived already, by other ways, which have sent up to `sent`. Before the first leg."""
+        self._retention.begin_at(offset)
+        self._sent_highest = sent
 
     @property
     def base(self) -> int:
@@ -84,13 +91,25 @@ class Outbound:
         """Whether a leg is sent on, and not everything that it has to bring has been ACKed."""
         return self.leg is not None and (self.handing_over or self.retained > 0 or self.finishing)
 
+    @property
+    def awaits_word(self) -> bool:
+        """Whether something is on the way, or has arrived, of which no ACK can tell."""
+        legs = self._tails if self.leg is None else [*self._tails, self.leg]
+        return any(leg.split for leg in legs) and (self.retained > 0 or (self.finishing and not self._end_confirmed))
+
+    def confirm(self, received: int, at_end: bool) -> None:
+        """The other end has said that it has everything before `received`, and the FIN. What cannot be is ignored."""
+        if received <= self.sent:
+            self._confirmed = max(self._confirmed, received)
+            self._end_confirmed = self._end_confirmed or (at_end and self.finishing and received == self.written)
+
     def uses(self, leg: Leg) -> bool:
         """Whether bytes go, or went and are not ACKed, over a leg."""
         return leg is self.leg or leg in self._tails
 
     def check(self, offset: int) -> None:
         """Raise ValueError unless a leg can begin at `offset`."""
-        if not self._retention.base <= offset <= self._retention.end:
+        if not self._retention.base <= offset <= max(self._retention.end, self._sent_highest):
             raise ValueError(
                 f"offset {offset} is not retained (bytes {self._retention.base} to {self._retention.end} are)"
             )
@@ -113,7 +132,7 @@ class Outbound:
                 leg.fin_sent = True
         return retention.sent != before
 
-    def replace(self, leg: Leg, begins_at: int, overhead: int, *, handover: bool) -> list[Leg]:
+    def replace(self, leg: Leg, begins_at: int, overhead: int, *, handover: bool, split: bool) -> list[Leg]:
         """Send on another leg, from `begins_at` on; returns the legs that nothing is sent on any more.
 
         Raises ValueError when `begins_at` is not retained.
@@ -128,8 +147,11 @@ class Outbound:
             done += self.drop_tails()
             if old is not None:
                 done.append(old)
-        leg.begins_at, leg.overhead = begins_at, overhead
-        self._retention.rewind(begins_at)
+        leg.begins_at, leg.overhead, leg.split = begins_at, overhead, split
+        if begins_at > self._retention.end:
+            self._retention.skip_to(begins_at)  # other ways have brought it there
+        else:
+            self._retention.rewind(begins_at)
         self.leg = leg
         return done
 
@@ -187,13 +209,17 @@ class Outbound:
             return done
         while self._tails:
             tail = self._tails[0]
-            acknowledged = tail.acknowledged_until(tail.sent_until)
+            acknowledged = self._arrived(tail, tail.sent_until)
             self._retention.release(acknowledged)
             if acknowledged < tail.sent_until:
                 return done
             done.append(self._tails.pop(0))
-        self._retention.release(self.leg.acknowledged_until(self._retention.sent))
+        self._retention.release(self._arrived(self.leg, self._retention.sent))
         return done
+
+    def _arrived(self, leg: Leg, sent: int) -> int:
+        """Offset up to which what was sent on a leg has arrived, out of `sent`."""
+        return min(self._confirmed, sent) if leg.split else leg.acknowledged_until(sent)
 
     def all_acknowledged(self) -> bool:
         """Whether the FIN was ACKed, and so everything."""
@@ -202,5 +228,5 @@ class Outbound:
             and self.leg is not None
             and not self.frozen
             and self.retained == 0
-            and self.leg.all_acknowledged()
+            and (self._end_confirmed if self.leg.split else self.leg.all_acknowledged())
         )

@@ -41,6 +41,7 @@ from msocks.datapath.splice.layout import (
 from msocks.datapath.splice.segments import ACK, FIN, RST, SYN
 
 SLACK = 65536
+SACK_REACH = 1 << 30
 _END, _NOP, _SACK, _TIMESTAMPS = 0, 1, 5, 8
 # The clock's.
 _TIMES = ("last_ns", "complained_ns", "held_ns")
@@ -337,7 +338,7 @@ class Model:
                 for edge in (0, 4)
             )
             if right <= acknowledges:  # a duplicate, RFC 2883
-                if left < signed(self.into.begins_out, 64):
+                if left < max(signed(self.into.begins_out, 64), acknowledges - SACK_REACH):
                     continue
             else:
                 right = min(right, signed(self.out.arrived, 64))

@@ -92,6 +92,13 @@ def control_body(fields: Case) -> tuple[int, bytes]:
                 bytes.fromhex(each["session"]) + struct.pack(">I", each["generation"]) for each in fields["sessions"]
             ]
             return 0x09, struct.pack(">H", len(listed)) + b"".join(listed)
+        case "RECEIVED":
+            listed = [
+                bytes.fromhex(each["session"])
+                + struct.pack(">IQB", each["generation"], each["received"], each["at_end"] | each["middlebox"] << 1)
+                for each in fields["streams"]
+            ]
+            return 0x10, struct.pack(">H", len(listed)) + b"".join(listed)
         case "DRAIN":
             return 0x0A, fixed_host(fields["endpoint"])
         case "GOODBYE":
@@ -122,6 +129,7 @@ def control() -> Case:
         "observed": "192.0.2.7:40000",
         "server_version": "1.0",
     }
+    stream = {"session": SESSION.hex(), "generation": 2, "received": 1000, "at_end": False, "middlebox": False}
     messages: list[Case] = [
         hello,
         {**hello, "link": "", "agent_name": "", "agent_version": "", "smallest_mtu": 0},
@@ -143,12 +151,22 @@ def control() -> Case:
         },
         {"type": "PARKED", "sessions": []},
         {"type": "PARKED", "sessions": [{"session": SESSION.hex(), "generation": 2}]},
+        {"type": "RECEIVED", "streams": []},
+        {"type": "RECEIVED", "streams": [stream]},
+        {
+            "type": "RECEIVED",
+            "streams": [
+                {**stream, "middlebox": True},
+                {**stream, "session": other_session, "generation": 2**32 - 1, "received": 2**63 - 1, "at_end": True},
+            ],
+        },
         {"type": "DRAIN", "endpoint": "proxy2.example:443"},
         {"type": "GOODBYE"},
     ]
     bodies = {fields["type"]: control_body(fields) for fields in reversed(messages)}
     hello_body, park_body = bodies["HELLO"][1], bodies["PARK"][1]
     welcome_body = bodies["WELCOME"][1]
+    received_body = control_body({"type": "RECEIVED", "streams": [stream]})[1]
     user_at = 1 + 16 + 32 + 2
     lenient = [
         ("WELCOME with bytes of a later version behind it", frame(0x02, welcome_body + b"later"), welcome),
@@ -161,6 +179,11 @@ def control() -> Case:
                 "session": SESSION.hex(),
                 "reason": 0,
             },
+        ),
+        (
+            "unknown flags in a RECEIVED",
+            frame(0x10, b"\0\x01" + SESSION + struct.pack(">IQB", 2, 1000, 0xFC)),
+            {"type": "RECEIVED", "streams": [stream]},
         ),
         ("unknown refusal code", frame(0x03, b"\xff\0\0"), {"type": "REFUSED", "code": 0, "text": ""}),
     ]
@@ -184,6 +207,9 @@ def control() -> Case:
         ("PARK that lists more than it has", frame(0x08, b"\0\x03" + park_body[2:]), "length"),
         ("PARK with R above 2^63-1", frame(0x08, altered(park_body, (22, b"\x80"))), "field"),
         ("PARKED of 513 sessions", frame(0x09, struct.pack(">H", 513)), "field"),
+        ("RECEIVED of 513 sessions", frame(0x10, struct.pack(">H", 513)), "field"),
+        ("RECEIVED that lists more than it has", frame(0x10, b"\0\x02" + received_body[2:31]), "length"),
+        ("RECEIVED beyond 2^63-1", frame(0x10, altered(received_body, (22, b"\x80"))), "field"),
         ("DRAIN one byte short", frame(0x0A, fixed_host("a.example:1")[:-1]), "length"),
         ("DRAIN to a malformed name", frame(0x0A, fixed_host("a..b:1")), "address"),
     ]

@@ -68,6 +68,7 @@ CLOSE_MODES = {"GRACEFUL": 1, "RESET": 2}
 
 def request_unsigned(fields: Case) -> bytes:
     flags, down_fin, up_fin = fins(fields)
+    flags |= 4 if fields.get("middlebox") else 0
     body = b""
     match fields["command"]:
         case "CONNECT" | "BIND":
@@ -139,6 +140,8 @@ def leg_requests() -> list[Case]:
         request_case("CLOSE graceful", "CLOSE", 3, 14, mode="GRACEFUL", up_fin_at=700),
         request_case("CLOSE reset", "CLOSE", 3, 15, mode="RESET"),
         request_case("RECONNECT by handover", "RECONNECT", 3, 16, received=9, upstream_from=5, handover_from=2),
+        request_case("CONNECT over a middlebox", "CONNECT", 1, 17, destination="server.example:443", middlebox=True),
+        request_case("RECONNECT over a middlebox", "RECONNECT", 3, 18, received=9, upstream_from=5, middlebox=True),
     ]
 
 
@@ -170,7 +173,7 @@ def invalid_requests() -> list[Case]:
         ("command 0x03", altered(connect, (4, b"\x03")), "command"),
         ("flags on a CONNECT", altered(connect, (5, b"\x00\x01")), "field"),
         ("flags on a QUERY", altered(query, (5, b"\x00\x02")), "field"),
-        ("undefined flag on a RECONNECT", altered(reconnect, (5, b"\x00\x04")), "field"),
+        ("undefined flag on a RECONNECT", altered(reconnect, (5, b"\x00\x08")), "field"),
         ("generation 0 on a CONNECT", altered(connect, (7, bytes(4))), "field"),
         ("generation 0 on a RECONNECT", altered(reconnect, (7, bytes(4))), "field"),
         ("association id of zeros", altered(connect, (11, bytes(16))), "field"),

@@ -48,6 +48,14 @@ class RelayConduit:
         self._called = False  # by the owner, at this moment
         self._started = False
 
+    def begin_at(self, up: int, down: int, down_sent: int) -> None:
+        """Another datapath has carried both streams so far. Before the first leg.
+
+        It has taken the upstream up to `up`. What it has sent of the downstream has arrived up to `down`, and may have
+        beyond, up to `down_sent`, where the mobile may say so later.
+        """
+        self._pump.stream.begin_at(up, down, down_sent)
+
     @property
     def kind(self) -> DatapathKind:
         return DatapathKind.RELAY if self._generation else DatapathKind.NONE
@@ -60,7 +68,8 @@ class RelayConduit:
     def identity(self) -> bytes | None:
         return None
 
-    def carriage_for(self, leg: socket.socket) -> Carriage:
+    def carriage_for(self, leg: socket.socket, *, split: bool = False) -> Carriage:
+        del split  # the stream knows what to do with such legs
         return Carriage(DatapathKind.RELAY, self._reason, handover=self._pump.stream.live_socket is not None)
 
     def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
@@ -74,6 +83,16 @@ class RelayConduit:
     def park(self, received: int) -> None:
         del received  # the bytes up to there were ACKed to the server when they came
         self.stop_leg()
+
+    def confirm(self, generation: int, received: int, *, at_end: bool, split: bool) -> None:
+        stream = self._pump.stream
+        self._called = True
+        try:
+            if split and generation == self._generation:
+                stream.distrust()
+            stream.confirm(received, at_end)
+        finally:
+            self._called = False
 
     async def settle(self) -> None:
         """Nothing to wait for: what the old leg's socket has received stays in its queue, and is drained from there."""
@@ -105,7 +124,9 @@ class RelayConduit:
             # Receiving first: the old leg's last word is taken before sending on the new one can displace it.
             stream.receive_on(leg.sock, leg.generation, leg.up_from, leg.early, handover=leg.handover)
             self._generation = leg.generation
-            stream.send_on(leg.sock, leg.generation, leg.down_from, preface=leg.reply, handover=leg.handover)
+            stream.send_on(
+                leg.sock, leg.generation, leg.down_from, preface=leg.reply, handover=leg.handover, split=leg.split
+            )
             self._start()
         finally:
             self._called = False

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from msocks.datapath.interface import Attachment, Carriage, ConduitOwner, Counters, LegEnd, Successor
 from msocks.datapath.relay.conduit import RelayConduit
-from msocks.datapath.splice import flows
+from msocks.datapath.splice import flows, retreat
 from msocks.datapath.splice.adoption import AdoptedLeg, identity_of
 from msocks.datapath.splice.entries import Side, counters, stream_state
 from msocks.datapath.splice.events import HeldPacket
-from msocks.datapath.splice.farewell import Farewell, reset_both
+from msocks.datapath.splice.farewell import Farewell, reset_both, say_farewell
 from msocks.datapath.splice.first_pair import SPLICED, FirstPair
 from msocks.datapath.splice.fitting import check_place, misfit
 from msocks.datapath.splice.handover import Handovers
@@ -101,21 +101,23 @@ class SpliceConduit:
         assert self._preparation is not None
         return self._preparation.session
 
-    def carriage_for(self, leg: socket.socket) -> Carriage:
+    def carriage_for(self, leg: socket.socket, *, split: bool = False) -> Carriage:
         if self._relay is not None:
             return self._relay.carriage_for(leg)
         if self._first is not None:
-            carriage, side = self._first.carriage_for(leg)
+            carriage, side = self._first.carriage_for(leg, split=split)
         else:
-            carriage, side = self._carriage_of_later(leg)
+            carriage, side = self._carriage_of_later(leg, split)
         self._asked = leg, carriage, side
         return carriage
 
-    def _carriage_of_later(self, leg: socket.socket) -> tuple[Carriage, Side | None]:
+    def _carriage_of_later(self, leg: socket.socket, split: bool) -> tuple[Carriage, Side | None]:
         try:
             side = Side.of(leg)
         except OSError:  # it is lost, and has no peer any more
             return SPLICED, None
+        if split and retreat.is_possible(self._session, self._owed):
+            return Carriage(DatapathKind.RELAY, DatapathReason.MIDDLEBOX, handover=False), side
         reason = misfit(self._session, side)
         if reason is not None:
             return Carriage(DatapathKind.NONE, reason, handover=False), side
@@ -127,8 +129,6 @@ class SpliceConduit:
         if self._parking is not None and self._parking.is_busy:
             return False
         return self._handovers.is_possible(self._takeover.number)
-
-    # -- stopping and looking ---------------------------------------------------------------------------------------
 
     def stop_leg(self, *, handover: bool = False, successor: Successor | None = None) -> None:
         if self._relay is not None:
@@ -145,6 +145,10 @@ class SpliceConduit:
             self._handovers.end()
         if self._takeover is not None:
             self._park().park(received)
+
+    def confirm(self, generation: int, received: int, *, at_end: bool, split: bool) -> None:
+        if self._relay is not None:
+            self._relay.confirm(generation, received, at_end=at_end, split=split)
 
     async def settle(self) -> None:
         if self._relay is None and self._spliced:
@@ -173,16 +177,18 @@ class SpliceConduit:
             return self._relay.counters()
         return counters(self._session) if self._spliced else Counters(0, 0)
 
-    # -- a leg ------------------------------------------------------------------------------------------------------
-
     def attach(self, leg: Attachment) -> None:
         if leg.generation <= self._generation:
             raise ValueError(f"generation {leg.generation} does not follow {self._generation}")
         if self._relay is None and (self._asked is None or self._asked[0] is not leg.sock):
-            self.carriage_for(leg.sock)
+            self.carriage_for(leg.sock, split=leg.split)
         asked, self._asked = self._asked, None
         if self._relay is None and asked is not None and asked[1].kind is DatapathKind.RELAY:
-            self._become_relay(asked[1].reason)
+            try:
+                self._become_relay(asked[1].reason, leg.down_from)
+            except OSError:
+                self._refuse(leg)
+                return
         if self._relay is not None:
             if leg.generation > 1:  # it may have come with a RECONNECT
                 flows.uncap(self._host.tables, leg.sock)
@@ -226,6 +232,7 @@ class SpliceConduit:
         self._refuse(leg)
 
     def _refuse(self, leg: Attachment) -> None:
+        self._generation = leg.generation
         refuse(self._host, leg.sock)
         self._tell_leg_ended(leg.generation)
 
@@ -262,12 +269,17 @@ class SpliceConduit:
             self._parking = Parking(self._host, self._session)
         return self._parking
 
-    def _become_relay(self, reason: DatapathReason) -> None:
-        first, self._first = self._first, None
-        assert first is not None
-        self._relay = self._host.relay(reason).open(first.let_server_speak(), self._owner, resumable=self._resumable)
-
-    # -- events of the kernel's half ----------------------------------------------------------------------------------
+    def _become_relay(self, reason: DatapathReason, down_from: int = 0) -> None:
+        """The server's kernel socket stays, and may speak; else there is one again (OSError where that cannot be)."""
+        state, first = self.state(), self._first
+        if first is not None:
+            server, self._first = first.let_server_speak(), None
+        else:
+            assert self._preparation is not None
+            server = retreat.to_kernel(self._host, self._preparation, state.up_taken, down_from)
+            self._cease()
+        self._relay = self._host.relay(reason).open(server, self._owner, resumable=self._resumable)
+        self._relay.begin_at(state.up_taken, down_from, state.down_available)
 
     def on_leg_reset(self, generation: int) -> None:
         """An exact RST of the mobile's side has come."""
@@ -312,8 +324,6 @@ class SpliceConduit:
             self._over = True
             message()
 
-    # -- the end ----------------------------------------------------------------------------------------------------
-
     def hang_up(self, up_end: int) -> None:
         if self._relay is None and not self._spliced:
             self._become_relay(DatapathReason.UNSPECIFIED)
@@ -336,20 +346,14 @@ class SpliceConduit:
         await self.settle()
         if self._closed:
             return
-        session = self._session
-        self._farewell = Farewell(
-            self._host.reactor,
-            session,
+        self._farewell = say_farewell(
+            self._host,
+            self._session,
             up_end,
-            owed=self._owed.rest() if self._owed is not None else b"",
+            self._owed,
             on_finished=self.on_finished,
             on_lost=lambda: self._tell_last(lambda: self._owner.on_server_lost(LegEnd.RESET)),
         )
-        if self._owed is not None:
-            self._owed.cancel()
-        flows.leave(self._host.tables, session)
-        session.state = SessionState.RESET
-        self._farewell.begin()
 
     def close(self, *, reset: bool) -> None:
         self._over = True

@@ -12,7 +12,10 @@ import socket
 import time
 from collections.abc import Callable
 
+from msocks.datapath.splice import flows
+from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, LegState, Session, SessionState
+from msocks.datapath.splice.owed import OwedBytes
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.rebuild import rebuild
 from msocks.datapath.splice.segments import RST
@@ -36,6 +39,26 @@ def reset_both(session: Session, mobile: int, output: RawOutput) -> None:
     output.send(say(session, SERVER, max(session.up.acked, session.up.sent), b"", RST))
     if mobile != SERVER and session.legs[mobile].state == LegState.LIVE:
         output.send(say(session, mobile, max(session.down.acked, session.down.sent), b"", RST))
+
+
+def say_farewell(
+    host: SpliceHost,
+    session: Session,
+    up_end: int,
+    owed: OwedBytes | None,
+    *,
+    on_finished: Callable[[], None],
+    on_lost: Callable[[], None],
+) -> Farewell:
+    """Begin one for a session whose mobile leg is stopped, and settled; see the class."""
+    rest = owed.rest() if owed is not None else b""
+    farewell = Farewell(host.reactor, session, up_end, owed=rest, on_finished=on_finished, on_lost=on_lost)
+    if owed is not None:
+        owed.cancel()
+    flows.leave(host.tables, session)
+    session.state = SessionState.RESET
+    farewell.begin()
+    return farewell
 
 
 class Farewell:

@@ -42,10 +42,13 @@ class FirstPair:
         self._server_side: Side | None = None
         self._is_entered = False  # by the one call
 
-    def carriage_for(self, leg: socket.socket) -> tuple[Carriage, Side | None]:
-        """How the two can be carried, and what was found out about the mobile leg; both are entered for the splice."""
+    def carriage_for(self, leg: socket.socket, *, split: bool = False) -> tuple[Carriage, Side | None]:
+        """How the two can be carried, and what was found out about the mobile leg; both are entered for the splice.
+
+        `split`: a middlebox ACKs on it in the mobile's place.
+        """
         preparation, host = self._preparation, self._host
-        if preparation is not None:
+        if preparation is not None and not split:
             self._is_entered = host.tables.pair(
                 preparation.slot, leg.fileno(), self.server.fileno(), resumable=self._resumable
             )
@@ -55,7 +58,7 @@ class FirstPair:
             side = Side.of(leg)
         except OSError:  # it is lost, and has no peer any more
             return SPLICED, None
-        reason = self._why_not(side)
+        reason = DatapathReason.MIDDLEBOX if split else self._why_not(side)
         if reason is None:
             assert preparation is not None
             assert self._server_side is not None

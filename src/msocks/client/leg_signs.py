@@ -1,0 +1,65 @@
+"""What only the kernel has heard on the connections over a link: ACKs, and data that nobody has read yet (TCP_INFO)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from msocks.client.leg_check import LegChecks
+from msocks.client.link_path import LinkPath
+from msocks.session.path_health import PathHealth
+from msocks.transport.kernel import TcpInfo, tcp_info
+from msocks.transport.reactor import Reactor
+
+# What is heard within this time needs no look.
+_FRESH_S = 0.03
+# Data that waits longer than this for its ACK says more about its leg than about the traffic of the path.
+_OUTSTANDING_S = 3.0
+# How often to look for legs whose bytes have stopped coming, and for what TCP takes for the round-trip time.
+_LOOK_S = 1.0
+
+
+class LegSigns:
+    """Tells the health of paths of it, and has legs checked that seem dead on a living path."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.checks = LegChecks(reactor)
+
+    def listen(
+        self,
+        path: LinkPath,
+        health: PathHealth,
+        legs: Sequence[socket.socket],
+        control: socket.socket | None,
+        now: float,
+    ) -> None:
+        """Look at the legs of a link and at its control channel's connection, where that stands."""
+        health.on_legs(bool(legs))
+        look = now >= path.looked_at + _LOOK_S
+        if look:
+            path.looked_at = now
+            self.checks.check_paused(legs)
+        if not look and now - health.heard_at < _FRESH_S:
+            return
+        for sock in [*legs, control] if control is not None else legs:
+            try:
+                info = tcp_info(sock)
+            except OSError:
+                continue
+            path.split.on_tcp(info.rtt_least_ms / 1000)
+            # A middlebox ACKs whether the proxy is there or not; bytes come from the proxy in any case.
+            heard_ms = info.last_data_received_ms
+            if not path.split.is_split:
+                heard_ms = min(heard_ms, info.last_ack_received_ms)
+            health.on_heard(now - heard_ms / 1000)
+            if sock is not control:
+                self._note_traffic(health, sock, info, now)
+
+    def _note_traffic(self, health: PathHealth, leg: socket.socket, info: TcpInfo, now: float) -> None:
+        # Of what is sent, its sender tells. The ACK of a keep-alive is no traffic: it would be asked about for minutes.
+        health.on_traffic(now - info.last_data_received_ms / 1000)
+        silent_s = min(info.last_data_received_ms, info.last_ack_received_ms) / 1000
+        if info.unacked_segments and silent_s < _OUTSTANDING_S:
+            health.on_traffic(now)
+        elif info.unacked_segments and health.heard_at > now - _OUTSTANDING_S / 2:
+            self.checks.check(leg)  # its link lives, it does not seem to
