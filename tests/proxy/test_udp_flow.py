@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -389,3 +390,22 @@ async def test_new_keys_know_nothing_of_old_flows(start_proxy: StartProxy, echo:
     path.send(again.up(echo.endpoint, b"new"))
     assert await path.down() == (echo.endpoint, b"new")
     assert len(await listed(proxy)) == 1
+
+
+async def test_noise_disturbs_nobody(proxy: RunningProxy, echo: UdpServer, new_path: NewPath):
+    node = await proxy.node()
+    path, noise, flow = new_path(node), new_path(node), Flow(node)
+    await flow.opened(path)
+    source = random.Random(7)
+    good = encode_udp_flow(flow.up(echo.endpoint, bytes(40)), udp_flow_key(node.keys.key_up))
+    for _ in range(300):
+        noise.send_raw(source.randbytes(source.randrange(120)))
+        noise.send_raw(b"\x01" + bytes((source.randrange(8),)) + source.randbytes(source.randrange(120)))
+        damaged = bytearray(good)
+        damaged[source.randrange(len(good))] ^= 1 << source.randrange(8)
+        noise.send_raw(bytes(damaged[: source.randrange(len(good))] if source.random() < 0.5 else damaged))
+        await asyncio.sleep(0)  # the proxy lives in this loop
+    path.send(flow.up(echo.endpoint, b"still here"))
+    assert await path.down() == (echo.endpoint, b"still here")
+    assert echo.received == [b"still here"]
+    assert await noise.is_quiet()
