@@ -78,15 +78,15 @@ class Confirmations:
         told, self._told = self._told, {}
         for connection in self._connections():
             stream, session = connection.stream, connection.session
+            state = stream.received(), stream.at_eof
             suspect = self._note_link(connection)
             # The proxy waits for this side's word on a leg that was told of, and on one that such a leg hands over to.
             waited_for = connection.told_split or (stream.handing_over and session in told)
             if suspect or waited_for or stream.awaits_word:
                 concerned += 1
-                self._told[session] = stream.received(), stream.at_eof
+                self._told[session] = state
             elif session not in told:
                 continue  # or it is the last word
-            state = stream.received(), stream.at_eof
             if stream.awaits_word or told.get(session) != state:
                 streams.append(ReceivedStream(session, connection.generation, *state, connection.told_split))
         if not concerned and not streams and not self._links.acks_are_suspect:

@@ -117,10 +117,7 @@ class Connection:
 
     def abort(self) -> None:
         """The program is gone or wants a reset: the proxy is told, so that the server gets it."""
-        if self.state is not SessionState.ENDED:
-            generation = self._machine.generation
-            self._apply(self._machine.ended(EndReason.CLIENT_CLOSED))
-            self._network.close_session(self.session, generation)
+        self._reset(EndReason.CLIENT_CLOSED)
 
     def links_changed(self, links: tuple[str, ...], rtt_s: dict[str, float], hold_down_s: float = HOLD_DOWN_S) -> None:
         """The links that can be used, in order of preference; see `MobileSession.links_changed`."""
@@ -135,12 +132,8 @@ class Connection:
 
     def lost_bytes(self, gap: StreamGapError) -> None:
         """The stream has a gap that nothing can fill: end loudly at both ends."""
-        del gap
-        if self.state is SessionState.ENDED:
-            return
-        generation = self._machine.generation
-        self._apply(self._machine.ended(EndReason.BYTES_LOST))
-        self._network.close_session(self.session, generation)
+        del gap  # one is as bad as another
+        self._reset(EndReason.BYTES_LOST)
 
     def proxy_ended(self, reason: EndReason) -> None:
         """The proxy says on a control channel that the session is over."""
@@ -161,6 +154,13 @@ class Connection:
                     self._machine.disowned(attempt.generation)
                 restarted = LinkUnavailable(attempt.link, "the proxy was restarted before it had answered")
                 self._on_failure(attempt, restarted)
+
+    def _reset(self, reason: EndReason) -> None:
+        """End without order, at both ends."""
+        if self.state is not SessionState.ENDED:
+            generation = self._machine.generation
+            self._apply(self._machine.ended(reason))
+            self._network.close_session(self.session, generation)
 
     def _now(self) -> float:
         return self._network.reactor.loop.time()

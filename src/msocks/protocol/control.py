@@ -248,9 +248,9 @@ class ParkedLeg:
         check_range(self.received, MAX_OFFSET, "R")
 
 
-def _check_listed(count: int) -> None:
-    if not 1 <= count <= MAX_LISTED_SESSIONS:
-        raise ValueError(f"a message lists 1 to {MAX_LISTED_SESSIONS} sessions, not {count}")
+def _check_listed(count: int, least: int = 0) -> None:
+    if not least <= count <= MAX_LISTED_SESSIONS:
+        raise ValueError(f"a message lists {least} to {MAX_LISTED_SESSIONS} sessions, not {count}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,7 @@ class Park:
     legs: tuple[ParkedLeg, ...]
 
     def __post_init__(self) -> None:
-        _check_listed(len(self.legs))
+        _check_listed(len(self.legs), least=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +280,7 @@ class Parked:
     sessions: tuple[tuple[SessionId, int], ...]
 
     def __post_init__(self) -> None:
-        if len(self.sessions) > MAX_LISTED_SESSIONS:
-            raise ValueError(f"a message lists at most {MAX_LISTED_SESSIONS} sessions, not {len(self.sessions)}")
+        _check_listed(len(self.sessions))
         for _, generation in self.sessions:
             check_range(generation, MAX_GENERATION, "the generation")
 
@@ -320,8 +319,7 @@ class Received:
     streams: tuple[ReceivedStream, ...]
 
     def __post_init__(self) -> None:
-        if len(self.streams) > MAX_LISTED_SESSIONS:
-            raise ValueError(f"a message lists at most {MAX_LISTED_SESSIONS} sessions, not {len(self.streams)}")
+        _check_listed(len(self.streams))
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,8 +147,7 @@ class Socks5Server:
         Raises:
             InvalidState: No request is waiting.
         """
-        if self._state is not _State.REPLY:
-            self._expect(_State.REPLY)
+        self._expect(_State.REPLY)
         self._outgoing += bytes((VERSION, code, 0)) + encode_address(bound)
         self._state = _State.GRANTED if code is ReplyCode.SUCCEEDED else _State.CLOSED
 
