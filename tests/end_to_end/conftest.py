@@ -92,6 +92,11 @@ class Field:
             self.lab.proxy.popen([MSOCKS, "proxy", *listen, *allow, *options, *more], stdout=subprocess.PIPE)
         )
 
+    def kill_proxy(self) -> None:
+        """`kill -9`."""
+        self.proxy.kill()
+        self.proxy.wait()
+
     def start_agent(self, *links: str, policy: str = "") -> LabProcess:
         """Start it; `policy` is the text of its tables ``[policy]``."""
         argv = [MSOCKS, "agent", "--access-file", str(self.access), "--control", str(self.control)]

@@ -10,6 +10,8 @@ from pathlib import Path
 from demo.world import NGINX, SSHD
 from tests.end_to_end.conftest import MSOCKS, Field
 
+from msocks_lab.certificate import self_signed
+
 WEB_PORT, SSH_PORT, DATABASE_PORT, REDIS_PORT, GIT_PORT = 8080, 2222, 5432, 6379, 8443
 SOME_DATABASE_USER = "nobody"  # PostgreSQL refuses to run as root
 
@@ -76,10 +78,7 @@ def start_redis(field: Field) -> list[str]:
 
 def start_git_over_https(field: Field) -> Path:
     """Git's own server program behind TLS; returns the certificate that a client has to trust."""
-    certificate, key = field.directory / "git.crt", field.directory / "git.key"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=server"]
-    make += ["-addext", "subjectAltName=DNS:server", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(make, check=True, timeout=30, capture_output=True)
+    certificate, key = self_signed(field.directory, "server")
     script = str(Path(__file__).with_name("git_web_server.py"))
     words = [sys.executable, script, str(GIT_PORT), str(field.directory), str(certificate), str(key)]
     field.lab.server.popen(words)

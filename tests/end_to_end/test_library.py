@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -10,41 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tests.end_to_end.conftest import LTE, WIFI, Field
 
 from msocks_lab import Lab, LabConfig
+from msocks_lab.certificate import self_signed
 
 HERE = Path(__file__).parent
 # A datapath is no affair of the library's.
 pytestmark = pytest.mark.parametrize("datapath", ["splice"], indirect=True, scope="module")
-
-
-def self_signed(directory: Path) -> tuple[Path, Path]:
-    """A certificate for the name `server`, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("server")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "server.crt", directory / "server.key"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +25,7 @@ def run(datapath: str) -> Iterator[Callable[..., dict[str, Any]]]:
     with Lab(LabConfig([WIFI, LTE])) as lab:
         field = Field(lab, datapath)
         field.start_proxy()
-        certificate, key = self_signed(field.directory)
+        certificate, key = self_signed(field.directory, "server")
         lab.server.popen([sys.executable, str(HERE / "echo_servers.py"), str(certificate), str(key)])
         for port in (7001, 7002, 7003):
             lab.server.wait_listening(port)

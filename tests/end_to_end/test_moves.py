@@ -200,8 +200,7 @@ def test_a_restarted_relay_proxy_ends_its_sessions_loudly_and_serves_new_ones(fi
     field.transfer("--download", "1000").result()
     transfer = field.transfer("--download", str(20 * MB))
     transfer.wait_for(MB)
-    field.proxy.kill()
-    field.proxy.wait()
+    field.kill_proxy()
     field.start_proxy()
     result = transfer.result()
     assert "ConnectionResetError" in result["error"]  # never a clean end: bytes are missing

@@ -38,11 +38,6 @@ def sessions(field: Field) -> list[dict[str, Any]]:
     return found
 
 
-def crash(field: Field) -> None:
-    field.proxy.kill()
-    field.proxy.wait()
-
-
 def advance(ends: Ends, count: int = 10) -> None:
     """Round trips of 10 KB, in both directions."""
     for number in range(count):
@@ -74,7 +69,7 @@ def test_transfers_outlive_their_proxy_and_move_afterwards(spliced: Field, soak:
     for transfer in transfers:
         transfer.wait_for(rate // 10)
     eventually(lambda: all_durable(field))
-    crash(field)
+    field.kill_proxy()
     before = [transfer.received() for transfer in transfers]
     for transfer, had in zip(transfers, before, strict=True):
         transfer.wait_for(had + rate // 3)
@@ -160,7 +155,7 @@ def test_crashes_while_sessions_are_reconnecting(spliced: Field, soak: bool) -> 
         try:
             for _ in range(crashes):
                 time.sleep(moments.uniform(0, 0.5))
-                crash(field)
+                field.kill_proxy()
                 time.sleep(moments.uniform(0, 0.2))
                 field.start_proxy("--open")
                 eventually(lambda: {state for _, state in moved(field)} <= {"live"}, 40)
@@ -185,7 +180,7 @@ def test_one_whose_leg_died_meanwhile_and_ones_that_are_half_closed(spliced: Fie
         heard.server.shutdown(1)
         assert read(heard.client, 1) == b""
         eventually(lambda: all_durable(field))
-        crash(field)
+        field.kill_proxy()
         heard.client.sendall(bytes(50_000))
         assert read(heard.server, 50_000) == bytes(50_000)
         field.lab.link("wifi").cut(CutMode.CARRIER)
@@ -217,7 +212,7 @@ def test_one_that_was_parked(spliced: Field) -> None:
             field.lab.link(link).cut(CutMode.CARRIER)
         eventually(lambda: {state for _, state in moved(field)} == {"parked"})
         ends.server.sendall(b"while parked")
-        crash(field)
+        field.kill_proxy()
         time.sleep(0.5)
         field.start_proxy("--open")
         (listed,) = sessions(field)
@@ -236,7 +231,7 @@ def test_ones_that_ended_meanwhile_leave_nothing(spliced: Field) -> None:
         for each in (ends, plain):
             advance(each)
         eventually(lambda: any(session["durable"] for session in sessions(field)))
-        crash(field)
+        field.kill_proxy()
         for each in (ends, plain):
             for this, other in ((each.client, each.server), (each.server, each.client)):
                 this.shutdown(1)
@@ -256,7 +251,7 @@ def test_a_plain_clients_session_is_listed_counted_and_ended(spliced: Field) -> 
     field = spliced
     with join(field, plain=True) as ends, join(field, plain=True) as other:
         advance(ends)
-        crash(field)
+        field.kill_proxy()
         advance(ends)
         field.start_proxy("--open")
         listed = {session["destination"].rpartition(":")[2]: session for session in sessions(field)}
@@ -281,7 +276,7 @@ def test_in_the_middle_of_a_handshake(spliced: Field) -> None:
             asks = pool.submit(ask, field, port)
             plain = pool.submit(ask, field, port, plain=True)
             eventually(lambda: sockets_toward(field, port) == 2)
-            crash(field)
+            field.kill_proxy()
             with pytest.raises((ConnectionError, TransferError)):
                 plain.result()
         field.start_proxy("--open")
@@ -306,7 +301,7 @@ def test_before_the_reply_had_arrived(spliced: Field) -> None:
             asks = pool.submit(ask, field, port)
             server, _ = listener.accept()
             eventually(lambda: len(sessions(field)) == 2 and any(each["durable"] for each in sessions(field)))
-            crash(field)
+            field.kill_proxy()
         field.start_proxy("--open")
         with pytest.raises((ConnectionError, TransferError)):
             plain.result()
@@ -337,7 +332,7 @@ def test_before_what_a_plain_client_had_sent_early_had_arrived(spliced: Field) -
             server, _ = listener.accept()
             server.settimeout(20)
             eventually(lambda: not sockets_toward(field, port))
-            crash(field)
+            field.kill_proxy()
         field.start_proxy("--open")
         client.sendall(b"and more")
         with client, server:
@@ -367,12 +362,12 @@ def test_without_a_record_it_goes_on_but_cannot_be_reconnected(spliced: Field) -
     """Nor is it taken off its link, however often the proxy is restarted: nobody could carry it anywhere else."""
     field = spliced
     for _ in range(4):
-        crash(field)
+        field.kill_proxy()
         field.start_proxy("--open", "--store", "memory")
     eventually(lambda: field.msocks("links", check=False).stdout.count(" up ") == 2)
     with join(field) as ends:
         advance(ends)
-        crash(field)
+        field.kill_proxy()
         advance(ends)
         field.start_proxy("--open")
         advance(ends)
@@ -395,7 +390,7 @@ def test_without_a_record_it_goes_on_but_cannot_be_reconnected(spliced: Field) -
 def test_an_update_with_other_tables_relays_and_leaves_the_old_sessions_to_the_old_programs(spliced: Field) -> None:
     field = spliced
     with join(field, plain=True) as old:
-        crash(field)
+        field.kill_proxy()
         maps = field.lab.proxy.run(["sh", "-c", "echo /sys/fs/bpf/msocks/*/layouts"]).stdout.strip()
         known = field.lab.proxy.run(["readlink", f"{maps}/sessions"]).stdout.strip()
         field.lab.proxy.run(["ln", "-sfn", "of-another-version", f"{maps}/sessions"])
@@ -415,7 +410,7 @@ def test_an_update_with_other_tables_relays_and_leaves_the_old_sessions_to_the_o
             with pytest.raises(ConnectionResetError):
                 relayed.client.recv(1)
         advance(old)
-        crash(field)
+        field.kill_proxy()
         field.lab.proxy.run(["ln", "-sfn", known, f"{maps}/sessions"])
         field.datapath = "splice"
         field.start_proxy("--open")
@@ -429,7 +424,7 @@ def test_one_whose_user_was_removed_meanwhile_ends(spliced: Field) -> None:
     with join(field) as ends:
         advance(ends)
         eventually(lambda: all_durable(field))
-        crash(field)
+        field.kill_proxy()
         for command in (["remove"], ["add", "--address", "192.0.2.2:1080"]):  # one of the same name is another
             field.lab.proxy.run([MSOCKS, "user", *command, "alice", "--state", str(field.state)])
         advance(ends)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from tests.end_to_end.conftest import Field
 from tests.end_to_end.splice_fixtures import spliced_field
-from tests.end_to_end.test_proxy_crash import crash
 
 from msocks_lab import LinkConfig
 
@@ -69,7 +68,7 @@ def test_paths_of_different_widths(first: str, narrow: LinkConfig, icmp: str, ve
         assert transfer.result()["error"] == ""
         # The server was told of the narrow path, and announces a smaller MSS from now on; also to the next process.
         if icmp == "icmp":
-            crash(field)
+            field.kill_proxy()
             field.start_proxy("--open")
         assert field.transfer("--download", "1000", "--upload", "1000").result()["error"] == ""
         field.carried()

@@ -64,8 +64,7 @@ def test_a_killed_proxy_does_not_end_what_is_spliced(own_spliced: Field, tmp_pat
     ]
     with join(field, plain=True) as idle, join(field, plain=True) as ends:
         ends.server.sendall(bytes(100_000))
-        field.proxy.kill()
-        field.proxy.wait()
+        field.kill_proxy()
         assert read(ends.client, 100_000) == bytes(100_000)
         advance(ends)
         field.start_proxy("--open")
@@ -211,8 +210,7 @@ def line_of(field: Field, rule: str) -> str:
 def test_nothing_is_left_of_a_proxy_that_carried_nothing(own_spliced: Field, orderly: bool) -> None:
     field = own_spliced
     if not orderly:
-        field.proxy.kill()
-        field.proxy.wait()
+        field.kill_proxy()
         assert of_the_splice(field)[0]
         field.start_proxy()
     field.proxy.terminate()

@@ -113,8 +113,7 @@ async def test_a_proxy_that_is_restarted_gets_the_flow_anew(field: Field):
     async with time_server(field.lab) as (server, endpoint):
         with program_of(field.lab, AGENT) as program:
             await program.asks_the_time(endpoint)
-            field.proxy.kill()
-            field.proxy.wait()
+            field.kill_proxy()
             field.start_proxy()
             for _ in range(50):
                 program.send(endpoint, b"still there?")
