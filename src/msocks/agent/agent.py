@@ -18,11 +18,12 @@ from msocks.agent.answers import ConnectTimeout, Overload
 from msocks.agent.any_flow import AnyFlow
 from msocks.agent.control_api import ControlApi
 from msocks.agent.control_json import error_as_json
-from msocks.agent.control_path import RUN_SUFFIX, default_control_paths
+from msocks.agent.control_path import RUN_SUFFIX, SESSIONS_SUFFIX, default_control_paths
 from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.event_feed import EventFeed, FlowEvent, FlowEventKind
 from msocks.agent.farewell import Farewells
 from msocks.agent.flow import Flow
+from msocks.agent.flow_keeper import FlowKeeper
 from msocks.agent.flow_origin import facts_of, hand_of
 from msocks.agent.flow_table import FlowTable
 from msocks.agent.link_meter import LinkMeter
@@ -45,6 +46,7 @@ from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
 from msocks.values.endpoint import Endpoint
+from msocks.values.origin import Origin
 from msocks.version import __version__
 
 _log = structlog.get_logger("msocks.agent")
@@ -76,6 +78,10 @@ class Agent:
         )
         state = default_state_directory() if settings.state is None else Path(settings.state)
         self.steering = Steering(self.node, settings.policy, LinkMeter(state))
+        self.steering.on_hand = self._on_hand
+        self._keeper = FlowKeeper(
+            self.node, Path(f"{self.control}{SESSIONS_SUFFIX}"), settings.limits.flows, self._said_of
+        )
         self._programs = ProgramLookup()
         self._looking: set[asyncio.Task[None]] = set()
         self.reload = None if source is None else PolicyReload(source, self.use_policy)
@@ -117,6 +123,8 @@ class Agent:
             self._port.open(self.settings.listen, allow_remote=self.settings.allow_remote)
             await self._api.start(self.control)
             self._runs.open(Path(f"{self.control}{RUN_SUFFIX}"))
+            self._keeper.open()
+            self._adopt()
             await self.node.start()
             self.steering.start()
             if self.reload is not None:
@@ -149,6 +157,48 @@ class Agent:
         self._connecting.clear()
         self._farewells.close()
         self.flows.close()
+        self._keeper.close()
+
+    async def leave(self) -> None:
+        """Stop, and let the next agent take the flows up; where nobody stores them, as `close`."""
+        if not self._keeper.keeps:
+            await self.close()
+            return
+        self._port.close()
+        self._runs.close()
+        self.steering.close()
+        await self._api.close()
+        self._keeper.leave()
+
+    def _adopt(self) -> None:
+        """Take up what an earlier agent has left."""
+        adopted = set()
+        for kept in self._keeper.adopt():
+            request = kept.request()
+            try:
+                flow = Flow(self.node, request, self, self._farewells, self._budget, kept)
+            except ValueError as error:  # a ring of another state than the counters
+                _log.warning("flow_not_taken_up", destination=str(request.destination), reason=str(error))
+                kept.drop()
+                continue
+            self.flows.add(flow)
+            self.steering.add(flow, facts_of(request), kept.hand)
+            adopted.add(flow.session)
+            flow.resume(kept)
+            _log.info("flow_taken_up", **self._names(flow), state=flow.state.value, link=flow.link)
+        self._keeper.close_left(adopted)
+        for session in adopted:
+            self._keeper.opened(session)
+
+    def _said_of(self, flow: Flow) -> tuple[Hand, Origin]:
+        origin = flow.view().origin
+        if origin.uid is None and (facts := self.steering.facts_if_known(flow)) is not None:
+            origin = Origin(facts.process, None, facts.user, facts.uid, facts.tag)
+        return self.steering.hand(flow), origin
+
+    def _on_hand(self, flow: AnyFlow) -> None:
+        if isinstance(flow, Flow):
+            flow.note_hand()
 
     # -- programs ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +227,8 @@ class Agent:
         if request.command is Command.UDP_ASSOCIATE:
             flow = UdpFlow(self.node, request, self, self._farewells)
         else:
-            flow = Flow(self.node, request, self, self._farewells, self._budget)
+            flow = Flow(self.node, request, self, self._farewells, self._budget, self._keeper.new())
+            self._keeper.opened(flow.session)
         self.flows.add(flow)
         self.steering.add(flow, facts, hand)
         self._connecting.add(flow)
@@ -238,6 +289,7 @@ class Agent:
         view = flow.view()
         never_stood = self._connecting.discard(flow)
         self.steering.forget(flow)
+        self._keeper.ended(flow.session)
         totals = {"moves": view.moves, "up": view.bytes_up, "down": view.bytes_down}
         if view.error is None:
             _log.debug("flow_ended", **self._names(flow), **totals)
@@ -273,7 +325,8 @@ class Agent:
 async def run_agent(settings: AgentSettings, on_ready: Callable[[], None], source: PolicySource | None = None) -> None:
     """Run an agent until SIGTERM or SIGINT. `on_ready` is called when programs can connect.
 
-    SIGHUP reads the policy anew from `source`.
+    SIGHUP reads the policy anew from `source`. SIGUSR2 ends the agent and leaves its flows to the next one, where the
+    service manager stores them.
 
     Raises:
         ConfigurationError: The local port or the control socket cannot be had.
@@ -282,6 +335,13 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None], sourc
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    leaving = asyncio.Event()
+
+    def leave() -> None:
+        leaving.set()
+        stopping.set()
+
+    loop.add_signal_handler(signal.SIGUSR2, leave)
     agent = Agent(settings, source)
     if agent.reload is not None:
         loop.add_signal_handler(signal.SIGHUP, agent.reload.reload_soon)
@@ -300,7 +360,7 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None], sourc
     service_manager.notify(service_manager.STOPPING)
     live = sum(1 for flow in agent.flows if flow.state is not SessionState.ENDED)
     _log.info("stopping", flows=live)
-    await agent.close()
+    await (agent.leave() if leaving.is_set() else agent.close())
 
 
 def run(settings: AgentSettings, on_ready: Callable[[], None], source: PolicySource | None = None) -> None:

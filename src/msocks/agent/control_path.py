@@ -9,6 +9,9 @@ CONTROL_VARIABLE = "MSOCKS_CONTROL"
 RUN_SUFFIX = ".run"
 """The socket where `msocks run` comes lies beside the control socket, with this behind its name."""
 
+SESSIONS_SUFFIX = ".sessions"
+"""The file of open sessions lies there too; a file's path has no such limit."""
+
 MAX_PATH_BYTES = 107 - len(RUN_SUFFIX)
 """The size of ``sun_path`` (unix(7)) without the closing zero, and with room for the second socket."""
 

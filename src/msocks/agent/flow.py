@@ -24,6 +24,7 @@ from msocks.values.origin import Origin
 
 if TYPE_CHECKING:
     from msocks.agent.any_flow import AnyFlow
+    from msocks.agent.kept_flow import AdoptedFlow, KeptFlow
 
 # A program that ends its direction before it has an answer may mean a half-close, or be gone.
 _EOF_PATIENCE_S = 10.0
@@ -124,8 +125,9 @@ class Flow:
         owner: FlowOwner,
         farewells: Farewells,
         budget: ByteBudget,
+        kept: KeptFlow | None = None,
     ) -> None:
-        """What is held of the program's bytes counts in `budget`."""
+        """What is held of the program's bytes counts in `budget`; `kept` makes the flow outlive this process."""
         self.destination = request.destination
         self.rule: str | None = None
         self.pinned: str | None = None
@@ -142,14 +144,33 @@ class Flow:
         self._closed = False
         # An urgent byte stays in its place in the stream; else the kernel takes it out, and it is lost.
         request.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        self._pump = SocketPump(node.reactor, request.sock, self, node.sweep, budget)
-        self.connection = Connection(node, request.destination, self._pump.stream, self)
+        self._kept = kept
+        self._pump: SocketPump
+        if kept is None:
+            self._pump = SocketPump(node.reactor, request.sock, self, node.sweep, budget)
+            self.connection = Connection(node, request.destination, self._pump.stream, self)
+        else:
+            self._pump = kept.pump(node, request.sock, self, budget)
+            self.connection = kept.connection(node, request.destination, self._pump.stream, self)
 
     def begin(self) -> None:
         """Look for a leg. The owner may be told of the end before this returns."""
         if not self._request.waits_in_connect:
             self._node.reactor.watch(self._request.sock.fileno(), self._on_program_waiting)
         self._node.begin(self.connection)
+
+    def resume(self, kept: AdoptedFlow) -> None:
+        """In place of `begin`: the program was answered, and the flow carried, by an earlier agent."""
+        self._answered = True
+        self._since, self._last_move = kept.since, kept.last_move
+        kept.begin(self)
+        self._pump.start()
+        self._node.begin(self.connection)
+
+    def note_hand(self) -> None:
+        """What people have said of the flow has changed."""
+        if self._kept is not None:
+            self._kept.note()
 
     @property
     def program(self) -> socket.socket:
@@ -260,6 +281,8 @@ class Flow:
             self.on_socket_failed(error)
             return
         self._pump.start(request.dialogue.take_trailing())
+        if self._kept is not None:
+            self._kept.begin(self)
         self._owner.on_connected(self, carried)
 
     def _refuse_program(self, error: MsocksError) -> None:
@@ -288,6 +311,8 @@ class Flow:
     def _close(self, *, reset: bool) -> None:
         if not self._closed:
             self._closed = True
+            if self._kept is not None:
+                self._kept.end()
             self._pump.close(reset)
             self._owner.on_closed(self)
 

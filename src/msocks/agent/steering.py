@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from msocks.agent.any_flow import AnyFlow
@@ -59,6 +60,8 @@ class Steering:
         self._flows: dict[SessionId, _Steered] = {}
         self._snapshot: _Snapshot | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.on_hand: Callable[[AnyFlow], None] = lambda flow: None
+        """Called when somebody has decided about a flow."""
         node.router = self
 
     def start(self) -> None:
@@ -131,6 +134,16 @@ class Steering:
         """What rules can know of a flow."""
         return self._flows[flow.session].facts
 
+    def facts_if_known(self, flow: AnyFlow) -> FlowFacts | None:
+        """The same; None of a flow that has ended."""
+        steered = self._flows.get(flow.session)
+        return None if steered is None else steered.facts
+
+    def hand(self, flow: AnyFlow) -> Hand:
+        """What people have said of a flow."""
+        steered = self._flows.get(flow.session)
+        return NO_HAND if steered is None else steered.hand
+
     def links(self) -> list[LinkFacts]:
         """The links as rules would see them this moment."""
         return self._picture.facts(self._node.usable_links, self._loop.time())
@@ -164,6 +177,7 @@ class Steering:
                 raise MoveForbidden(link, (steered.rule or NO_RULE).name, found.reason)
         before = steered.hand
         steered.hand = replace(before, moved=link)
+        self.on_hand(flow)
         if steered.route is not None and link not in steered.route.links:
             self._reconsider(steered)  # it waits for another link, and need not any more
         try:
@@ -267,6 +281,7 @@ class Steering:
         steered.at_once = True
         flow.connection.release()
         self._name(steered)
+        self.on_hand(flow)
         self._reconsider(steered)
 
     def _reconsider(self, steered: _Steered) -> None:

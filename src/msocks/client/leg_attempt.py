@@ -14,8 +14,6 @@ from msocks.protocol.leg_reply_codec import LegReplyDecoder
 from msocks.transport.kernel import deafen
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 
-_READ_BYTES = 64 * 1024
-
 
 class LegAttempt:
     """A leg whose reply has not come yet.
@@ -125,7 +123,7 @@ class LegAttempt:
         assert decoder is not None
         while decoder.bytes_needed:
             try:
-                data = self.sock.recv(_READ_BYTES)
+                data = self.sock.recv(decoder.bytes_needed)
             except BlockingIOError:
                 return None
             if not data:

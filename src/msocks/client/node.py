@@ -307,7 +307,7 @@ class MobileNode:
     def _on_links(self, changes: Sequence[LinkChange]) -> None:
         for change in changes:
             after = change.after
-            if after is not None and change.before is not None and change.before != after:
+            if after is not None and change.before != after:
                 self._check_addresses(after)
         self._offer_links()
         for change in changes:

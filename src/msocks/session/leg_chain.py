@@ -87,6 +87,11 @@ class LegChain:
         return self._members[0].generation if self._members else None
 
     @property
+    def first_position(self) -> int:
+        """Offset of the next byte that the first leg's socket gives; while there is one."""
+        return self._members[0].position
+
+    @property
     def first_is_last(self) -> bool:
         """Whether no leg waits behind the one that is being read: its end is the stream's."""
         return len(self._members) == 1

@@ -74,6 +74,18 @@ class Leg:
         self.read_empty = 0 < len(data) < at_most and not self.ending
         return data
 
+    def peek(self, at_most: int) -> bytes | None:
+        """As `receive`, but what is returned stays in the kernel. Only without `early`."""
+        try:
+            return self.sock.recv(at_most, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+
+    def consume(self, count: int) -> None:
+        """Take `count` bytes, which `peek` has shown, out of the kernel (MSG_TRUNC, tcp(7): without a copy)."""
+        while count > 0:
+            count -= len(self.sock.recv(count, socket.MSG_TRUNC))
+
     def receive_is_empty(self) -> bool:
         """Whether nothing is left to read."""
         return self.unread() == 0

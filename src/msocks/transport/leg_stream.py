@@ -31,6 +31,8 @@ from msocks.transport.sweep import Sweep
 class LegStream(Confirmed):
     """See the module. Not thread-safe; all calls from the reactor's thread."""
 
+    peeks = False  # what `read` gives stays in the leg's kernel: see `KeptStream.consume`
+
     def __init__(self, reactor: Reactor, owner: StreamOwner, sweep: Sweep, budget: ByteBudget | None = None) -> None:
         """What the stream holds counts in `budget`."""
         self._reactor = reactor
@@ -265,17 +267,17 @@ class LegStream(Confirmed):
             if reading is None:
                 return None
             leg = self._legs[reading.generation]
-            wanted = reading.discard or at_most
-            if not reading.discard and reading.at_most is not None:
-                wanted = min(wanted, reading.at_most)
+            wanted = reading.discard or (at_most if reading.at_most is None else min(at_most, reading.at_most))
             try:
-                data = leg.receive(wanted)
+                data = leg.receive(wanted) if reading.discard or not self.peeks else leg.peek(wanted)
             except OSError as error:
                 self._end_of_leg(leg, error)
                 return None
             if data is None:
                 return None
             if data:
+                if self.peeks and not reading.discard:
+                    return data
                 self._chain.took(len(data))
                 if not self._chain.first_is_last:
                     self._drop_exhausted()

@@ -11,6 +11,7 @@ import socket
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.retention import Retention
 from msocks.transport.leg import Leg
+from msocks.transport.ring_retention import RingRetention
 
 # Asking the kernel what was ACKed costs a system call: not for every write.
 _RELEASE_STEP_BYTES = 256 * 1024
@@ -21,13 +22,14 @@ UNSENT_LIMIT_BYTES = 256 * 1024
 class Outbound:
     """See the module. Offsets are absolute, in bytes; a FIN counts in none."""
 
-    def __init__(self, budget: ByteBudget | None) -> None:
+    def __init__(self, budget: ByteBudget | None, ring: RingRetention | None = None) -> None:
+        """What is held counts in `budget`; it is held in `ring` where that is given, which counts it itself."""
         self.leg: Leg | None = None  # the one that is sent on
         self.finishing = False  # a FIN follows the last byte
         self.frozen = False  # nothing is forgotten while a reconnect is under way
         self.paused = False  # nothing new goes to the present leg, a FIN neither; the next leg, or stop(), ends that
         self._budget = budget
-        self._retention = Retention(budget)
+        self._retention: Retention | RingRetention = Retention(budget) if ring is None else ring
         self._tails: list[Leg] = []  # replaced by a handover, not yet ACKed to the end; oldest first
         self._sent_highest = 0
         self._confirmed = 0  # the other end has said that it has everything before
@@ -38,6 +40,10 @@ class Outbound:
         """Everything before has arrived already, by other ways, which have sent up to `sent`. Before the first leg."""
         self._retention.begin_at(offset)
         self._sent_highest = sent
+
+    def begins_anew(self) -> None:
+        """All that is retained may have been sent by a leg that nobody knows of. Before the first leg."""
+        self._sent_highest = self._retention.end
 
     @property
     def base(self) -> int:
@@ -64,7 +70,8 @@ class Outbound:
         """Bytes that the writer may append now."""
         if self.finishing or self.unsent >= UNSENT_LIMIT_BYTES:
             return 0
-        return UNSENT_LIMIT_BYTES if self._budget is None else max(0, self._budget.room_for(self.retained))
+        room = UNSENT_LIMIT_BYTES if self._budget is None else max(0, self._budget.room_for(self.retained))
+        return room if isinstance(self._retention, Retention) else min(room, self._retention.free)
 
     @property
     def waits_for_budget(self) -> bool:

@@ -49,7 +49,7 @@ class SocketPump:
         sweep: Sweep,
         budget: ByteBudget | None = None,
     ) -> None:
-        self.stream = LegStream(reactor, self, sweep, budget)
+        self.stream = self._new_stream(reactor, sweep, budget)
         self._reactor = reactor
         self._sock = sock
         self._owner = owner
@@ -62,6 +62,9 @@ class SocketPump:
         self._finished_acknowledged = False
         self._dead: OSError | None = None
         reset_on_close(sock)
+
+    def _new_stream(self, reactor: Reactor, sweep: Sweep, budget: ByteBudget | None) -> LegStream:
+        return LegStream(reactor, self, sweep, budget)
 
     @property
     def sock(self) -> socket.socket:
@@ -163,22 +166,27 @@ class SocketPump:
             if not room:
                 return
             try:
-                data = self._sock.recv(room)
+                count = self._receive_from_socket(room)
             except BlockingIOError:
                 return
             except OSError as error:
                 self._fail_socket(error)
                 return
-            if not data:
+            if not count:
                 self._socket_eof = True
                 stream.finish()
                 self._check_finished()
                 return
-            if not self._hung_up:
-                stream.write(data)
-            if len(data) < room and not self._socket_ending:
+            if count < room and not self._socket_ending:
                 return  # read empty
         self._reactor.call_soon(self._take_from_socket)
+
+    def _receive_from_socket(self, room: int) -> int:
+        """Bring what the socket has to the stream; how many bytes, 0 at its end. Raises as recv() does."""
+        data = self._sock.recv(room)
+        if data and not self._hung_up:
+            self.stream.write(data)
+        return len(data)
 
     def _give_to_socket(self, data: bytes | memoryview) -> bool:
         try:
