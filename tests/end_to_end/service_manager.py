@@ -53,7 +53,7 @@ class ServiceManager:
         self._sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._sock.close()
-        for _, descriptor in self._held:
+        for _name, descriptor in self._held:
             os.close(descriptor)
 
     @property

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from msocks.agent.settings import AgentLimits
+
 UNITS = Path(__file__).parents[2] / "systemd"
 INSTALLED = "/usr/local/bin/msocks"
 MSOCKS = Path(sys.prefix) / "bin" / "msocks"
@@ -70,3 +72,14 @@ def test_unit_runs_a_verb_with_options_that_exist(unit: str):
     options = re.findall(r"--[a-z-]+", arguments)
     assert options
     assert not [option for option in options if option not in usage.stdout]
+
+
+@pytest.mark.parametrize("unit", ["msocks-agent.service", "user/msocks-agent.service"])
+def test_agent_unit_stores_the_sockets_of_as_many_flows_as_there_may_be(unit: str):
+    text = (UNITS / unit).read_text()
+    most = re.search(r"^FileDescriptorStoreMax=(\d+)$", text, re.MULTILINE)
+    assert most
+    assert int(most[1]) == 4 * AgentLimits().flows
+    assert f"\nEnvironment=FDSTORE={most[1]}\n" in text  # systemd before 254 does not say that there is a store
+    assert "\nRestartKillSignal=SIGUSR2\n" in text
+    assert "\nRestart=on-failure\n" in text  # which SIGKILL is

@@ -90,7 +90,8 @@ def agent(
     stays.
 
     When programs can connect it prints the line `ready`, whether there is a network or not. The log goes to standard
-    error. At the end, flows that are left are reset.
+    error. At the end, flows that are left are reset. SIGUSR2 leaves them to the next agent instead, where a service
+    manager holds their sockets; so does an agent that is killed.
 
     One of --access-file and --config has to be given.
     """

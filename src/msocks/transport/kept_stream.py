@@ -163,6 +163,7 @@ class KeptPump(SocketPump):
         ring: RingRetention,
     ) -> None:  # fmt: skip
         self._ring = ring
+        self._was_shut = False
         self._blocked = False  # the socket takes nothing more; what it is to get stays in the leg
         super().__init__(reactor, sock, owner, sweep, budget)
 
@@ -171,7 +172,7 @@ class KeptPump(SocketPump):
 
     def resume(self, program: StreamPosition) -> None:
         """The socket comes from another process."""
-        self._socket_shut = program.fin_sent
+        self._was_shut = program.fin_sent
 
     def on_readable(self) -> None:
         if not self._blocked:
@@ -182,6 +183,13 @@ class KeptPump(SocketPump):
             self._blocked = False
             self.on_readable()
         super()._on_socket_events(events)
+
+    def _shut_socket(self) -> None:
+        if self._was_shut:  # a connection that both have ended would not be shut again
+            self._socket_shut = True
+            self._check_finished()
+        else:
+            super()._shut_socket()
 
     def _receive_from_socket(self, room: int) -> int:
         return self.stream.take_from(self._sock, room)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class StreamPosition:
         written: Written, ACKed or not.
         unacknowledged: Of these not ACKed; an un-ACKed FIN counts as one.
         fin_sent: Whether this side has ended its direction.
-        is_dead: Neither direction works any more: reset, timed out, or closed by both.
+        is_dead: It was reset, or timed out. The counts may be wrong by one then: nobody knows whether a FIN had come.
     """
 
     read: int
@@ -50,14 +51,16 @@ def stream_position(sock: socket.socket) -> StreamPosition:
             break  # nothing came between: the four figures belong together
         before = after
     state, acked, received = after
-    fin_sent = state in _FIN_SENT
+    # A connection that both sides have ended is closed as well, and what came before the end can still be read.
+    both_ended = state == _CLOSE and not _has_error(sock)
+    fin_sent = both_ended or state in _FIN_SENT
     return StreamPosition(
-        read=received - unread - (state in _FIN_RECEIVED),
+        read=received - unread - (both_ended or state in _FIN_RECEIVED),
         unread=unread,
         written=acked + unacknowledged - fin_sent,
         unacknowledged=unacknowledged,
         fin_sent=fin_sent,
-        is_dead=state == _CLOSE,
+        is_dead=state == _CLOSE and not both_ended,
     )
 
 
@@ -65,6 +68,13 @@ def _tcp_info(sock: socket.socket) -> tuple[int, int, int]:
     raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LENGTH)
     acked, received = struct.unpack_from("2Q", raw, _ACKED_AND_RECEIVED)
     return raw[0], acked, received
+
+
+def _has_error(sock: socket.socket) -> bool:
+    """Whether the connection has failed. SO_ERROR would tell too, but to the first who asks alone."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _ioctl(sock: socket.socket, request: int) -> int:
