@@ -30,7 +30,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class ServiceManager:
-    """See the module; `FDSTORE=1`, `FDSTOREREMOVE=1` and `FDNAME=` of sd_notify(3), `READY=1` by what the agent prints."""
+    """See the module. Of sd_notify(3) it knows `FDSTORE=1`, `FDSTOREREMOVE=1` and `FDNAME=`."""
 
     def __init__(self, field: Field) -> None:
         self._field = field

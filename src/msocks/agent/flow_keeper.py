@@ -119,7 +119,7 @@ class FlowKeeper:
     def _drop(self, stored: Stored) -> None:
         assert self._store is not None
         session = stored.session.hex()
-        stored.close_others(None)
+        stored.close_legs()
         stored.program.close()
         self._store.remove(flow_name(session))
         for generation in stored.legs:

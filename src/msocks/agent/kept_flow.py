@@ -6,8 +6,8 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from msocks.agent.flow_memory import FlowMemory
@@ -23,10 +23,10 @@ from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import MoveCause
 from msocks.transport.descriptor_store import DescriptorStore
-from msocks.transport.kept_stream import KeptPump, LegMark
+from msocks.transport.kept_stream import KeptLeg, KeptPump, LegMark
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.socket_pump import PumpOwner
-from msocks.transport.stream_position import StreamPosition, stream_position
+from msocks.transport.stream_position import stream_position
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
 from msocks.values.origin import Origin
@@ -83,7 +83,7 @@ class KeptFlow:
         self._flow = flow
         self._program = at.read - stream.written, at.written - stream.position
         self._listen()
-        self._on_leg()
+        self._on_legs()
         if self._flow is not None:
             self._store.put(flow_name(flow.session.hex()), [self._memory.descriptor, flow.program.fileno()])
             self._memory.let_go()
@@ -108,18 +108,17 @@ class KeptFlow:
 
     def _listen(self) -> None:
         assert self._pump is not None
-        self._pump.stream.on_leg = self._on_leg
+        self._pump.stream.on_legs = self._on_legs
         self._pump.stream.on_leg_closed = self._on_leg_closed
 
-    def _on_leg(self) -> None:
+    def _on_legs(self) -> None:
         flow, pump = self._flow, self._pump
         if flow is None or pump is None:
             return
-        marked = pump.stream.mark()
-        if marked is not None and marked[0].generation not in self._legs:
-            mark, sock = marked
-            self._legs.add(mark.generation)
-            self._store.put(leg_name(flow.session.hex(), mark.generation), [sock.fileno()])
+        for leg in pump.stream.marks() or ():
+            if leg.mark.generation not in self._legs:
+                self._legs.add(leg.mark.generation)
+                self._store.put(leg_name(flow.session.hex(), leg.mark.generation), [leg.sock.fileno()])
         self._write()
 
     def _on_leg_closed(self, generation: int) -> None:
@@ -130,9 +129,9 @@ class KeptFlow:
     def _write(self) -> None:
         assert self._flow is not None
         assert self._pump is not None
-        marked = self._pump.stream.mark()
+        marks = [leg.mark for leg in self._pump.stream.marks() or ()]
         try:
-            self._memory.write(_record(self._flow, self._program, None if marked is None else marked[0], self._hands))
+            self._memory.write(_record(self._flow, self._program, marks, self._hands))
         except ValueError:  # a policy's wish of unusual length: such a flow is not kept
             self.end()
 
@@ -166,23 +165,26 @@ class AdoptedFlow(KeptFlow):
                 int(record["moves"]),
                 DatapathKind[record["datapath"]],
                 DatapathReason[record["datapath_reason"]],
-                told_split=record["leg"] is not None and bool(record["leg"]["split"]),
+                told_split=any(leg["split"] for leg in record["legs"][-1:]),
             )
             self._program = read, written = int(record["program"][0]), int(record["program"][1])
-            mark = None if record["leg"] is None else LegMark(**record["leg"])
+            marks = [LegMark(**leg) for leg in record["legs"]]
         except (KeyError, TypeError, AttributeError, MsocksError) as error:
             raise ValueError(f"its record is damaged: {error!r}") from None
         self._at = stream_position(self._sock)
         self._given, self._taken = self._at.written - written, self._at.read - read
-        self._leg = _usable_leg(found, mark, self._given)
+        self._kept_legs = _usable_legs(found, marks, self._given)
 
     def pump(self, node: MobileNode, sock: socket.socket, owner: PumpOwner, budget: ByteBudget) -> KeptPump:
         ring = self._memory.ring(budget)
         base = self._memory.base
-        ring.resume_at(base, base if self._leg is None else self._leg[2].written - self._leg[1].written, self._taken)
+        sent = base
+        for leg in self._kept_legs[-1:]:
+            sent = leg.at.written - (leg.mark.written or 0)
+        ring.resume_at(base, max(base, sent), self._taken)
         self._pump = KeptPump(node.reactor, sock, owner, node.sweep, budget, ring)
         self._pump.resume(self._at)
-        self._pump.stream.resume(self._given, self._leg)
+        self._pump.stream.resume(self._given, self._kept_legs)
         return self._pump
 
     def connection(
@@ -193,7 +195,7 @@ class AdoptedFlow(KeptFlow):
     def begin(self, flow: Flow) -> None:
         self._flow = flow
         self._listen()
-        for generation in self._legs - ({self._leg[1].generation} if self._leg is not None else set()):
+        for generation in self._legs - {leg.mark.generation for leg in self._kept_legs}:
             self._on_leg_closed(generation)
         self._write()
 
@@ -201,8 +203,8 @@ class AdoptedFlow(KeptFlow):
         """It cannot go on: reset it at both ends."""
         session = self._past.session.hex()
         self._sock.close()
-        if self._leg is not None:
-            self._leg[0].close()
+        for leg in self._kept_legs:
+            leg.sock.close()
         for name in (flow_name(session), *(leg_name(session, each) for each in self._legs)):
             self._store.remove(name)
 
@@ -221,10 +223,10 @@ class Stored:
     program: socket.socket
     legs: dict[int, socket.socket]
 
-    def close_others(self, generation: int | None) -> None:
-        """Close all legs but one."""
-        for each, sock in self.legs.items():
-            if each != generation:
+    def close_legs(self, but: Container[int] = ()) -> None:
+        """Close all legs but those of the given generations."""
+        for generation, sock in self.legs.items():
+            if generation not in but:
                 sock.close()
 
 
@@ -297,24 +299,25 @@ def _socket(descriptors: list[int]) -> socket.socket:
     return sock
 
 
-def _usable_leg(
-    found: Stored, mark: LegMark | None, given: int
-) -> tuple[socket.socket, LegMark, StreamPosition] | None:
-    """The leg that carried alone, where its counters can be believed; the others are closed."""
-    sock = None if mark is None else found.legs.get(mark.generation)
-    found.close_others(None if sock is None or mark is None else mark.generation)
-    if sock is None or mark is None:
-        return None
-    at = stream_position(sock)
+def _usable_legs(found: Stored, marks: list[LegMark], given: int) -> list[KeptLeg]:
+    """The legs that carried, where all of them are there and their counters can be believed; others are closed."""
+    legs = [KeptLeg(found.legs[mark.generation], mark, stream_position(found.legs[mark.generation]))
+            for mark in marks if mark.generation in found.legs]  # fmt: skip
+    first = next((leg for leg in legs if leg.mark.read is not None), None)
     # What the program was given has been in the leg; of a dead one nobody knows whether a FIN is counted.
-    read = at.read - mark.read
-    if at.is_dead or not read <= given <= read + at.unread:
-        sock.close()
-        return None
-    return sock, mark, at
+    read = 0 if first is None else first.at.read - (first.mark.read or 0)
+    if (
+        first is None
+        or len(legs) != len(marks)
+        or any(leg.at.is_dead for leg in legs)
+        or not read <= given <= read + first.at.unread
+    ):
+        legs = []
+    found.close_legs([leg.mark.generation for leg in legs])
+    return legs
 
 
-def _record(flow: Flow, program: tuple[int, int] | None, mark: LegMark | None, hands: Hands) -> dict[str, Any]:
+def _record(flow: Flow, program: tuple[int, int] | None, marks: list[LegMark], hands: Hands) -> dict[str, Any]:
     view, (hand, origin) = flow.view(), hands(flow)
     move = view.last_move
     return {
@@ -334,9 +337,7 @@ def _record(flow: Flow, program: tuple[int, int] | None, mark: LegMark | None, h
         "datapath": flow.connection.datapath.name,
         "datapath_reason": flow.connection.datapath_reason.name,
         "program": program,
-        "leg": None
-        if mark is None
-        else {"generation": mark.generation, "read": mark.read, "written": mark.written, "split": mark.split},
+        "legs": [asdict(mark) for mark in marks],
     }
 
 

@@ -11,7 +11,7 @@ lets the old leg, which still carries, deliver everything that was sent on it; t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -40,6 +40,16 @@ class Reading:
     generation: int
     discard: int
     at_most: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainLink:
+    """One leg of a chain: where its socket stands, where its successor takes over, whether it has yet to deliver."""
+
+    generation: int
+    position: int
+    limit: int | None
+    handing_over: bool
 
 
 @dataclass(slots=True)
@@ -86,10 +96,14 @@ class LegChain:
         """Generation of the leg that the next byte comes from."""
         return self._members[0].generation if self._members else None
 
-    @property
-    def first_position(self) -> int:
-        """Offset of the next byte that the first leg's socket gives; while there is one."""
-        return self._members[0].position
+    def links(self) -> list[ChainLink]:
+        """The chain as it is, to be restored elsewhere."""
+        return [ChainLink(each.generation, each.position, each.limit, each.handing_over) for each in self._members]
+
+    def restore(self, position: int, links: Iterable[ChainLink]) -> None:
+        """Go on with a chain of which so many bytes were read. While there is none."""
+        self.position = position
+        self._members.extend(_Member(each.generation, each.position, each.limit, each.handing_over) for each in links)
 
     @property
     def first_is_last(self) -> bool:

@@ -1,22 +1,24 @@
 """A leg stream and its pump that outlive the process: no byte is ever in the process's memory alone.
 
 Downstream, bytes are looked at in the leg (MSG_PEEK), given to the program, and only then taken out of the leg.
-Upstream, the kernel writes them from the program's socket into a ring of memory that others hold as well. So after `kill -9` all
-that is not in that ring is in the kernel's buffers of the two sockets, and the kernel's counters say how far each has
-come: given to the program, but not yet taken from the leg, is what the next process discards.
+Upstream, the kernel writes them from the program's socket into a ring of memory that others hold as well. So after
+`kill -9` all that is not in that ring is in the kernel's buffers of the two sockets, and the kernel's counters say how
+far each has come: given to the program, but not yet taken from the leg, is what the next process discards.
 
-That holds while one leg carries the session. While a reconnect is under way, or a leg hands over, the legs are told
-nothing of: then the session goes on with a new leg, from what the program has got.
+That holds while it is known which legs carry the session. From the request of a reconnect to its answer it is not: then
+the session goes on with a new leg, from what the program has got.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from msocks.session.byte_budget import ByteBudget
+from msocks.session.leg_chain import ChainLink
 from msocks.transport.leg import Leg
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.outbound import Outbound
@@ -30,12 +32,34 @@ from msocks.transport.sweep import Sweep
 
 @dataclass(frozen=True, slots=True)
 class LegMark:
-    """What the kernel's counters of a leg are when both streams are at their beginning; see `StreamPosition`."""
+    """One leg of a stream, as its kernel's counters do not tell.
+
+    Attributes:
+        generation: Its own.
+        read: The counter `StreamPosition.read` at the downstream's beginning; None where it is not read any more.
+        written: The counter `StreamPosition.written` at the upstream's beginning; None but for the leg that is sent on.
+        split: A middlebox ACKs on it.
+        limit: Downstream offset at which its successor takes over; None for the last.
+        handing_over: It has yet to deliver up to there.
+        sent_until: Upstream offset at which its successor took over, where it may not all be ACKed.
+    """
 
     generation: int
-    read: int
-    written: int
+    read: int | None
+    written: int | None
     split: bool
+    limit: int | None = None
+    handing_over: bool = False
+    sent_until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLeg:
+    """A leg with its socket, and where that is."""
+
+    sock: socket.socket
+    mark: LegMark
+    at: StreamPosition
 
 
 class KeptStream(LegStream):
@@ -49,37 +73,61 @@ class KeptStream(LegStream):
         super().__init__(reactor, owner, sweep, budget)
         self._ring = ring
         self._out = Outbound(budget, ring)
-        self._noted: Leg | None = None
-        self.on_leg: Callable[[], None] = lambda: None  # called before a reconnect, and when a leg carries alone
+        self._noted: tuple[int, ...] | None = None
+        self.on_legs: Callable[[], None] = lambda: (
+            None
+        )  # called before a reconnect, and when it is known what it led to
         self.on_leg_closed: Callable[[int], None] = lambda generation: None
 
-    def mark(self) -> tuple[LegMark, socket.socket] | None:
-        """Where the streams are on the leg that carries alone; None where none does."""
-        leg = self._alone()
-        if leg is None:
+    def marks(self) -> list[KeptLeg] | None:
+        """The legs, the one that is sent on last; None while it is not known which of them carry."""
+        if self._known() is None:
             return None
+        chain = {link.generation: link for link in self._chain.links()}
+        found = []
         try:
-            at = stream_position(leg.sock)
+            for generation, leg in self._legs.items():
+                at, link = stream_position(leg.sock), chain.get(generation)
+                mark = LegMark(
+                    generation,
+                    read=None if link is None else at.read - link.position,
+                    written=at.written - self._out.sent_now if leg is self._out.leg else None,
+                    split=leg.split,
+                    limit=None if link is None else link.limit,
+                    handing_over=link is not None and link.handing_over,
+                    sent_until=leg.sent_until if leg in self._out.tails else None,
+                )
+                found.append(KeptLeg(leg.sock, mark, at))
         except OSError:
             return None
-        begins = LegMark(
-            leg.generation, at.read - self._chain.first_position, at.written - self._out.sent_now, split=leg.split
-        )
-        return begins, leg.sock
+        return sorted(found, key=lambda each: each.mark.generation)
 
-    def resume(self, position: int, leg: tuple[socket.socket, LegMark, StreamPosition] | None) -> None:
+    def resume(self, position: int, legs: list[KeptLeg]) -> None:
         """Go on where another process was: `position` bytes were read; the ring is in its state already."""
-        self._chain.position = position
-        if leg is None:
+        chain: list[ChainLink] = []
+        tails: list[Leg] = []
+        for each in legs:
+            mark = each.mark
+            if mark.read is not None:
+                chain.append(ChainLink(mark.generation, each.at.read - mark.read, mark.limit, mark.handing_over))
+            begins_at = max([self._ring.base, *(tail.sent_until for tail in tails)])
+            leg = Leg(each.sock, mark.generation, begins_at=begins_at, fin_sent=each.at.fin_sent, split=mark.split)
+            leg.handed_over = each is not legs[-1]
+            self._legs[mark.generation] = leg
+            if mark.sent_until is not None:
+                leg.sent_until = mark.sent_until
+                tails.append(leg)
+        self._chain.restore(position, chain)
+        if not legs:
             self._out.begins_anew()
             return
-        sock, mark, at = leg
-        self._chain.add(mark.generation, at.read - mark.read, lambda generation: 0)
-        resumed = Leg(sock, mark.generation, begins_at=self._ring.base, fin_sent=at.fin_sent, split=mark.split)
-        self._legs[mark.generation] = resumed
-        self._out.leg = resumed
-        self._noted = resumed
-        self._reactor.watch(sock.fileno(), lambda events: self._on_events(resumed, events))
+        self._out.resume_on(self._legs[legs[-1].mark.generation], tails)
+        self._noted = self._known()
+        for leg in self._legs.values():
+            self._reactor.watch(leg.sock.fileno(), functools.partial(self._on_events, leg))
+        if len(legs) > 1:
+            self._watch_handover()
+        self._reactor.call_soon(self._drop_exhausted)
         self._reactor.call_soon(self.flush)
 
     def consume(self, count: int) -> None:
@@ -132,25 +180,34 @@ class KeptStream(LegStream):
         self._reactor.call_soon(self._note)
 
     def close(self) -> None:
-        self.on_leg = lambda: None
+        self.on_legs = lambda: None
         super().close()
 
     def _close(self, leg: Leg) -> None:
-        self.on_leg_closed(leg.generation)
         super()._close(leg)
+        # In the next turn: the session has to know first which leg carries it now.
         self._reactor.call_soon(self._note)
+        self._reactor.call_soon(functools.partial(self._tell_closed, leg.generation))
 
-    def _alone(self) -> Leg | None:
+    def _tell_closed(self, generation: int) -> None:
+        self.on_leg_closed(generation)
+
+    def _known(self) -> tuple[int, ...] | None:
+        """The generations of the legs, where all of them carry; None while a reconnect is under way, or none does."""
         leg = self._out.leg
-        if leg is None or leg.failed or self._out.frozen or self._out.handing_over or len(self._legs) != 1:
+        if leg is None or self._out.frozen or any(each.failed for each in self._legs.values()):
             return None
-        return leg if self._chain.newest == leg.generation and self._chain.first_is_last else None
+        newest = max(self._legs, default=0)
+        carries = {link.generation for link in self._chain.links()} | {each.generation for each in self._out.tails}
+        if leg.generation != newest or self._chain.newest != newest or not carries.issuperset(self._legs):
+            return None
+        return tuple(sorted(self._legs))
 
     def _note(self) -> None:
-        alone = self._alone()
-        if alone is not self._noted:
-            self._noted = alone
-            self.on_leg()
+        known = self._known()
+        if known != self._noted:
+            self._noted = known
+            self.on_legs()
 
 
 class KeptPump(SocketPump):

@@ -41,6 +41,15 @@ class Outbound:
         self._retention.begin_at(offset)
         self._sent_highest = sent
 
+    def resume_on(self, leg: Leg, tails: list[Leg]) -> None:
+        """Go on with legs that another process has sent on. Before the first leg."""
+        self.leg, self._tails = leg, tails
+
+    @property
+    def tails(self) -> tuple[Leg, ...]:
+        """Legs that were replaced by a handover and are not yet ACKed to the end, oldest first."""
+        return tuple(self._tails)
+
     def begins_anew(self) -> None:
         """All that is retained may have been sent by a leg that nobody knows of. Before the first leg."""
         self._sent_highest = self._retention.end
