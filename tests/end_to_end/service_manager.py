@@ -62,6 +62,14 @@ class ServiceManager:
         with self._lock:
             return [name for name, _ in self._held]
 
+    def lose(self, beginning: str) -> None:
+        """Close what is held under names that begin so."""
+        with self._lock:
+            for name, descriptor in self._held:
+                if name.startswith(beginning):
+                    os.close(descriptor)
+            self._held = [each for each in self._held if not each[0].startswith(beginning)]
+
     def start_agent(self, *links: str) -> LabProcess:
         """Start the agent as its service, with all that is held."""
         field = self._field

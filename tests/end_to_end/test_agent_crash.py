@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from tests.end_to_end.conftest import Field
-from tests.end_to_end.ends import Ends, eventually, join, read
+from tests.end_to_end.ends import PATIENCE_S, Ends, eventually, fill, join, listen, read, read_all
 from tests.end_to_end.service_manager import ServiceManager
 
 from msocks_lab import LabProcess
 
 MB = 1_000_000
+
+LIBRARY_PROGRAM = """
+import asyncio, sys, msocks
+
+async def main():
+    reader, writer = await msocks.open_connection(sys.argv[2], int(sys.argv[3]), access=sys.argv[1])
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        writer.write(line.encode())
+        print((await reader.readline()).decode(), end="", flush=True)
+    writer.close()
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture(params=["relay", pytest.param("splice", marks=pytest.mark.long)], scope="session")
@@ -108,10 +124,41 @@ def test_the_next_agent_takes_flows_up_after_a_restart_in_good_order(field: Fiel
         eventually(lambda: not living(field) and not manager.names)
 
 
-def test_without_a_store_both_ends_are_reset(field: Field) -> None:
+@contextlib.contextmanager
+def library_program(field: Field) -> Iterator[Callable[[], None]]:
+    """A program on the mobile host that has a connection by the library; a call sees that bytes go through it."""
+    with listen(field) as listener:
+        port = str(listener.getsockname()[1])
+        program = field.lab.mobile.popen(
+            [sys.executable, "-c", LIBRARY_PROGRAM, str(field.access), field.lab.server.ipv4, port],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        server, _ = listener.accept()
+    assert program.stdin is not None
+    assert program.stdout is not None
+    to, back = program.stdin, program.stdout
+
+    def check() -> None:
+        to.write(b"by the library\n")
+        to.flush()
+        assert read(server, 15) == b"by the library\n"
+        server.sendall(b"the same way back\n")
+        assert back.readline() == b"the same way back\n"
+
+    with server:
+        server.settimeout(PATIENCE_S)
+        yield check
+        to.close()
+        program.end()
+        assert program.returncode == 0, program.tail()
+
+
+def test_without_a_store_both_ends_are_reset_and_libraries_left_alone(field: Field) -> None:
     field.start_agent("wifi", "lte")
-    with joined(field) as ends:
+    with library_program(field) as check_library, joined(field) as ends:
         round_trips(ends)
+        check_library()
         kill(field.agent)
         with pytest.raises(ConnectionResetError):
             ends.client.recv(1)
@@ -123,6 +170,28 @@ def test_without_a_store_both_ends_are_reset(field: Field) -> None:
         ends.server.settimeout(5)
         with pytest.raises(ConnectionResetError):
             ends.server.recv(1)
+        check_library()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lost", ["leg-", "flow-"])
+def test_what_was_not_stored_whole_ends_loudly(field: Field, lost: str) -> None:
+    with ServiceManager(field) as manager:
+        manager.start_agent("wifi", "lte")
+        with joined(field) as ends:
+            round_trips(ends)
+            # The program reads nothing, so that bytes which the proxy takes for received stay in the leg.
+            ends.server.setblocking(False)
+            fill(ends.server)
+            kill(field.agent)
+            manager.lose(lost)
+            manager.start_agent("wifi", "lte")
+            with pytest.raises(ConnectionResetError):
+                read_all(ends.client)
+            ends.server.settimeout(5)
+            with pytest.raises(ConnectionResetError):
+                ends.server.recv(1)
+        eventually(lambda: not manager.names)
 
 
 @pytest.mark.long
