@@ -118,3 +118,19 @@ def test_what_has_arrived_takes_up_no_memory() -> None:
         ring.release(ring.end)
         assert os.fstat(descriptor).st_blocks * 512 <= 2 * PAGE
     os.close(descriptor)
+
+
+def test_a_read_goes_on_beyond_the_end_of_the_ring() -> None:
+    ring = RingRetention(mmap.mmap(-1, SIZE), 0, SIZE, lambda base: None, None)
+    ring.append(bytes(SIZE - 10))
+    ring.release(SIZE - 10)
+    writer, reader = socket.socketpair()
+    with writer, reader:
+        reader.setblocking(False)
+        writer.sendall(b"0123456789abcdef")
+        assert ring.take_from(reader, 100) == 16
+        first = bytes(ring.next_unsent() or b"")
+        ring.mark_sent(len(first))
+        assert (first, bytes(ring.next_unsent() or b"")) == (b"0123456789", b"abcdef")
+        writer.sendall(bytes(SIZE - 16 - 6))
+        assert ring.take_from(reader, SIZE) == SIZE - 16 - 6
