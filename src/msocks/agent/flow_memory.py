@@ -20,7 +20,8 @@ from msocks.transport.ring_retention import RingRetention
 
 _MAGIC = b"MSOCKSF1"  # another layout, another number: the next program may be another version
 _PAGE = 4096
-_BASE_AT, _TURN_AT, _RING_AT = 8, 16, 4 * _PAGE
+_BASE_AT, _TURN_AT = 8, 16
+_RING_AT = 64 * 1024  # a multiple of the largest page size there is
 RING_BYTES = 8 * 1024 * 1024
 """The most upstream bytes of one flow that are not ACKed, twice what a leg's send buffer takes by default."""
 _NOEXEC_SEAL = 0x8  # MFD_NOEXEC_SEAL, Linux 6.3

@@ -61,6 +61,7 @@ class DescriptorStore:
         with contextlib.suppress(OSError):
             self._sock.settimeout(timeout_s)
             self._send_waiting()
+            self._sock.setblocking(False)
 
     def close(self) -> None:
         """Say nothing any more; what is held stays held."""
@@ -87,7 +88,7 @@ class DescriptorStore:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             try:
                 self._sock.sendmsg([message], rights)
-            except BlockingIOError:
+            except (BlockingIOError, TimeoutError):
                 return  # EPOLLOUT will tell
             except OSError:
                 pass  # the manager is gone, or does not take it: then the flow is not kept
