@@ -185,6 +185,7 @@ class Steering:
         except MsocksError:
             if steered.hand.moved == link:
                 steered.hand = before
+                self.on_hand(flow)
                 self._reconsider(steered)
             raise
 
