@@ -294,9 +294,7 @@ class SpliceConduit:
 
     def on_finished(self) -> None:
         """Both FINs are acknowledged."""
-        if not self._over:
-            self._over = True
-            self._owner.on_finished()
+        self._tell_last(self._owner.on_finished)
 
     def on_expired(self) -> None:
         """The kernel's half has given up the entry: nothing has passed for days."""
