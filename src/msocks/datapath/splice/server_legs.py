@@ -15,8 +15,8 @@ from ipaddress import IPv4Address
 from msocks.datapath.splice.layout import Session, SessionState
 from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.ports import PortAllocator
+from msocks.datapath.splice.rate_limited_log import RateLimitedLog
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
-from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.values.endpoint import Address
 
@@ -62,7 +62,9 @@ class Preparation:
 class ServerLegs:
     """See the module."""
 
-    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage, sweep: Callable[[], None]) -> None:
+    def __init__(
+        self, tables: Tables, ports: PortAllocator, shortage: RateLimitedLog, sweep: Callable[[], None]
+    ) -> None:
         """`sweep` looks for slots that were freed without a word."""
         self._sweep = sweep
         self._tables = tables
@@ -89,7 +91,8 @@ class ServerLegs:
         if slot is None:
             slot = self._make_room()
         if slot is None:
-            self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
+            taken = f"all {tables.slots} places for sessions are taken"
+            self._shortage.warn("slots", reason=taken, remedy=_MORE_SESSIONS)
             return
         address, remote_port = destination
         remote = MAPPED_PREFIX + address.packed if isinstance(address, IPv4Address) else address.packed, remote_port
@@ -98,11 +101,12 @@ class ServerLegs:
             port = self._bind(descriptor, slot, remote, client, smallest_mtu or 0)
         except BpfError as error:
             tables.free_slot(slot)
-            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
+            full = "no more entries fit into the table of openings"
+            self._shortage.warn("opening", reason=full, remedy=error.remedy)
             return
         except OSError as error:
             tables.free_slot(slot)
-            self._shortage.report("ports", error.strerror or str(error), "widen proxy.splice_ports")
+            self._shortage.warn("ports", reason=error.strerror or str(error), remedy="widen proxy.splice_ports")
             return
         session = tables.session(slot)
         preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
