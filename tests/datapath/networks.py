@@ -130,17 +130,22 @@ def on_loopback(open_datapath: MakeDatapath) -> MakeNetwork:
 
 
 def over_veth(
-    open_datapath: MakeDatapath, mobile: socket.AddressFamily = V4, server: socket.AddressFamily = V4
+    open_datapath: MakeDatapath,
+    mobile: socket.AddressFamily = V4,
+    server: socket.AddressFamily = V4,
+    lay_out: Callable[[ThreeHosts], None] = lambda _hosts: None,
 ) -> MakeNetwork:
     """Three hosts: the families are those of the mobile's legs and of the server leg.
 
-    `open_datapath` is called on the proxy, where /sys/fs/bpf is empty, and goes when the network goes.
+    `open_datapath` is called on the proxy, where /sys/fs/bpf is empty, and goes when the network goes; before it
+    `lay_out` may change the links.
     """
 
     @contextmanager
     def make(reactor: Reactor) -> Iterator[Network]:
         with ExitStack() as stack:
             hosts = stack.enter_context(three_hosts())
+            lay_out(hosts)
             datapath = open_datapath(reactor)
             stack.callback(datapath.close)
             near = stack.enter_context(hosts.proxy.socket(mobile))
