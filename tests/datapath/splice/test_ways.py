@@ -110,26 +110,51 @@ async def test_a_next_hop_that_is_not_there_for_a_while(network: Any):
     talk.close()
 
 
-async def test_a_gateway_is_replaced_by_another(network: Any):
-    """Two ways to the server, each by a router of its own; here the routers are the server's own two addresses."""
-    hosts = hosts_of(network)
+def add_gateways(hosts: ThreeHosts) -> dict[str, str]:
+    """Two routers on the way to the server, by address and hardware; here they are the server's own two addresses."""
     hosts.proxy.ip(f"addr add 10.99.0.1/24 dev {LINK}")
     hosts.server.ip(
         f"link add other link {LINK} type macvlan mode bridge\nlink set other address 02:aa:aa:aa:aa:aa\n"
-        f"link set other up\naddr add 10.99.0.2/24 dev other"
+        f"link set other up\naddr add 10.99.0.2/24 dev other\n"
+        f"link set {LINK} address 02:bb:bb:bb:bb:bb\naddr add 10.99.0.3/24 dev {LINK}"
     )
     with hosts.server.entered():
         for name in ("all", LINK, "other"):
             set_sysctl(f"net.ipv4.conf.{name}.arp_ignore", "1")
+    hosts.proxy.ip(f"neighbour flush dev {LINK}")
+    return {"10.99.0.2": "02aaaaaaaaaa", "10.99.0.3": "02bbbbbbbbbb"}
+
+
+async def test_a_gateway_is_replaced_by_another(network: Any):
+    hosts = hosts_of(network)
+    gateways = add_gateways(hosts)
     target = far_address(SERVER_LINK, V4)
     talk = await opened(network)
+    assert bytes(session_of(network).legs[0].path.next_hop).hex() == gateways["10.99.0.3"]
     hosts.proxy.ip(f"route add {target}/32 via 10.99.0.2 dev {LINK}")
     await asyncio.sleep(1.2)
     await talk.echo()
     await talk.echo()
-    assert bytes(session_of(network).legs[0].path.next_hop) == bytes.fromhex("02aaaaaaaaaa")
+    assert bytes(session_of(network).legs[0].path.next_hop).hex() == gateways["10.99.0.2"]
     assert dropped(network) == {}
     talk.close()
+
+
+async def test_two_gateways_share_the_sessions(network: Any):
+    hosts = hosts_of(network)
+    gateways = add_gateways(hosts)
+    ways = " ".join(f"nexthop via {address} dev {LINK}" for address in gateways)
+    hosts.proxy.ip(f"route add {far_address(SERVER_LINK, V4)}/32 {ways}")
+    set_sysctl("net.ipv4.fib_multipath_hash_policy", "1")
+    talks = [await opened(network) for _ in range(16)]
+    tables = network.datapath.tables
+    hops = {bytes(tables.session(slot).legs[0].path.next_hop).hex() for slot in tables.taken_slots()}
+    assert hops == set(gateways.values())
+    await asyncio.sleep(1.1)  # then the kernel chooses anew
+    for talk in talks:
+        await talk.echo()
+        talk.close()
+    assert dropped(network) == {}
 
 
 async def test_an_interface_that_goes_and_comes_back(network: Any):
