@@ -372,7 +372,8 @@ class SpliceConduit:
         if self._first is not None:
             close_server(host, preparation, self._first.server, reset)
             return
-        if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
+        # An RST that has passed need not have been exact to its receiver: one behind all that was sent is said, too.
+        if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING, SessionState.RESETTING):
             reset_both(self._session, self._takeover.number if self._takeover else SERVER, host.output)
         assert preparation is not None
         host.leave(preparation.slot)

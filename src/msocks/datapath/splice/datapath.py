@@ -217,7 +217,7 @@ class SpliceDatapath:
                 continue
             elif session.finished:
                 tell_soon(conduit.on_finished)
-            elif session.state == SessionState.RESET:
+            elif session.state in (SessionState.RESET, SessionState.RESETTING):
                 tell_soon(conduit.on_server_reset)
             elif session.active != SERVER and leg.state == LegState.STOPPED:
                 conduit.on_leg_reset(leg.generation)
