@@ -14,7 +14,9 @@ from tests.datapath.three_hosts import MOBILE_LINKS, SERVER_LINK, ThreeHosts
 from msocks.transport.reactor import Reactor
 
 
-@pytest.mark.parametrize("legs", ["mobile", "server", "both"])
+@pytest.mark.parametrize(
+    "legs", ["mobile", pytest.param("server", marks=pytest.mark.long), pytest.param("both", marks=pytest.mark.long)]
+)
 async def test_legs_through_tunnels(legs: str):
     with contextlib.ExitStack() as stack:
 
