@@ -164,12 +164,12 @@ def relay(reactor: Reactor) -> Datapath:
     return RelayDatapath(reactor, DatapathReason.CHOSEN_BY_OPERATOR)
 
 
-def splice(reactor: Reactor) -> Datapath:
+def splice(reactor: Reactor, *, slots: int = 64, ports: PortRange | None = None) -> Datapath:
     return open_splice(
         reactor,
         pin_directory=Path("/sys/fs/bpf/msocks/test"),
-        ports=PortRange(16384, 20479),
-        slots=64,
+        ports=ports or PortRange(16384, 20479),
+        slots=slots,
         half_closed_s=86400.0,
     )
 
