@@ -182,6 +182,22 @@ async def test_every_port_toward_a_server_is_in_use(network: Any, talks: list[Ta
     await fill(network, talks, "ports")
 
 
+async def test_nothing_is_kept_of_a_session_that_has_expired(network: Any, talks: list[Talk]):
+    """However many there are, as long as places are free."""
+    datapath: SpliceDatapath = network.datapath
+    for _ in range(3):
+        talks.append(Talk(network))
+        assert await read(talks[-1].mobile, len(REPLY)) == REPLY
+        await talks[-1].echo()
+        talks[-1].conduit.close(reset=True)
+    assert len(datapath.server_legs._ended) == 3
+    for slot in tuple(datapath.tables.taken_slots()):
+        datapath.tables.session(slot).last_ns = 1
+    await eventually(lambda: not datapath.server_legs._ended)
+    assert datapath.tables.is_empty()
+    assert not datapath._conduits
+
+
 async def test_events_that_were_lost_are_found(network: Any, talks: list[Talk]):
     """The daemon stands still, the ring buffer fills up, and meanwhile sessions end."""
     datapath: SpliceDatapath = network.datapath

@@ -275,6 +275,7 @@ class SpliceDatapath:
     def _on_freed(self, slot: int) -> None:
         if not self.tables.freed(slot):
             return
+        self.server_legs.freed(slot)
         session = self.tables.session(slot)
         local, remote = ends(session.legs[0])
         with contextlib.suppress(KeyError):

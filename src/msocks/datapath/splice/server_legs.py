@@ -7,7 +7,7 @@ import errno
 import socket
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -72,7 +72,7 @@ class ServerLegs:
         self._shortage = shortage
         self._by_descriptor: dict[int, Preparation] = {}
         self._waiting: deque[Preparation] = deque()
-        self._ended: deque[tuple[int, int]] = deque()
+        self._ended: OrderedDict[int, int] = OrderedDict()  # slots that linger, and their incarnations
 
     def prepare(
         self,
@@ -136,7 +136,13 @@ class ServerLegs:
 
     def ended(self, slot: int, incarnation: int) -> None:
         """The session is over; its entry lingers for what comes late, and can be reused when room is scarce."""
-        self._ended.append((slot, incarnation))
+        if self._tables.session(slot).incarnation == incarnation:
+            self._ended[slot] = incarnation
+            self._ended.move_to_end(slot)
+
+    def freed(self, slot: int) -> None:
+        """The kernel's half has let go of an entry: it lingers no more."""
+        self._ended.pop(slot, None)
 
     def _make_room(self) -> int | None:
         """A slot, where there is none that nobody has."""
@@ -149,14 +155,14 @@ class ServerLegs:
         """The slot of the session that has ended first, if it has lingered for a moment; as TIME-WAIT is cut short."""
         tables, ended = self._tables, self._ended
         while ended:
-            slot, incarnation = ended[0]
+            slot, incarnation = next(iter(ended.items()))
             session = tables.session(slot)
             if session.incarnation != incarnation or session.state not in _OVER:
-                ended.popleft()  # it has expired, or will: its end is told
+                del ended[slot]  # it has expired, or will: its end is told
                 continue
             if time.monotonic_ns() - session.last_ns < _LEAST_LINGER_NS:
                 return None
-            ended.popleft()
+            del ended[slot]
             tables.forget_flows(slot)
             remote, remote_port, local_port = tables.server_end(slot)
             with contextlib.suppress(KeyError):
