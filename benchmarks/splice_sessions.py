@@ -155,8 +155,9 @@ def churn(contender: Contender, sessions: int) -> dict[str, Any]:
     with serving(contender, "sessions", SESSIONS_PORT):
         argv = [program("sessions"), "count", way.every, sources, way.proxy, str(PARALLEL)]
         # What is allocated once, and the table of sessions, which the process has mapped: each slot is touched now.
+        fresh = snapshot(contender)
         result_of(contender, [*argv, str(sessions)], _CHURN_S)
-        _forgotten(contender, {})
+        _forgotten(contender, fresh)
         before = snapshot(contender)
         result = result_of(contender, [*argv, str(sessions)], _CHURN_S)
         return {"sessions": sessions, **result, "before": before, **_forgotten(contender, before)}
