@@ -285,8 +285,8 @@ class SpliceDatapath:
             self.reactor.call_soon(conduit.on_expired)
 
 
-def _name_of(interface: int) -> str:
+def _name_of(index: int) -> str:
     try:
-        return socket.if_indextoname(interface)
+        return socket.if_indextoname(index)
     except OSError:
-        return f"interface {interface}, which is gone"
+        return "an interface that is gone"

@@ -154,8 +154,8 @@ static __always_inline int take_reset(struct crossing *crossing)
 		return DROP_RESET_DETACHES;
 	}
 	/*
-	 * Here it is exact; the receiver may have less, or more, and asks for another (RFC 5961 section 3.2). Whoever has sent
-	 * this one would answer with an RST, since he has no connection any more: that is the daemon's affair now.
+	 * Here it is exact; the receiver may have less, or more, and asks for another (RFC 5961 section 3.2). The end that has
+	 * sent this one has no connection any more, and would say RST to that: now the daemon does.
 	 */
 	session->state = session->flags & SESSION_RESUMABLE ? SESSION_RESET : SESSION_RESETTING;
 	tell(crossing->from_mobile ? EVENT_LEG_RESET : EVENT_SERVER_RESET, crossing->flow, crossing->in->generation);
