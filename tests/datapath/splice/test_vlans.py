@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 from tests.datapath.networks import V4, V6, over_veth, splice
-from tests.datapath.splice.test_ways import dropped, opened
+from tests.datapath.splice.test_ways import ask_the_kernel, dropped, opened
 from tests.datapath.splice.vlans import make_vlan
 from tests.datapath.three_hosts import MOBILE_LINKS, SERVER_LINK, ThreeHosts
 
 from msocks.transport.reactor import Reactor
-
-_FRESH_S = 1.0  # then a packet takes the way of the kernel's routes and neighbours
 
 
 @pytest.mark.parametrize(
@@ -31,7 +29,7 @@ async def test_legs_in_vlans(tmp_path: Path, legs: str):
     reactor = Reactor(asyncio.get_running_loop())
     with over_veth(splice, V4, V6, lay_out)(reactor) as network:
         talk = await opened(network)
-        await asyncio.sleep(_FRESH_S)
+        ask_the_kernel(network)
         await talk.echo(1_000_000)
         assert dropped(network) == {}
         talk.close()
