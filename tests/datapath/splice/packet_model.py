@@ -100,6 +100,8 @@ class Model:
 
     def _cross(self) -> Seen:
         session, segment, flags = self.session, self.segment, self.segment.flags
+        if session.state == SessionState.RESETTING and not flags & RST:
+            self._tell(EventType.SPOKE, segment.acknowledgment)
         if session.state not in (SessionState.OPEN, SessionState.CLOSING):
             raise Dropped(DropReason.STALE_FLOW)
         if self.from_mobile and (self.leg != session.active or self.into.state != LegState.LIVE):
@@ -199,7 +201,7 @@ class Model:
             session.flags |= SessionFlag.STOPPED
             session.held, session.parked_ns = 0, 1
         else:
-            session.state = SessionState.RESET
+            session.state = SessionState.RESET if resumable else SessionState.RESETTING
         return DropReason.RESET_DETACHES if resumable else None
 
     def _parked(self, end: int) -> None:
