@@ -83,6 +83,7 @@ class TcpInfo:
     rtt_ms: float
     rtt_variance_ms: float
     rtt_least_ms: float
+    rtt_receiver_ms: float
     acknowledged_bytes: int
     unsent_bytes: int
 
@@ -105,6 +106,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         rtt_ms=words[15] / 1000,
         rtt_variance_ms=words[16] / 1000,
         rtt_least_ms=rtt_least_us / 1000,
+        rtt_receiver_ms=words[21] / 1000,
         acknowledged_bytes=acknowledged,
         unsent_bytes=unsent,
     )
