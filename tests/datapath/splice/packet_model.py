@@ -44,7 +44,7 @@ SLACK = 65536
 SACK_REACH = 1 << 30
 _END, _NOP, _SACK, _TIMESTAMPS = 0, 1, 5, 8
 # The clock's.
-_TIMES = ("last_ns", "complained_ns", "held_ns")
+_TIMES = ("last_ns", "complained_ns", "held_ns", "woke_ms")
 HELD_MOST = 8
 _LEG_TIMES = ("ts_in_at", "ts_out_at")
 
@@ -128,8 +128,11 @@ class Model:
                 if session.held < HELD_MOST:
                     session.held += 1
                     self._note(end, with_fin=False)
-                raise Dropped(DropReason.OUT_OF_TURN)
-            session.flags &= ~SessionFlag.RESUMING
+                    raise Dropped(DropReason.OUT_OF_TURN)
+                if end > signed(session.mobile_edge, 64):
+                    raise Dropped(DropReason.OUT_OF_TURN)
+            else:
+                session.flags &= ~SessionFlag.RESUMING
         if not self.out.path.known:
             raise Dropped(DropReason.NO_PATH)
         if flags & RST:

@@ -251,6 +251,11 @@ class SpliceConduit:
         else:
             self._tell_leg_ended(leg.generation)
 
+    def on_live(self, takeover: Takeover) -> None:
+        del takeover
+        if self._parking is not None:
+            self._parking.announce()
+
     def on_spliced(self, takeover: Takeover) -> None:
         self._first = None
         if takeover.old_number:

@@ -303,7 +303,9 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	if (session->flags & SESSION_RESUMING && !crossing->from_mobile &&
 	    out_of_turn(skb, packet, crossing->flow, session, crossing->offset))
 		return dropped(crossing, DROP_OUT_OF_TURN);
-	if (!crossing->from_mobile)
+	if (crossing->from_mobile)
+		note_waking(session, in, crossing->now);
+	else
 		hold_for_silent(skb, packet, crossing->flow, session, out, crossing->offset, crossing->now);
 	if (!out->path.known)
 		return dropped(crossing, DROP_NO_PATH);
