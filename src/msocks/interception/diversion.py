@@ -6,6 +6,7 @@ nothing, since nobody sets the mark; `remove` sweeps them away.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -34,19 +35,14 @@ def install() -> None:
     from pyroute2.netlink.exceptions import NetlinkError
 
     with IPRoute() as netlink:
-        loopback = netlink.link_lookup(ifname="lo")[0]
         for family in _FAMILIES:
             try:
-                scope = {"scope": _HOST} if family == socket.AF_INET else {}
-                netlink.route("add", family=family, dst="default", type=_LOCAL, oif=loopback, table=TABLE, **scope)
-                netlink.rule("add", family=family, fwmark=MARK, table=TABLE, priority=PRIORITY)
+                netlink.route("add", **_route(netlink, family))
+                netlink.rule("add", **_rule(family))
             except NetlinkError as error:
                 if family == socket.AF_INET6:
                     continue
-                raise CannotIntercept(
-                    f"the kernel takes no route for diverted packets: {error}",
-                    remedy="run as root (sudo), or with CAP_NET_ADMIN; the loopback interface has to be up",
-                ) from None
+                raise _refused("the kernel takes no route for diverted packets", error) from None
 
 
 def remove() -> int:
@@ -60,17 +56,14 @@ def remove() -> int:
 
     with IPRoute() as netlink:
         found = list(_rules(netlink))
-        try:
-            for family in found:
-                netlink.rule("del", family=family, fwmark=MARK, table=TABLE, priority=PRIORITY)
-            for family in _FAMILIES:
-                for route in netlink.get_routes(family=family, table=TABLE):
-                    netlink.route("del", family=family, dst="default", type=route["type"], table=TABLE)
-        except NetlinkError as error:
-            raise CannotIntercept(
-                f"what is left of transparent mode cannot be removed: {error}",
-                remedy="run as root (sudo), or with CAP_NET_ADMIN",
-            ) from None
+        changes = [(netlink.rule, _rule(family)) for family in found]
+        changes += [(netlink.route, _route(netlink, family)) for family in _FAMILIES]
+        for change, what in changes:
+            try:
+                change("del", **what)
+            except NetlinkError as error:
+                if error.code in (errno.EPERM, errno.EACCES) and found:
+                    raise _refused("what is left of transparent mode cannot be removed", error) from None
     return len(found)
 
 
@@ -88,3 +81,19 @@ def _rules(netlink: Any) -> Iterator[int]:
         for rule in netlink.get_rules(family=family):
             if rule.get_attr("FRA_FWMARK") == MARK and rule.get_attr("FRA_TABLE") == TABLE:
                 yield family
+
+
+def _rule(family: int) -> dict[str, Any]:
+    return {"family": family, "fwmark": MARK, "table": TABLE, "priority": PRIORITY}
+
+
+def _route(netlink: Any, family: int) -> dict[str, Any]:
+    loopback = netlink.link_lookup(ifname="lo")[0]
+    scope = {"scope": _HOST} if family == socket.AF_INET else {}
+    return {"family": family, "dst": "default", "type": _LOCAL, "oif": loopback, "table": TABLE, **scope}
+
+
+def _refused(what: str, error: Exception) -> CannotIntercept:
+    return CannotIntercept(
+        f"{what}: {error}", remedy="run as root (sudo), or with CAP_NET_ADMIN; the loopback interface has to be up"
+    )
