@@ -191,9 +191,7 @@ def test_in_an_outage_new_connections_wait_or_go_directly_as_they_were_told(whol
         agent.end()
 
 
-@pytest.mark.parametrize(
-    "options", [("--host",), pytest.param(("--router", "lan0"), marks=pytest.mark.long)], ids=["host", "router"]
-)
+@pytest.mark.parametrize("options", [("--host",), ("--router", "lan0")], ids=" ".join)
 def test_without_privilege_it_says_what_to_do(whole: Whole, options: tuple[str, ...]):
     before = whole.state()
     process = whole.start_somehow(*options, unprivileged=True)
