@@ -230,6 +230,14 @@ def test_hosts_behind_the_router_go_through_the_proxy_until_it_is_stopped(whole:
     assert whole.state() == before
     assert [whole.seen(server, prefix=behind) for server, _ in both(whole)] == direct
     assert say(standing) == "3"
+    process = whole.start("--router", "lan0")
+    assert whole.seen(server, prefix=behind) == proxy
+    process.kill()
+    process.wait()
+    assert whole.seen(server, prefix=behind) == direct[1]
+    assert "msocks_transparent" not in whole.state()
+    assert whole.field.msocks("transparent", "--sweep").stdout == "removed\n"
+    assert whole.state() == before
     assert standing.stdin is not None
     standing.stdin.close()
     standing.end()
@@ -252,6 +260,7 @@ def test_a_download_of_a_host_behind_the_router_moves(whole: Whole):
     assert whole.seen(whole.lab.server.ipv6, prefix=behind) != whole.lab.proxy.ipv6
 
 
+@pytest.mark.long
 def test_nobody_behind_the_router_is_locked_out_when_the_agent_or_the_keeper_is_killed(whole: Whole):
     behind = whole.behind()
     before = whole.state()

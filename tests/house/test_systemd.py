@@ -34,7 +34,7 @@ def installed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("installed", ["msocks-proxy.service", "msocks-agent.service", "msocks-transparent.service"], indirect=True)
+@pytest.mark.parametrize("installed", HIGHEST_EXPOSURE, indirect=True)
 def test_system_unit_is_valid(installed: Path):
     result = analyze("verify", "--man=no", "--recursive-errors=no", str(installed))
     assert (result.returncode, result.stderr) == (0, "")
