@@ -47,6 +47,9 @@ def whole(lasting_whole: Whole) -> Iterator[Whole]:
     """Without transparent mode, until the test starts it."""
     yield lasting_whole
     lasting_whole.stop()
+    field = lasting_whole.field
+    if field.agent is None or field.agent.poll() is not None:  # the test that killed it has failed
+        lasting_whole.contain(field.start_agent("wifi", "lte"))
 
 
 def both(whole: Whole) -> list[tuple[str, str]]:
@@ -60,11 +63,11 @@ def flow_to(whole: Whole, destination: str) -> dict[str, Any]:
     return next(flow for flow in reversed(whole.field.flows()) if destination in flow["destination"])
 
 
-def download(whole: Whole, server: str, argv: list[str]) -> Transfer:
+def download(whole: Whole, server: str, argv: list[str], size: int = 3_000_000) -> Transfer:
     """A program without any proxy in it, whose every byte is checked."""
     record = whole.field.directory / f"transfer-{re.sub('[^0-9]', '-', server)}.json"
     client = python_argv("msocks_lab.pattern_client", "--record", str(record), "--progress")
-    words = [*argv, *client, "--download", "3000000", "--rate", "4000000", server, str(SERVER_PORT)]
+    words = [*argv, *client, "--download", str(size), "--rate", "4000000", server, str(SERVER_PORT)]
     return Transfer(whole.lab.mobile.popen(words), record)
 
 
@@ -276,7 +279,7 @@ def test_nobody_behind_the_router_is_locked_out_when_the_agent_or_the_keeper_is_
     field.start_agent("wifi", "lte")
     eventually(lambda: whole.seen(server, prefix=behind) == proxy)
     # A flow of the other host ends when its packets go another way.
-    transfer = download(whole, whole.lab.server.ipv4, behind)
+    transfer = download(whole, whole.lab.server.ipv4, behind, size=40_000_000)
     transfer.wait_for(500_000)
     process.kill()
     process.wait()
