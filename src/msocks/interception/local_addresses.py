@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -11,6 +12,7 @@ from pathlib import Path
 _HOST_LOCAL = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _ROOM = 64 * 1024
+_DUMP_ATTEMPTS = 5
 
 
 def local_addresses() -> set[IPv4Network | IPv6Network]:
@@ -31,15 +33,23 @@ def local_networks() -> set[IPv4Network | IPv6Network]:
     Raises:
         OSError: The kernel gives no netlink.
     """
-    from pyroute2 import IPRoute  # a tenth of a second of imports, which `msocks run` does without
+    # A tenth of a second of imports, which `msocks run` does without.
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
-    found = local_addresses()
     with IPRoute() as netlink:
-        for message in netlink.get_addr():
-            address = message.get_attr("IFA_ADDRESS")  # of a point-to-point interface: the other end's
-            network = ip_network(f"{address}/{message['prefixlen']}", strict=False)
-            if network.prefixlen:
-                found.add(network)
+        for _ in range(_DUMP_ATTEMPTS):
+            with contextlib.suppress(NetlinkDumpInterrupted):  # the list changed while it was read
+                messages = list(netlink.get_addr())
+                break
+        else:
+            raise OSError(errno.EAGAIN, "the addresses change faster than they can be read")
+    found = local_addresses()
+    for message in messages:
+        address = message.get_attr("IFA_ADDRESS")  # of a point-to-point interface: the other end's
+        network = ip_network(f"{address}/{message['prefixlen']}", strict=False)
+        if network.prefixlen:
+            found.add(network)
     return found
 
 

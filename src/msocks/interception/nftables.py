@@ -7,7 +7,6 @@ the kernel removes it when the socket is closed, however its process ends. A chi
 from __future__ import annotations
 
 import ctypes
-import errno
 
 from msocks.interception.refusal import CannotIntercept
 
@@ -52,7 +51,7 @@ class NftablesSocket:
         # It repeats the command behind the first line.
         why = text.splitlines()[0].removeprefix("Error: ") if text else "no reason given"
         remedy = "the kernel needs nf_tables, nft_tproxy, nft_socket and nft_fib_inet"
-        if "not permitted" in why or ctypes.get_errno() == errno.EPERM:
+        if "not permitted" in why:
             remedy = "run as root (sudo), or with CAP_NET_ADMIN"
         raise CannotIntercept(f"nftables refuses the table of the router: {why}", remedy=remedy)
 
