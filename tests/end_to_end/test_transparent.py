@@ -291,3 +291,37 @@ def test_nobody_behind_the_router_is_locked_out_when_the_agent_or_the_keeper_is_
     swept = field.msocks("transparent", "--sweep").stdout
     assert swept == "removed\n"
     assert whole.state() == before
+
+
+# -- both, by rules ---------------------------------------------------------------------------------------------------
+
+POLICY = """
+[[policy.rule]]
+name = "behind"
+source = ["192.168.77.0/24", "2001:db8:77::/64"]
+prefer = ["lte"]
+
+[[policy.rule]]
+name = "curl"
+process = ["curl"]
+tag = ["whole"]
+prefer = ["wifi"]
+"""
+
+
+@pytest.mark.long
+def test_rules_know_the_program_and_the_other_host(whole: Whole):
+    field, behind = whole.field, whole.behind()
+    assert field.agent is not None
+    field.agent.stop()
+    whole.contain(field.start_agent("wifi", "lte", policy=POLICY))
+    whole.start("--host", "--router", "lan0", "--tag", "whole")
+    for server, proxy in both(whole):
+        for prefix, rule, link in ((behind, "behind", "lte"), (whole.argv(), "curl", "wifi")):
+            before = whole.lab.link(link).counters()
+            assert whole.seen(server, prefix=prefix) == proxy
+            assert flow_to(whole, server)["rule"] == rule
+            grown = whole.lab.link(link).counters().since(before)
+            assert grown.bytes_up > 500
+    field.agent.stop()
+    whole.contain(field.start_agent("wifi", "lte"))
