@@ -68,7 +68,7 @@ def svg(title: str, across: str, up: str, series: Sequence[Series]) -> str:
     if len(places) < 2 or not values:
         raise ValueError("nothing to plot")
     lowest = 10.0 ** math.floor(math.log10(max(1.0, min(values))))
-    highest = 10.0 ** math.ceil(math.log10(max(max(values), lowest * 2)))
+    highest = 10.0 ** (math.floor(math.log10(max(values))) + 1)
     x = Axis(places[0], places[-1], _LEFT, _WIDTH - _RIGHT)
     y = Axis(lowest, highest, _HEIGHT - _BOTTOM, _TOP)
     marks = []

@@ -61,7 +61,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=1, help="of the order and the instants of the events")
-    cases, contenders = [case.name for case in CASES], list(dict.fromkeys(kind.name for c in CASES for kind in c.contenders))
+    cases, contenders = (
+        [case.name for case in CASES],
+        list(dict.fromkeys(kind.name for c in CASES for kind in c.contenders)),
+    )
     parser.add_argument("--cases", type=_names_of(cases), default=cases, metavar="NAME,...", help=", ".join(cases))
     parser.add_argument(
         "--contenders", type=_names_of(contenders), default=contenders, metavar="NAME,...", help=", ".join(contenders)

@@ -53,8 +53,8 @@ def _figure(name: str, title: str, download: float | None = None, upload: float 
 class Case(ABC):
     """One kind of move.
 
-    `links` are up at the start. `play` is called when `under_way_bytes` have crossed them and `warm_s` has passed since.
-    `ipv6` lets client and server use it; `congestion` is the server's congestion control where it is not the lab's.
+    `links` are up at the start. `play` is called when `under_way_bytes` have crossed them and `warm_s` has passed
+    since. `ipv6` lets client and server use it; `congestion` is the server's congestion control where it is not the lab's.
     """
 
     name: str

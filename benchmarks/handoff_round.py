@@ -78,7 +78,7 @@ def _transfer(
     before = {link.name: link.counters() for link in lab.links}
     samples: list[Sample] = []
     moments = yield from case.play(lab, contender, lambda: samples.append(server_side.look(lab)))
-    yield from _settle(lab, client, moments, before)
+    yield from _settle(lab, client, moments[-1])
     samples.append(server_side.look(lab))
     result = world.result_of(client, _LOST_S)
     samples.append(server_side.look(lab))
@@ -96,15 +96,13 @@ def _transfer(
         entry["stalls"] = [asdict(stall) for stall in stalls(ArrivalMeter.load(record), moments)]
 
 
-def _settle(
-    lab: Lab, client: LabProcess, moments: list[Moment], before: dict[str, LinkCounters]
-) -> Generator[float, None, None]:
+def _settle(lab: Lab, client: LabProcess, latest: Moment) -> Generator[float, None, None]:
     """Wait for a while; and where nothing flows then, let others be measured meanwhile, until something does."""
-    latest = moments[-1]
+    since = {link.name: link.counters() for link in lab.links}
     happened = latest.began if latest.usable is None else latest.usable
     time.sleep(max(0.0, happened + SETTLED_S - time.monotonic()))
     while client.poll() is None and time.monotonic() < happened + _LOST_S:
-        if max(_payload(lab.link(name).counters().since(counted)) for name, counted in before.items()) > _FLOWING_BYTES:
+        if any(_payload(link.counters().since(since[link.name])) > _FLOWING_BYTES for link in lab.links):
             return
         yield time.monotonic() + _LOOK_AGAIN_S
     if client.poll() is None:

@@ -84,7 +84,8 @@ def plain_table(found: Found) -> str:
 
 def _present(found: Found) -> list[type[Contender]]:
     names = {contender for _, _, contender in found}
-    return [kind for kind in (*MOBILE, PlainTcp) if kind.name in names]
+    known: tuple[type[Contender], ...] = (*MOBILE, PlainTcp)
+    return [kind for kind in known if kind.name in names]
 
 
 def _rows(found: Found) -> Iterator[tuple[Figure, str]]:

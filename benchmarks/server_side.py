@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def parse(text: str, at: float) -> Sample:
     """What /proc/net/netstat, /proc/net/snmp and `ss -ti` say, one after the other."""
     counters: dict[str, int] = {}
     lines = text.splitlines()
-    for names, values in zip(lines, lines[1:], strict=False):
+    for names, values in itertools.pairwise(lines):
         group = names.partition(":")[0]
         if group in _COUNTED and values.startswith(f"{group}:") and names.split()[1].isalpha():
             found = dict(zip(names.split()[1:], values.split()[1:], strict=True))
