@@ -46,7 +46,7 @@ def main() -> int:
     with measurement_lock():
         links = list(_validated_links())
         rounds = []
-        for entry in interleaved(_tasks(plan, options.rounds, random.Random(options.seed))):
+        for entry in interleaved(_tasks(plan, options)):
             rounds.append(entry)
             _tell(entry)
     rounds.sort(key=lambda entry: int(entry["round"]))
@@ -68,6 +68,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=_names_of(cases), default=cases, metavar="NAME,...", help=", ".join(cases))
     parser.add_argument(
         "--contenders", type=_names_of(contenders), default=contenders, metavar="NAME,...", help=", ".join(contenders)
+    )
+    parser.add_argument(
+        "--patience", type=float, default=handoff_round.PATIENCE_S, metavar="S", help="for the machine to be quiet"
     )
     parser.add_argument(
         "--output", type=Path, help="directory for page, plot and raw rounds; a part of the cases needs one of its own"
@@ -97,17 +100,22 @@ def _validated_links() -> Iterator[dict[str, Any]]:
             yield measure(lab, link.name).to_dict()
 
 
-def _tasks(plan: list[Planned], rounds: int, order: random.Random) -> list[Task[dict[str, Any]]]:
+def _tasks(plan: list[Planned], options: argparse.Namespace) -> list[Task[dict[str, Any]]]:
+    order = random.Random(options.seed)
     return [
-        _task(number, case, contender, direction, order.uniform(0, _JITTER_S))
-        for number in range(1, rounds + 1)
-        for case, contender, direction in order.sample(plan, len(plan))
+        _task(number, planned, order.uniform(0, _JITTER_S), options.patience)
+        for number in range(1, options.rounds + 1)
+        for planned in order.sample(plan, len(plan))
     ]
 
 
-def _task(number: int, case: Case, kind: type[Contender], direction: str, jitter: float) -> Task[dict[str, Any]]:
+def _task(number: int, planned: Planned, jitter: float, patience_s: float) -> Task[dict[str, Any]]:
+    case, kind, direction = planned
+
     def begin(alone: bool) -> handoff_round.Round:
-        entry = yield from handoff_round.measurement(case, kind, direction, jitter, alone=alone)
+        # Another one that waits for its link must not wait longer, and is part of what the machine does.
+        patience = patience_s if alone else 0.0
+        entry = yield from handoff_round.measurement(case, kind, direction, jitter, patience)
         return {"round": number, **entry}
 
     return Task(handoff_round.estimate_s(case, kind), begin)

@@ -54,7 +54,8 @@ class Case(ABC):
     """One kind of move.
 
     `links` are up at the start. `play` is called when `under_way_bytes` have crossed them and `warm_s` has passed
-    since. `ipv6` lets client and server use it; `congestion` is the server's congestion control where it is not the lab's.
+    since. `ipv6` lets client and server use it; `congestion` is the server's congestion control where it is not the
+    lab's.
     """
 
     name: str
@@ -157,7 +158,7 @@ def _moves(name: str, title: str) -> tuple[Figure, ...]:
     )
 
 
-_MOVE_BYTES = 30_000_000
+_MOVE_BYTES = 38_000_000
 
 CASES: tuple[Case, ...] = (
     LinkDown("down", (_figure("down", "Wi-Fi goes down", 60, 50),)),

@@ -23,7 +23,10 @@ _LOST_S = 60.0  # after the event: who has not ended then never will
 _LOOK_AGAIN_S = 10.0  # long enough for any other measurement meanwhile
 _SILENCE_S = "120"
 _CUT_S, _REST_S = 1.7, 4.5  # from the start of a transfer to the event, and from there to its end
-_PATIENCE_S, _SAMPLE_S = 900.0, 0.3  # for the machine to be quiet
+PATIENCE_S = 900.0
+"""How long to wait for the machine to be quiet."""
+
+_SAMPLE_S = 0.3
 _FLOWING_BYTES = 100_000
 
 Round = Generator[float, None, dict[str, Any]]
@@ -34,12 +37,15 @@ def estimate_s(case: Case, kind: type[Contender]) -> float:
     return kind.start_s + _CUT_S + (0.0 if case.waits_s else _REST_S)
 
 
-def measurement(case: Case, kind: type[Contender], direction: str, jitter: float, *, alone: bool) -> Round:
-    """The raw result; yields while it waits. What goes wrong is part of it. `alone`: no other one is under way."""
-    quiet = machine.wait_until_quiet(_PATIENCE_S if alone else 0.0, _SAMPLE_S)
+def measurement(case: Case, kind: type[Contender], direction: str, jitter: float, patience_s: float) -> Round:
+    """The raw result; yields while it waits. What goes wrong is part of it.
+
+    `jitter` (seconds) delays the event, `patience_s` is for the machine to be quiet.
+    """
+    quiet = machine.wait_until_quiet(patience_s, _SAMPLE_S)
     with Lab(case.config) as lab:
         entry: dict[str, Any] = {"case": case.name, "contender": kind.name, "direction": direction}
-        entry |= {"machine": asdict(quiet), "alone": alone, "error": "", "stalls": [], "server": []}
+        entry |= {"machine": asdict(quiet), "error": "", "stalls": [], "server": []}
         try:
             case.prepare(lab)
             contender = kind(lab, ipv6=case.ipv6)
