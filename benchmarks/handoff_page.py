@@ -21,7 +21,7 @@ from benchmarks.handoff_tables import (
     stall_table,
 )
 from benchmarks.publish import origin, read_raw, write_page
-from benchmarks.stalls import WATCHED_S
+from benchmarks.stalls import RATED_S, WATCHED_S
 
 PLOT = "handoff-outage.svg"
 
@@ -64,7 +64,8 @@ Downloads through MSOCKS. Counters of the server's network namespace from the ev
 next move): retransmission time-outs of all rounds together, and segments sent again in a round (*median / worst*),
 beside the congestion window just before. What was under way is lost with its link: that, and nothing else, has to be
 sent again. The smoothed round trip is what the server's kernel says {settled:g} s after the event (after the new link
-was there; of a move, at the end); that of the path lies between the link's, and that with its queue full.
+was there; of a move, at the end); that of the path lies between the link's, and that with its queue full. The rate is
+that of payload from {rated[0]:g} to {rated[1]:g} s after it (*median / least*), beside the link's.
 
 {server}
 
@@ -134,6 +135,7 @@ def page(raw: dict[str, Any], many: dict[str, Any] | None = None, false_moves: d
         part=_PART if raw["part"] else "",
         watched=WATCHED_S,
         settled=SETTLED_S,
+        rated=RATED_S,
         rounds=max(entry["round"] for entry in rounds),
         seed=raw["seed"],
         longest=stall_table(spreads(rounds, "longest_ms")),

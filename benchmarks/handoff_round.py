@@ -18,7 +18,7 @@ from msocks_lab import ArrivalMeter, Lab, LabError, LabProcess, LinkCounters
 SETTLED_S = 1.0
 """How long after the event (after the new link was there) the server's side is looked at again."""
 
-_MOVED_BYTES = 4_000_000  # at least, after the event
+_MOVED_BYTES = 1_000_000  # at least, after the event: far more than probes and control channels
 _LOST_S = 60.0  # after the event: who has not ended then never will
 _LOOK_AGAIN_S = 10.0  # long enough for any other measurement meanwhile
 _SILENCE_S = "120"

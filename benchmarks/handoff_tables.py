@@ -125,6 +125,7 @@ def server_table(rounds: Iterable[dict[str, Any]]) -> str:
     heading = [
         "", "rounds", "time-outs", "segments sent again", "window before", "no time-out, at most one window again",
         "smoothed RTT after, ms", "the path's, ms", "it is the path's",
+        "rate after, Mbit/s",
     ]  # fmt: skip
     return markdown_table(heading, rows)
 
@@ -142,6 +143,7 @@ def _noticed(entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
                 "resent": grown["RetransSegs"],
                 "window": before.get("window_segments", 0.0),
                 "srtt": after.get("srtt_ms", LOST),
+                "rate": stall["rate_mbit"],
             },
         )
 
@@ -151,6 +153,7 @@ def _server_cells(case: Case, figure: Figure, found: list[dict[str, float]]) -> 
     longest = link.rtt_ms + link.queue_ms
     resent = Spread(tuple(each["resent"] for each in found))
     srtt = Spread(tuple(each["srtt"] for each in found))
+    rate = Spread(tuple(each["rate"] for each in found))
     timeouts = sum(each["timeouts"] for each in found)
     small = all(each["resent"] <= each["window"] for each in found)
     return [
@@ -162,6 +165,7 @@ def _server_cells(case: Case, figure: Figure, found: list[dict[str, float]]) -> 
         cell(srtt),
         f"{link.rtt_ms:g} to {longest:g}",
         yes(srtt.most <= longest),
+        f"{shown(rate.median, 1)} / {shown(rate.least, 1)} of {link.rate_mbit:g}",
     ]
 
 

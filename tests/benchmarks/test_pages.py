@@ -33,7 +33,13 @@ def rows(page: str, title: str) -> list[list[str]]:
 
 class TestHandoff:
     def entry(self, number: int, contender: str, value: float | None, **others: Any) -> dict[str, Any]:
-        stall = {"figure": others.get("case", "down"), "longest_ms": value, "resumed_ms": value, "amount_ms": value}
+        stall = {
+            "figure": others.get("case", "down"),
+            "longest_ms": value,
+            "resumed_ms": value,
+            "amount_ms": value,
+            "rate_mbit": 19.25,
+        }
         entry = {"round": number, "contender": contender, "direction": "download", "case": "down", "error": ""}
         return {
             **entry,
@@ -77,7 +83,17 @@ class TestHandoff:
     def test_what_the_server_noticed(self):
         page = self.page(("msocks", 50.0), ("msocks", 50.0), ("mptcp-backup", 50.0))
         cells = rows(page, "Wi-Fi goes down")[-1]
-        assert cells[1:] == ["2", "2", "0 / 0", "100 / 100", "**no**", "60 / 60", "50 to 150", "yes"]
+        assert cells[1:] == [
+            "2",
+            "2",
+            "0 / 0",
+            "100 / 100",
+            "**no**",
+            "60 / 60",
+            "50 to 150",
+            "yes",
+            "19.2 / 19.2 of 20",
+        ]
 
     def test_outages_are_plotted_by_their_length_with_the_latest_restart(self):
         moment = {"figure": "gone-1s", "began": 10.0, "usable": 11.25}
