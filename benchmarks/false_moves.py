@@ -56,10 +56,11 @@ def main() -> int:
     """Measure, and write the page. Exit status 0 if no session moved."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="of each lab")
+    parser.add_argument("--patience", type=float, default=900.0, metavar="S", help="for the machine to be quiet")
     parser.add_argument("--output", type=Path, default=publish.PAGES, help="directory with the results of handoff.py")
     options = parser.parse_args()
     origin = provenance.provenance({})
-    quiet = machine.wait_until_quiet()
+    quiet = machine.wait_until_quiet(options.patience)
     with measurement_lock(), contextlib.ExitStack() as stack:
         running = [_start(stack, number, traffic, options.minutes * 60) for number, traffic in enumerate(TRAFFIC, 1)]
         time.sleep(options.minutes * 60)

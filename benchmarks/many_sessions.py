@@ -40,17 +40,20 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=SESSIONS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1, help="of the order")
+    parser.add_argument("--patience", type=float, default=900.0, metavar="S", help="for the machine to be quiet")
     parser.add_argument("--output", type=Path, default=publish.PAGES, help="directory with the results of handoff.py")
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     origin = provenance.provenance({})
     order = random.Random(options.seed)
-    rounds = []
+    rounds: list[dict[str, Any]] = []
     for number in range(1, options.rounds + 1):
         for mode in order.sample(_EVENTS, len(_EVENTS)):
-            rounds.append({"round": number, "event": mode.value, **_measurement(mode, options.sessions)})
-            _tell(rounds[-1])
+            entry: dict[str, Any] = {"round": number, "event": mode.value}
+            entry |= _measurement(mode, options.sessions, options.patience)
+            rounds.append(entry)
+            _tell(entry)
     raw = {**origin, "seed": options.seed, "sessions": options.sessions, "period_s": PERIOD_S, "rounds": rounds}
     publish.write_raw(options.output, "handoff-many", raw)
     if publish.read_raw(options.output, "handoff"):
@@ -58,9 +61,9 @@ def main() -> int:
     return 0
 
 
-def _measurement(mode: CutMode, sessions: int) -> dict[str, Any]:
+def _measurement(mode: CutMode, sessions: int, patience_s: float) -> dict[str, Any]:
     """One event in a lab of its own. What goes wrong is part of the result."""
-    quiet = machine.wait_until_quiet()
+    quiet = machine.wait_until_quiet(patience_s)
     with measurement_lock(), Lab(STANDARD_LAB) as lab:
         entry: dict[str, Any] = {"machine": asdict(quiet), "error": ""}
         try:
