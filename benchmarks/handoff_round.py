@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import machine, server_side, world
 from benchmarks.contenders import Contender
 from benchmarks.handoff_cases import Case
+from benchmarks.interleave import Wait
 from benchmarks.server_side import Sample
 from benchmarks.stalls import Moment, RecordTooShort, stalls
 from benchmarks.world import BenchmarkError
@@ -19,8 +20,8 @@ SETTLED_S = 1.0
 """How long after the event (after the new link was there) the server's side is looked at again."""
 
 _MOVED_BYTES = 1_000_000  # at least, after the event: far more than probes and control channels
-_LOST_S = 60.0  # after the event: who has not ended then never will
-_LOOK_AGAIN_S = 10.0  # long enough for any other measurement meanwhile
+_LOST_S = 30.0  # after the event: who has not ended then never will
+_LOOK_AGAIN_S = 5.0
 _SILENCE_S = "120"
 _CUT_S, _REST_S = 1.7, 4.5  # from the start of a transfer to the event, and from there to its end
 PATIENCE_S = 900.0
@@ -29,7 +30,7 @@ PATIENCE_S = 900.0
 _SAMPLE_S = 0.3
 _FLOWING_BYTES = 100_000
 
-Round = Generator[float, None, dict[str, Any]]
+Round = Generator[Wait, None, dict[str, Any]]
 
 
 def estimate_s(case: Case, kind: type[Contender]) -> float:
@@ -67,7 +68,7 @@ def measurement(case: Case, kind: type[Contender], direction: str, jitter: float
 
 def _transfer(
     lab: Lab, case: Case, contender: Contender, jitter: float, entry: dict[str, Any]
-) -> Generator[float, None, None]:
+) -> Generator[Wait, None, None]:
     record = lab.directory / "transfer.json"
     direction = entry["direction"]
     place = ["--record", str(record)] if direction == "download" else ["--id", record.stem]
@@ -102,7 +103,7 @@ def _transfer(
         entry["stalls"] = [asdict(stall) for stall in stalls(ArrivalMeter.load(record), moments)]
 
 
-def _settle(lab: Lab, client: LabProcess, latest: Moment) -> Generator[float, None, None]:
+def _settle(lab: Lab, client: LabProcess, latest: Moment) -> Generator[Wait, None, None]:
     """Wait for a while; and where nothing flows then, let others be measured meanwhile, until something does."""
     since = {link.name: link.counters() for link in lab.links}
     happened = latest.began if latest.usable is None else latest.usable
@@ -110,7 +111,7 @@ def _settle(lab: Lab, client: LabProcess, latest: Moment) -> Generator[float, No
     while client.poll() is None and time.monotonic() < happened + _LOST_S:
         if any(_payload(link.counters().since(since[link.name])) > _FLOWING_BYTES for link in lab.links):
             return
-        yield time.monotonic() + _LOOK_AGAIN_S
+        yield Wait(time.monotonic() + _LOOK_AGAIN_S, exact=False)
     if client.poll() is None:
         client.terminate()
 

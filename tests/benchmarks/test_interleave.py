@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-from benchmarks.interleave import Task, interleaved
+from benchmarks.interleave import Task, Wait, interleaved
 
 
 class Clock:
@@ -20,12 +20,12 @@ class Clock:
         self.now += seconds
 
 
-def measuring(clock: Clock, log: list[str], name: str, work: float, wait: float = 0.0) -> Task[str]:
-    def begin(alone: bool) -> Generator[float, None, str]:
+def measuring(clock: Clock, log: list[str], name: str, work: float, wait: float = 0.0, exact: bool = True) -> Task[str]:
+    def begin(alone: bool) -> Generator[Wait, None, str]:
         log.append(f"{clock.now:g} {name} begins{' alone' if alone else ''}")
         clock.pass_by(work)
         if wait:
-            yield clock.now + wait
+            yield Wait(clock.now + wait, exact)
             log.append(f"{clock.now:g} {name} goes on")
             clock.pass_by(work)
         return name
@@ -60,3 +60,10 @@ def test_several_wait_at_the_same_time():
     )
     assert results == ["c", "b", "a"]
     assert log[3:] == ["5 c goes on", "7 b goes on", "10 a goes on"]
+
+
+def test_what_need_not_go_on_at_an_instant_waits_for_others_to_end():
+    _, log = played(lambda clock, log: [
+        measuring(clock, log, "loose", 1, wait=3, exact=False), measuring(clock, log, "large", 4),
+    ])  # fmt: skip
+    assert log == ["0 loose begins alone", "1 large begins", "5 loose goes on"]
