@@ -63,7 +63,7 @@ class Case(ABC):
     figures: tuple[Figure, ...]
     contenders: tuple[type[Contender], ...] = MOBILE
     directions: tuple[str, ...] = BOTH
-    transfer_bytes: int = 14_000_000  # enough for 1.5 s on Wi-Fi, and `WATCHED_S` and more on LTE
+    transfer_bytes: int = 16_000_000  # enough for 1.5 s on Wi-Fi, and `WATCHED_S` and more on LTE
     config: LabConfig = STANDARD_LAB
     ipv6: bool = False
     congestion: str = ""
