@@ -25,8 +25,11 @@ _JUDGED_S = (1.0, 5.0, 30.0)  # the others are for the plot: downloads, beside t
 _BLOATED = LabConfig([replace(link, queue_ms=500) for link in STANDARD_LAB.links])
 _IPV6 = LabConfig([replace(link, ipv4=False) for link in STANDARD_LAB.links])
 
+SETTLED_S = 1.0
+"""How long after the event (after the new link was there) the server's side is looked at again."""
+
 Look = Callable[[], None]
-"""Takes a sample of the server's side; each event has one just before it."""
+"""Takes a sample of the server's side: just before each event, and `SETTLED_S` after each but the last."""
 
 Play = Generator[Wait, None, list[Moment]]
 """Yields while there is nothing to do."""
@@ -125,9 +128,13 @@ class ExplicitMove(Case):
         moments = []
         for figure, link in zip(self.figures, ("lte", "wifi"), strict=True):
             look()
-            moments.append(Moment(figure.name, time.monotonic()))
+            began = time.monotonic()
+            moments.append(Moment(figure.name, began))
             contender.move(link)
-            time.sleep(WATCHED_S)
+            if figure is not self.figures[-1]:
+                time.sleep(max(0.0, began + SETTLED_S - time.monotonic()))
+                look()
+                time.sleep(max(0.0, began + WATCHED_S - time.monotonic()))
         return moments
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from benchmarks import false_moves_page, many_sessions_page
 from benchmarks.contenders import Msocks
 from benchmarks.curves import Series, svg
-from benchmarks.handoff_cases import MOBILE, NoLink
-from benchmarks.handoff_round import SETTLED_S
+from benchmarks.handoff_cases import MOBILE, SETTLED_S, NoLink
 from benchmarks.handoff_tables import (
     Found,
     amount_table,
@@ -64,7 +63,7 @@ Downloads through MSOCKS. Counters of the server's network namespace from the ev
 next move): retransmission time-outs of all rounds together, and segments sent again in a round (*median / worst*),
 beside the congestion window just before. What was under way is lost with its link: that, and nothing else, has to be
 sent again. The smoothed round trip is what the server's kernel says {settled:g} s after the event (after the new link
-was there; of a move, at the end); that of the path lies between the link's, and that with its queue full. The rate is
+was there); that of the path lies between the link's, and that with its queue full. The rate is
 that of payload from {rated[0]:g} to {rated[1]:g} s after it (*median / least*), beside the link's.
 
 {server}

@@ -9,15 +9,12 @@ from typing import Any
 
 from benchmarks import machine, server_side, world
 from benchmarks.contenders import Contender
-from benchmarks.handoff_cases import Case
+from benchmarks.handoff_cases import SETTLED_S, Case
 from benchmarks.interleave import Wait
 from benchmarks.server_side import Sample
 from benchmarks.stalls import Moment, RecordTooShort, stalls
 from benchmarks.world import BenchmarkError
 from msocks_lab import ArrivalMeter, Lab, LabError, LabProcess, LinkCounters
-
-SETTLED_S = 1.0
-"""How long after the event (after the new link was there) the server's side is looked at again."""
 
 _MOVED_BYTES = 1_000_000  # at least, after the event: far more than probes and control channels
 _LOST_S = 30.0  # after the event: who has not ended then never will

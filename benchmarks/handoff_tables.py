@@ -131,10 +131,9 @@ def server_table(rounds: Iterable[dict[str, Any]]) -> str:
 
 
 def _noticed(entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    samples, stalls = entry["server"], entry["stalls"]
-    for number, stall in enumerate(stalls):
-        before, after = samples[number], samples[number + 1]
-        end = after if number + 1 < len(stalls) else samples[-1]
+    samples = entry["server"]
+    for number, stall in enumerate(entry["stalls"]):
+        before, after, end = samples[2 * number : 2 * number + 3]
         grown = between(before, end)
         yield (
             stall["figure"],
