@@ -87,8 +87,8 @@ that of payload from {rated[0]:g} to {rated[1]:g} s after it (*median / least*),
   is an ordinary one.
 - **wireguard-go**: the TCP connection goes through a tunnel to the proxy's host, which translates it to an address of
   its own; the tunnel's endpoint roams with the mobile node's address. A hook on the kernel's link events
-  (`benchmarks/wireguard_manager.py`) sets the endpoint anew and has a keepalive sent at once: left to itself it took
-  15 s. Nothing moves it off a link that is silent and up.
+  (`benchmarks/wireguard_manager.py`) sets the endpoint anew and has a keepalive sent at once: left to itself it would
+  wait for 15 s without an answer. Nothing moves it off a link that is silent and up.
 
 All use cubic, where a row does not say BBR, and no host remembers metrics of earlier connections.
 
