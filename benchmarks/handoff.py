@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import handoff_round, provenance, publish
+from benchmarks import handoff_round, provenance, publish, wireguard
 from benchmarks.contenders import Contender
 from benchmarks.handoff_cases import CASES, Case
 from benchmarks.handoff_page import write_pages
@@ -49,6 +49,7 @@ def main() -> int:
         for entry in interleaved(_tasks(plan, options)):
             rounds.append(entry)
             _tell(entry)
+    wireguard.tidy()
     rounds.sort(key=lambda entry: int(entry["round"]))
     raw = {**origin, "seed": options.seed, "links": links, "lab": STANDARD_LAB.to_dict()}
     raw |= {"part": options.part, "minutes": round((time.monotonic() - began) / 60, 1), "rounds": rounds}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks import world
 from benchmarks.contenders import Contender
@@ -23,7 +25,14 @@ table ip wireguard {{
 }}
 """
 # The daemon's control socket has a fixed place, which hosts of all labs would share.
-_OWN_DIRECTORY = "mkdir -p /run/wireguard && mount -t tmpfs none /run/wireguard"
+_PLACE = Path("/run/wireguard")
+_OWN_PLACE = f"mkdir -p {_PLACE} && mount -t tmpfs none {_PLACE}"
+
+
+def tidy() -> None:
+    """When all labs have gone: take away the directory that was made for their mounts, if nobody else uses it."""
+    with contextlib.suppress(OSError):
+        _PLACE.rmdir()
 
 
 class WireGuard(Contender):
@@ -58,8 +67,8 @@ class WireGuard(Contender):
         return self.lab.mobile.run(["wg", "show", _INTERFACE, "latest-handshakes"]).stdout.split()[1] != "0"
 
     def _tunnel(self, host: Host, key: str) -> None:
-        host.run(["sh", "-c", _OWN_DIRECTORY])
-        host.popen(["wireguard-go", "-f", _INTERFACE], env={"WG_PROCESS_FOREGROUND": "1"})
+        host.run(["sh", "-c", _OWN_PLACE])
+        host.popen(["wireguard-go", "-f", _INTERFACE])
         world.wait_for(
             lambda: host.run(["wg", "show", _INTERFACE], check=False).returncode == 0, f"wireguard-go on {host.name}"
         )
