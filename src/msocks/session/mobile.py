@@ -319,7 +319,15 @@ class MobileSession:
 
     def _patience(self, link: str) -> float:
         rtt = self._rtt_s.get(link)
-        return ATTEMPT_S if rtt is None else min(ATTEMPT_S, 4 * rtt + ATTEMPT_MARGIN_S)
+        if rtt is None:
+            return ATTEMPT_S
+        # A proxy that a thousand sessions ask at once answers the last of them late: who asks again as soon each time
+        # makes it later still, and no answer ever comes in time.
+        return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * (1 << min(self._rounds_failed(), 10)))
+
+    def _rounds_failed(self) -> int:
+        """How often every link has failed since the last leg stood."""
+        return self._failures // max(1, len(self._links))
 
     def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
         self._generation += 1
