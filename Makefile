@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SCRIPT := PYTHONPATH=. $(PYTHON)
 
-.PHONY: help install test demo lint fmt docs bpf dist lock soak soak-install chaos bench-install bench-handoff bench-relay bench-splice bench-policy clean distclean
+.PHONY: help install test demo lint fmt docs bpf dist lock soak soak-install chaos bench-install bench-handoff bench-false-moves soak-crashes bench-relay bench-splice bench-policy clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,8 +59,15 @@ soak: soak-install  ## the long runs
 chaos: install  ## seeded storms over mixed traffic for an hour; a failing seed is printed and replays
 	@$(SCRIPT) chaos/main.py
 
-bench-handoff: bench-install  ## stalls at a move, beside MPTCP; writes docs/benchmarks/
+soak-crashes: install  ## 10,000 session-moves and 200 kills of the proxy; writes docs/benchmarks/
+	@$(SCRIPT) benchmarks/soak.py --without-volumes --moves 10000 --crashes 200 --page crashes
+
+bench-handoff: bench-install  ## stalls at a move, beside MPTCP and wireguard-go; writes docs/benchmarks/
 	@$(SCRIPT) benchmarks/handoff.py
+	@$(SCRIPT) benchmarks/many_sessions.py
+
+bench-false-moves: install  ## six bad links for ten minutes: does anything move? goes into the page of bench-handoff
+	@$(SCRIPT) benchmarks/false_moves.py
 
 bench-relay: bench-install  ## the relay's throughput, rate and memory, beside pproxy and dante; writes docs/benchmarks/
 	@$(SCRIPT) benchmarks/relay.py

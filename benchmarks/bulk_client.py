@@ -67,11 +67,12 @@ def _transfer(connection: socket.socket, options: argparse.Namespace, meter: Arr
     sender.join()
     if failures:
         raise failures[0]
-    connection.shutdown(socket.SHUT_WR)
     if options.no_receipt:
+        connection.shutdown(socket.SHUT_WR)
         _read_to_end(connection)
         return {"seconds": time.monotonic() - began, "download": asdict(down)}
-    up = Receipt(**json.loads(read_line(connection)))
+    up = Receipt(**json.loads(read_line(connection)))  # before our own end: some proxies end both directions then
+    connection.shutdown(socket.SHUT_WR)
     if up.error or up.bytes != request.upload or up.sha256 != digest:
         raise TransferError(f"The server got {up.bytes} of {request.upload} bytes. {up.error}")
     if connection.recv(1):

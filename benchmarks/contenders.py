@@ -1,17 +1,13 @@
-"""What is put to the test of a moving network: MSOCKS, and MPTCP from end to end."""
+"""What is put to the test of a moving network: MSOCKS, TCP alone, and what others offer."""
 
 from __future__ import annotations
 
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from benchmarks import world
-from benchmarks.world import AGENT_PORT, BenchmarkError, Product
+from benchmarks.world import AGENT_PORT, PATTERN_PORT, BenchmarkError, Product
 from msocks_lab import Lab, LabProcess
-from msocks_lab.process import python_argv
-
-_MPTCPIZE = ("mptcpize", "run")
 
 
 class Contender(ABC):
@@ -19,9 +15,12 @@ class Contender(ABC):
 
     name: str
     title: str
+    start_s = 1.0
+    """About how long `start` takes."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, ipv6: bool = False) -> None:
         self.lab = lab
+        self.target = lab.server.ipv6 if ipv6 else lab.server.ipv4
 
     @abstractmethod
     def start(self, links: Sequence[str]) -> None:
@@ -30,6 +29,10 @@ class Contender(ABC):
     @abstractmethod
     def transfer(self, *arguments: str) -> LabProcess:
         """Start a `bulk_client` whose connection is carried."""
+
+    def carried(self) -> str:
+        """While data flows: what shows that it is not carried as it should be, or nothing."""
+        return ""
 
     @abstractmethod
     def check(self) -> str:
@@ -41,16 +44,18 @@ class Msocks(Contender):
 
     name = "msocks"
     title = "MSOCKS"
+    start_s = 3.5
+    datapath = "splice"
     product: Product
 
     def start(self, links: Sequence[str]) -> None:
         world.start_pattern_server(self.lab)
-        self.product = world.start_product(self.lab, datapath="splice")
+        self.product = world.start_product(self.lab, datapath=self.datapath)
         self.product.wait_links(links)
         self._accepted = self.lab.server.accepted_connections()
 
     def transfer(self, *arguments: str) -> LabProcess:
-        return world.bulk_client(self.lab, "--socks", f"127.0.0.1:{AGENT_PORT}", *arguments)
+        return world.bulk_client(self.lab, "--socks", f"127.0.0.1:{AGENT_PORT}", *arguments, target=self.target)
 
     def move(self, link: str) -> None:
         """`msocks move` for the one flow there is. Raises BenchmarkError where it fails."""
@@ -58,56 +63,23 @@ class Msocks(Contender):
         if done.returncode:
             raise BenchmarkError(f"msocks move ended with {done.returncode}: {done.stderr.strip()}")
 
+    def carried(self) -> str:
+        """A spliced session has no socket toward the server in the proxy's kernel, and the server has the proxy's."""
+        mine = [socket for socket in self.lab.proxy.tcp_sockets() if socket["remote_port"] == PATTERN_PORT]
+        theirs = [
+            socket
+            for socket in self.lab.server.tcp_sockets()
+            if (socket["local_port"], socket["state"]) == (PATTERN_PORT, "ESTABLISHED")
+        ]
+        if mine:
+            return f"the session is not spliced: the proxy has a socket toward the server ({mine[0]['state']})"
+        if [socket["remote_address"] in self.lab.proxy.addresses for socket in theirs] != [True]:
+            return f"the server has these connections: {theirs}"
+        return ""
+
     def check(self) -> str:
         accepted = self.lab.server.accepted_connections() - self._accepted
         return "" if accepted == 1 else f"the server accepted {accepted} connections for one session"
-
-
-class Mptcp(Contender):
-    """MPTCP on both hosts, by `mptcpize`; a network manager keeps one endpoint for each link that is up."""
-
-    lte_flags = ""
-
-    def start(self, links: Sequence[str]) -> None:
-        # The server takes every subflow; the mobile's limits are the network manager's work.
-        self.lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", "2"])
-        world.start_pattern_server(self.lab, wrapper=_MPTCPIZE)
-        endpoints = []
-        for link in self.lab.links:
-            flags = self.lte_flags if link.name == "lte" else ""
-            endpoints.append(f"{link.name}={link.addresses[0]}{flags}")
-        manager = python_argv("benchmarks.mptcp_manager", *endpoints)
-        world.start_ready(self.lab.mobile.popen(manager, stdout=subprocess.PIPE))
-
-    def transfer(self, *arguments: str) -> LabProcess:
-        return world.bulk_client(self.lab, *arguments, wrapper=_MPTCPIZE)
-
-    def check(self) -> str:
-        counters = self._counters()
-        if not counters["MPCapableACKRX"] or counters["MPCapableFallbackACK"]:
-            return "the connection was plain TCP"
-        return "" if counters["MPJoinAckRx"] else "no second subflow was ever opened"
-
-    def _counters(self) -> dict[str, int]:
-        """The server's MPTCP counters."""
-        lines = self.lab.server.run(["cat", "/proc/net/netstat"]).stdout.splitlines()
-        names, values = (line.split()[1:] for line in lines if line.startswith("MPTcpExt:"))
-        return dict(zip(names, map(int, values), strict=True))
-
-
-class MptcpBackup(Mptcp):
-    """The second subflow stands by."""
-
-    name = "mptcp-backup"
-    title = "MPTCP, LTE as backup"
-    lte_flags = ":backup"
-
-
-class MptcpTwo(Mptcp):
-    """Both subflows carry data."""
-
-    name = "mptcp-two"
-    title = "MPTCP, two subflows"
 
 
 class PlainTcp(Contender):
@@ -120,10 +92,7 @@ class PlainTcp(Contender):
         world.start_pattern_server(self.lab)
 
     def transfer(self, *arguments: str) -> LabProcess:
-        return world.bulk_client(self.lab, *arguments)
+        return world.bulk_client(self.lab, *arguments, target=self.target)
 
     def check(self) -> str:
         return ""
-
-
-MOBILE: tuple[type[Contender], ...] = (Msocks, MptcpBackup, MptcpTwo)

@@ -1,4 +1,6 @@
-"""`make bench-handoff`: how long a transfer stalls when its network changes, beside MPTCP on the same topology.
+"""`make bench-handoff`: how long a transfer stalls when its network changes, beside what others offer.
+
+    PYTHONPATH=. .venv/bin/python benchmarks/handoff.py [--rounds 7] [--cases down,silent --output DIR]
 
 Every measurement has a lab of its own; rounds interleave all cases, directions and contenders in random order.
 """
@@ -9,49 +11,50 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, provenance, publish, world
-from benchmarks.contenders import MOBILE, Contender
+from benchmarks import handoff_round, provenance, publish, wireguard
+from benchmarks.contenders import Contender
 from benchmarks.handoff_cases import CASES, Case
-from benchmarks.handoff_page import page, shown_ms
-from benchmarks.stalls import stalls
-from benchmarks.world import BenchmarkError
-from msocks_lab import STANDARD_LAB, ArrivalMeter, Lab, LabError, LinkCounters, measure, measurement_lock
+from benchmarks.handoff_page import write_pages
+from benchmarks.handoff_tables import shown_ms
+from benchmarks.interleave import Task, interleaved
+from msocks_lab import STANDARD_LAB, Lab, measure, measurement_lock
 
 _JITTER_S = 0.3  # so that the cut meets every phase of the transfer
-_LONGEST_S = 60.0
-_MOVED_BYTES = 4_000_000  # at least, after the event
+_DEBIAN = ("mptcpize", "microsocks", "wireguard-go", "iproute2")
+
+Planned = tuple[Case, type[Contender], str]
 
 
 def main() -> int:
     """Measure, and write the page."""
     options = _arguments()
-    chosen = [case for case in CASES if not options.case or case.name in options.case]
-    versions = {name: provenance.debian_version(name) for name in ("mptcpize", "iproute2")}
-    origin = provenance.provenance(versions)
     plan = [
         (case, contender, direction)
-        for case in chosen
+        for case in CASES
+        if case.name in options.cases
         for contender in case.contenders
-        if not options.contender or contender.name in options.contender
-        for direction in ("download", "upload")
+        if contender.name in options.contenders
+        for direction in case.directions
     ]
-    order = random.Random(options.seed)
+    print(f"{options.rounds} rounds of {len(plan)} measurements", flush=True)
+    origin = provenance.provenance({name: provenance.debian_version(name) for name in _DEBIAN})
+    began = time.monotonic()
     with measurement_lock():
         links = list(_validated_links())
-    rounds = []
-    for number in range(1, options.rounds + 1):
-        for case, contender, direction in order.sample(plan, len(plan)):
-            entry = {"round": number, "case": case.name, "contender": contender.name, "direction": direction}
-            entry |= _measurement(case(), contender, direction, order.uniform(0, _JITTER_S))
+        rounds = []
+        for entry in interleaved(_tasks(plan, options)):
             rounds.append(entry)
             _tell(entry)
-    raw = {**origin, "seed": options.seed, "links": links, "lab": STANDARD_LAB.to_dict(), "rounds": rounds}
-    publish.publish(options.output, "handoff", raw, page(raw))
+    wireguard.tidy()
+    rounds.sort(key=lambda entry: int(entry["round"]))
+    raw = {**origin, "seed": options.seed, "links": links, "lab": STANDARD_LAB.to_dict()}
+    raw |= {"part": options.part, "minutes": round((time.monotonic() - began) / 60, 1), "rounds": rounds}
+    publish.write_raw(options.output, "handoff", raw)
+    write_pages(options.output)
     return 0
 
 
@@ -59,12 +62,36 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=1, help="of the order and the instants of the events")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
-    parser.add_argument("--contender", action="append", choices=[item.name for item in MOBILE])
-    parser.add_argument("--output", type=Path, default=publish.PAGES, help="directory for the page and the raw rounds")
+    cases, contenders = (
+        [case.name for case in CASES],
+        list(dict.fromkeys(kind.name for c in CASES for kind in c.contenders)),
+    )
+    parser.add_argument("--cases", type=_names_of(cases), default=cases, metavar="NAME,...", help=", ".join(cases))
+    parser.add_argument(
+        "--contenders", type=_names_of(contenders), default=contenders, metavar="NAME,...", help=", ".join(contenders)
+    )
+    parser.add_argument(
+        "--patience", type=float, default=handoff_round.PATIENCE_S, metavar="S", help="for the machine to be quiet"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="directory for page, plot and raw rounds; a part of the cases needs one of its own"
+    )
     options = parser.parse_args()
-    options.output = options.output.resolve()
+    options.part = (options.cases, options.contenders) != (cases, contenders)
+    if options.part and options.output in (None, publish.PAGES):
+        parser.error("a part of the benchmark does not go into its page: give --output DIR")
+    options.output = (options.output or publish.PAGES).resolve()
     return options
+
+
+def _names_of(known: Sequence[str]) -> Any:
+    def names(text: str) -> list[str]:
+        given = text.split(",")
+        if unknown := set(given) - set(known):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: known are {', '.join(known)}")
+        return [name for name in known if name in given]
+
+    return names
 
 
 def _validated_links() -> Iterator[dict[str, Any]]:
@@ -74,66 +101,31 @@ def _validated_links() -> Iterator[dict[str, Any]]:
             yield measure(lab, link.name).to_dict()
 
 
-def _measurement(case: Case, kind: type[Contender], direction: str, jitter: float) -> dict[str, Any]:
-    """One transfer in a lab of its own. What goes wrong is part of the result."""
-    quiet = machine.wait_until_quiet()
-    with measurement_lock(), Lab(STANDARD_LAB) as lab:
-        entry: dict[str, Any] = {"machine": asdict(quiet), "error": "", "stalls": []}
-        try:
-            case.prepare(lab)
-            contender = kind(lab)
-            contender.start(case.links)
-            entry |= _transfer(lab, case, contender, direction, jitter)
-        except (BenchmarkError, LabError) as error:
-            entry["error"] = str(error)
-        if entry["error"]:
-            entry["stalls"] = [{"figure": figure, "longest_ms": None, "resumed_ms": None} for figure in case.figures]
-            entry["sockets"] = {
-                host: lab.host(host).run(["ss", "-tnoi"]).stdout for host in ("mobile", "proxy", "server")
-            }
-            entry["logs"] = lab.logs()
-        return entry
+def _tasks(plan: list[Planned], options: argparse.Namespace) -> list[Task[dict[str, Any]]]:
+    order = random.Random(options.seed)
+    return [
+        _task(number, planned, order.uniform(0, _JITTER_S), options.patience)
+        for number in range(1, options.rounds + 1)
+        for planned in order.sample(plan, len(plan))
+    ]
 
 
-def _transfer(lab: Lab, case: Case, contender: Contender, direction: str, jitter: float) -> dict[str, Any]:
-    record = lab.directory / "transfer.json"
-    place = ["--record", str(record)] if direction == "download" else ["--id", record.stem]
-    client = contender.transfer(f"--{direction}", str(case.transfer_bytes), *place)
+def _task(number: int, planned: Planned, jitter: float, patience_s: float) -> Task[dict[str, Any]]:
+    case, kind, direction = planned
 
-    def under_way() -> bool:
-        crossed = [link.counters() for link in lab.links]
-        return sum(link.bytes_up + link.bytes_down for link in crossed) > case.under_way_bytes
+    def begin(alone: bool) -> handoff_round.Round:
+        # Another one that waits for its link must not wait longer, and is part of what the machine does.
+        patience = patience_s if alone else 0.0
+        entry = yield from handoff_round.measurement(case, kind, direction, jitter, patience)
+        return {"round": number, **entry}
 
-    world.wait_for(under_way, f"{case.under_way_bytes} bytes to cross the links")
-    time.sleep(case.warm_s + jitter if case.warm_s else 0)
-    before = {link.name: link.counters() for link in lab.links}
-    moments = case.play(lab, contender)
-    result = world.result_of(client, _LONGEST_S)
-    crossed = {link.name: link.counters().since(before[link.name]) for link in lab.links}
-    entry = {
-        "error": result["error"] or contender.check() or _unmoved(crossed["lte"]),
-        "seconds": result.get("seconds"),
-        "crossed_since": {name: asdict(counters) for name, counters in crossed.items()},
-        "events": [asdict(event) for event in lab.events()],
-        "moments": [asdict(moment) for moment in moments],
-    }
-    if not entry["error"]:
-        world.wait_for(record.exists, "the record of arrivals")
-        entry["stalls"] = [asdict(stall) for stall in stalls(ArrivalMeter.load(record), moments)]
-    return entry
-
-
-def _unmoved(lte: LinkCounters) -> str:
-    """What contradicts that data and acknowledgements crossed LTE, by the counters of the mobile's interface."""
-    data, acknowledgements = max(lte.bytes_up, lte.bytes_down), min(lte.bytes_up, lte.bytes_down)
-    if data < _MOVED_BYTES or acknowledgements < _MOVED_BYTES // 1000:
-        return f"only {lte.bytes_down} bytes down and {lte.bytes_up} up crossed LTE: the transfer did not move"
-    return ""
+    return Task(handoff_round.estimate_s(case, kind), begin)
 
 
 def _tell(entry: dict[str, Any]) -> None:
     figures = ", ".join(
-        f"{stall['figure']} {shown_ms(stall['resumed_ms'])} (longest {shown_ms(stall['longest_ms'])})"
+        f"{stall['figure']} {shown_ms(stall['resumed_ms'])} (longest {shown_ms(stall['longest_ms'])}, "
+        f"256 KB {shown_ms(stall['amount_ms'])})"
         for stall in entry["stalls"]
     )
     head = f"{entry['round']:2}  {entry['contender']:13} {entry['direction']:9} {figures} ms"

@@ -1,22 +1,34 @@
-"""The page of `make bench-handoff`, made of the raw rounds alone."""
+"""The page of `make bench-handoff`, made of the raw results alone: of its own, and of those that are run apart."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import MOBILE, Contender, Msocks, PlainTcp
-from benchmarks.handoff_cases import CASES
-from benchmarks.publish import origin
-from benchmarks.stalls import WATCHED_S
-from benchmarks.summary import LOST, Spread, Target, markdown_table, shown
+from benchmarks import false_moves_page, many_sessions_page
+from benchmarks.contenders import Msocks
+from benchmarks.curves import Series, svg
+from benchmarks.handoff_cases import MOBILE, SETTLED_S, NoLink
+from benchmarks.handoff_tables import (
+    Found,
+    amount_table,
+    figures,
+    link_table,
+    plain_table,
+    server_table,
+    spreads,
+    stall_table,
+)
+from benchmarks.publish import origin, read_raw, write_page
+from benchmarks.stalls import RATED_S, WATCHED_S
+
+PLOT = "handoff-outage.svg"
 
 _PAGE = """\
 # Stalls at a move
 
-How long a transfer stalls when its network changes. A stall is the longest gap between two arrivals of bytes at the
-receiver, in ms, from the event to the end of the transfer (to the next move, where there is one), which is at least
+{part}How long a transfer stalls when its network changes. A stall is the longest gap between two arrivals of bytes at
+the receiver, in ms, from the event to the end of the transfer (to the next move, where there is one), which is at least
 {watched} s later. One connection, as fast as it can go, from the lab's server to the mobile node (download) or the
 other way (upload); every byte is checked. Where there is no link for a while, the figure is the excess: what comes
 after the instant at which the new link has carrier, address and route.
@@ -27,7 +39,8 @@ longer than any stall.
 
 {longest}
 
-*Target* is what MSOCKS has to keep; *kept* says whether it does.
+*Target* is what MSOCKS has to keep with its median; *kept* says whether it does, *ahead of all* whether its median is
+less than that of every other contender but TCP, to which nothing happens.
 
 The gaps of the first table may come some time after the event. A TCP connection fills the queue of its link (100 ms)
 and then loses packets there: that is the row where nothing happens. For the first ten seconds on a new link MSOCKS
@@ -36,18 +49,48 @@ a first link, its legs are like any other connection. This is how long it took u
 
 {resumed}
 
+{plot}
+
+## The first 256 KB
+
+Ms from the moment Wi-Fi went down until 256 KB had arrived that had not before.
+
+{amount}
+
+## What the server notices
+
+Downloads through MSOCKS. Counters of the server's network namespace from the event to the end of the transfer (to the
+next move): retransmission time-outs of all rounds together, and segments sent again in a round (*median / worst*),
+beside the congestion window just before. What was under way is lost with its link: that, and nothing else, has to be
+sent again. The smoothed round trip is what the server's kernel says {settled:g} s after the event (after the new link
+was there); that of the path lies between the link's, and that with its queue full. The rate is
+that of payload from {rated[0]:g} to {rated[1]:g} s after it (*median / least*), beside the link's.
+
+{server}
+
+{many}
+
+{false_moves}
+
 ## Contenders
 
-- **MSOCKS**: an ordinary SOCKS5 client, `msocks agent` on the mobile node, `msocks proxy`, an ordinary server. The
-  server accepted exactly one connection in every round that is not `lost`. `msocks move` is timed from the start
-  of the command.
+- **MSOCKS**: an ordinary SOCKS5 client, `msocks agent` on the mobile node, `msocks proxy --datapath splice`, an
+  ordinary server. In every round that is not `lost` the server accepted exactly one connection, and while data flowed
+  the proxy's kernel had no socket toward it: the session was spliced. `msocks move` is timed from the start of the
+  command.
 - **TCP**: a connection that has LTE alone from its beginning, and nothing happens to it.
-- **MPTCP**: `mptcpize run` on client and server, no proxy. A network manager on the mobile node
+- **MPTCP, LTE as backup**: `mptcpize run` on client and server, no proxy. A network manager on the mobile node
   (`benchmarks/mptcp_manager.py`) follows the kernel's link events, as NetworkManager does, and keeps one endpoint
-  for each link that is up: LTE with the flag `backup`, or two equal subflows. The server's counters show in
-  every round that MPTCP was spoken and a second subflow opened.
+  for each link that is up: LTE with the flag `backup`. The server's counters show in every round that MPTCP was spoken
+  and a second subflow opened.
+- **MPTCP to a SOCKS proxy**: the same to microsocks on the proxy's host, under `mptcpize run` as well; the server
+  is an ordinary one.
+- **wireguard-go**: the TCP connection goes through a tunnel to the proxy's host, which translates it to an address of
+  its own; the tunnel's endpoint roams with the mobile node's address. A hook on the kernel's link events
+  (`benchmarks/wireguard_manager.py`) sets the endpoint anew and has a keepalive sent at once: left to itself it would
+  wait for 15 s without an answer. Nothing moves it off a link that is silent and up.
 
-All use cubic, and no host remembers metrics of earlier connections.
+All use cubic, where a row does not say BBR, and no host remembers metrics of earlier connections.
 
 ## The links
 
@@ -58,73 +101,81 @@ All use cubic, and no host remembers metrics of earlier connections.
 {origin}
 """
 
+_PART = """\
+**A part of the benchmark**: not all of its cases and contenders were measured.
 
-def shown_ms(value: float | None) -> str:
-    """A stall of a round; None is a transfer that was lost."""
-    return shown(LOST if value is None else value)
+"""
 
+_PLOT = f"""\
+![Stall against outage]({PLOT})
 
-def spreads(rounds: list[dict[str, Any]], kind: str) -> dict[tuple[str, str, str], Spread]:
-    """The stalls in ms ("longest_ms" or "resumed_ms") by figure, direction and contender."""
-    values = defaultdict(list)
-    for entry in rounds:
-        for stall in entry["stalls"]:
-            value = stall[kind]
-            values[stall["figure"], entry["direction"], entry["contender"]].append(LOST if value is None else value)
-    return {key: Spread(tuple(found)) for key, found in values.items()}
+*The same excess against the length of the outage, downloads: medians, with all rounds as whiskers. A restart was up
+to {{late:.0f}} ms late; the outage was longer by that.*
+"""
 
 
-def _figures() -> Iterator[tuple[str, str, Target]]:
-    for case in CASES:
-        for figure, (title, target) in case.figures.items():
-            yield figure, title, target
+def write_pages(directory: Path) -> None:
+    """Write DIRECTORY/handoff.md and its plot anew, of what is in DIRECTORY/data. Raises ValueError if nothing is."""
+    raw = read_raw(directory, "handoff")
+    if raw is None:
+        raise ValueError(f"{directory} has no results of `make bench-handoff`: run that first")
+    drawing = plot(raw)
+    if drawing:
+        (directory / PLOT).write_text(drawing)
+    many, false_moves = (read_raw(directory, name) for name in ("handoff-many", "handoff-false-moves"))
+    write_page(directory, "handoff", page(raw, many, false_moves))
 
 
-def _cell(spread: Spread | None) -> str:
-    return "-" if spread is None else f"{shown(spread.median)} / {shown(spread.most)}"
-
-
-def _stall_table(found: dict[tuple[str, str, str], Spread], *, judged: bool) -> str:
-    present = {contender for _, _, contender in found}
-    known: tuple[type[Contender], ...] = (*MOBILE, PlainTcp)
-    contenders = [contender for contender in known if contender.name in present]
-    rows = []
-    for figure, title, target in _figures():
-        for direction in ("download", "upload"):
-            spread = found.get((figure, direction, Msocks.name))
-            cells = [_cell(found.get((figure, direction, contender.name))) for contender in contenders]
-            if judged:
-                kept = "-" if spread is None else "yes" if target.met(spread) else "**no**"
-                cells += [str(target), kept]
-            if any((figure, direction, contender) in found for contender in present):
-                rows.append([title, direction, *cells])
-    heading = ["", "", *(contender.title for contender in contenders), *(("target", "kept") if judged else ())]
-    return markdown_table(heading, rows, text_columns=2)
-
-
-def _link_table(raw: dict[str, Any]) -> str:
-    rows = []
-    for link, measured in zip(raw["lab"]["links"], raw["links"], strict=True):
-        rows.append([
-            link["name"],
-            f"{link['rtt_ms']:g}",
-            f"{measured['rtt_median_ms']:.1f} ({measured['rtt_min_ms']:.1f} to {measured['rtt_max_ms']:.1f})",
-            f"{link['rate_mbit']:g}",
-            f"{measured['down_mbit']:.1f} / {measured['up_mbit']:.1f}",
-            f"{link['queue_ms']:g}",
-        ])  # fmt: skip
-    heading = ["", "RTT set, ms", "RTT measured, ms", "rate set, Mbit/s", "measured down / up, Mbit/s", "queue, ms"]
-    return markdown_table(heading, rows)
-
-
-def page(raw: dict[str, Any]) -> str:
+def page(raw: dict[str, Any], many: dict[str, Any] | None = None, false_moves: dict[str, Any] | None = None) -> str:
     """The page. Raises KeyError for raw data of another schema."""
+    rounds = raw["rounds"]
+    late = max((lateness for entry in rounds for lateness in _lateness_ms(entry)), default=0.0)
     return _PAGE.format(
+        part=_PART if raw["part"] else "",
         watched=WATCHED_S,
-        rounds=max(entry["round"] for entry in raw["rounds"]),
+        settled=SETTLED_S,
+        rated=RATED_S,
+        rounds=max(entry["round"] for entry in rounds),
         seed=raw["seed"],
-        longest=_stall_table(spreads(raw["rounds"], "longest_ms"), judged=True),
-        resumed=_stall_table(spreads(raw["rounds"], "resumed_ms"), judged=False),
-        links=_link_table(raw),
+        longest=stall_table(spreads(rounds, "longest_ms")),
+        resumed=plain_table(spreads(rounds, "resumed_ms")),
+        plot=_PLOT.format(late=late) if plot(raw) else "",
+        amount=amount_table(spreads(rounds, "amount_ms")),
+        server=server_table(rounds),
+        many=many_sessions_page.section(many),
+        false_moves=false_moves_page.section(false_moves),
+        links=link_table(raw),
         origin=origin(raw, "data/handoff.json"),
     )
+
+
+def plot(raw: dict[str, Any]) -> str:
+    """The excess against the length of the outage, where there are two lengths."""
+    found = spreads(raw["rounds"], "longest_ms")
+    series = [
+        Series(kind.title, points, ours=kind is Msocks) for kind in MOBILE if (points := _by_length(found, kind.name))
+    ]
+    if len({length for each in series for length in each.points}) < 2:
+        return ""
+    return svg("Stall beyond the outage, downloads", "length of the outage, s", "ms", series)
+
+
+def _by_length(found: Found, contender: str) -> dict[float, Any]:
+    points = {}
+    for case, figure in figures():
+        spread = found.get((figure.name, "download", contender))
+        if isinstance(case, NoLink) and not case.congestion and spread is not None:
+            points[case.waits_s] = spread
+    return points
+
+
+def _lateness_ms(entry: dict[str, Any]) -> list[float]:
+    """By how much an outage was longer than it should have been."""
+    lengths = {case.name: case.waits_s for case, _ in figures() if isinstance(case, NoLink)}
+    if entry["case"] not in lengths or entry["error"]:
+        return []
+    return [
+        (moment["usable"] - moment["began"] - lengths[entry["case"]]) * 1000
+        for moment in entry["moments"]
+        if moment["usable"] is not None
+    ]

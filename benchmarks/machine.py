@@ -38,16 +38,19 @@ def busy_seconds() -> float:
     return _processor_times()[0]
 
 
-def wait_until_quiet(patience_s: float = _PATIENCE_S) -> Quiet:
-    """Wait until nobody else needs much of the machine; after `patience_s` seconds go on all the same."""
+def wait_until_quiet(patience_s: float = _PATIENCE_S, sample_s: float = _SAMPLE_S) -> Quiet:
+    """Wait until nobody else needs much of the machine, as a while of `sample_s` shows.
+
+    After `patience_s` seconds go on all the same.
+    """
     began = time.monotonic()
     told = False
     while True:
         busy, idle = _processor_times()
-        time.sleep(_SAMPLE_S)
+        time.sleep(sample_s)
         busy_now, idle_now = _processor_times()
         share = (busy_now - busy) / (busy_now - busy + idle_now - idle)
-        waited = time.monotonic() - began - _SAMPLE_S
+        waited = time.monotonic() - began - sample_s
         if share <= _BUSY or waited > patience_s:
             return Quiet(round(share, 3), os.getloadavg()[0], round(waited, 1))
         if not told:

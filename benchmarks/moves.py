@@ -1,8 +1,9 @@
 """Many sessions moved again and again for random causes, under load: every byte has to be right, no session lost.
 
-    python -m benchmarks.moves [--moves 500] [--sessions 28] [--seed N]
+    python -m benchmarks.moves [--moves 500] [--sessions 28] [--crashes 0] [--seed N]
 
-`make soak` runs this, too. The seed decides what happens in which order; it is printed.
+`make soak` runs this, too. The seed decides what happens in which order; it is printed. With `--crashes` the proxy is
+killed so often (SIGKILL), in the middle of whatever happens, and started again; its datapath is the splice then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from typing import Any
 
 from benchmarks import world
 from benchmarks.world import AGENT_PORT, BenchmarkError, Product
-from msocks_lab import STANDARD_LAB, CutMode, Lab, LabProcess, Link, measurement_lock
+from msocks_lab import STANDARD_LAB, CutMode, Lab, LabError, LabProcess, Link, measurement_lock
 
 MOVES = 500
 SESSIONS = 28  # at a time; several may end between two looks
@@ -28,6 +30,8 @@ _PIECE_BYTES = 12_000_000  # of each session in each of its directions
 _PAUSE_S = (0.2, 1.5)  # between events
 _LONGEST_END_S = 300.0
 _STUCK_S = 120.0  # without a single move
+_KILL_AFTER_S = (0.0, 1.5)  # the event has begun
+_PROXY_GONE_S = (0.0, 1.5)
 
 
 @dataclass(slots=True)
@@ -59,11 +63,15 @@ class Storm:
     product: Product
     chance: random.Random
     sessions: int
+    datapath: str
+    crashes: int = 0
     running: list[Session] = field(default_factory=list)
     ended: list[Session] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     _moves: dict[str, int] = field(default_factory=dict)  # by session id
+    _proxy: LabProcess = field(init=False)
     _flows: list[dict[str, Any]] = field(default_factory=list)
+    killed: int = 0
 
     @property
     def moves(self) -> int:
@@ -72,11 +80,15 @@ class Storm:
 
     def play(self, moves: int) -> None:
         """Cause events until there were so many session-moves, then let all sessions end. Raises BenchmarkError."""
+        self._proxy = self.product.proxy
         self._tend(start=True)
         world.wait_for(lambda: len(self._observe()) >= self.sessions, "the sessions to begin", 30.0)
         latest, at = 0, time.monotonic()
-        while self.moves < moves:
-            self._cause_something()
+        while self.moves < moves or self.killed < self.crashes:
+            if self.killed * moves < self.crashes * self.moves or self.moves >= moves:
+                self._cause_something_and_crash()
+            else:
+                self._cause_something()
             self._observe()
             self._tend(start=True)
             if self.moves > latest:
@@ -146,6 +158,32 @@ class Storm:
                 f"  {len(self.events):4} events, {before:5} session-moves, {len(self.ended)} sessions ended", flush=True
             )
 
+    def _cause_something_and_crash(self) -> None:
+        """Kill the proxy while something happens, and start the next one after a while."""
+        wait_s, gone_s = self.chance.uniform(*_KILL_AFTER_S), self.chance.uniform(*_PROXY_GONE_S)
+        failures: list[BaseException] = []
+
+        def crash() -> None:
+            try:
+                time.sleep(wait_s)
+                self._proxy.kill()
+                self._proxy.wait()
+                time.sleep(gone_s)
+                self._proxy = world.start_proxy(self.lab, world.state_of(self.lab), self.datapath)
+            except (BenchmarkError, LabError, OSError) as error:
+                failures.append(error)
+
+        killer = threading.Thread(target=crash)
+        killer.start()
+        try:
+            self._cause_something()
+        finally:
+            killer.join()
+        self.events[-1]["proxy_killed_after_s"] = round(wait_s, 3)
+        if failures:
+            raise BenchmarkError(f"The proxy did not start again: {failures[0]}") from failures[0]
+        self.killed += 1
+
     def _any_link(self) -> Link:
         return self.chance.choice(self.lab.links)
 
@@ -178,22 +216,27 @@ class Storm:
             link.restore()
 
 
-def run(seed: int, moves: int = MOVES, sessions: int = SESSIONS, logs: Path | None = None) -> dict[str, Any]:
+def run(
+    seed: int, moves: int = MOVES, sessions: int = SESSIONS, crashes: int = 0, logs: Path | None = None
+) -> dict[str, Any]:
     """One run in a lab of its own; its raw result. `logs` is a directory to keep. Raises BenchmarkError, LabError."""
-    print(f"At least {moves} session-moves over {sessions} sessions; seed {seed}", flush=True)
+    print(f"At least {moves} session-moves over {sessions} sessions, {crashes} crashes; seed {seed}", flush=True)
+    datapath = "splice" if crashes else world.RELAY  # what the relay holds dies with it
     began = time.monotonic()
     with Lab(STANDARD_LAB, directory=logs) as lab:
         world.start_pattern_server(lab)
-        product = world.start_product(lab)
+        product = world.start_product(lab, datapath)
         product.wait_links([link.name for link in lab.links])
         accepted = lab.server.accepted_connections()
-        storm = Storm(lab, product, random.Random(seed), sessions)
+        storm = Storm(lab, product, random.Random(seed), sessions, datapath, crashes)
         storm.play(moves)
         lost = [session for session in storm.ended if session.error]
         return {
             "seed": seed,
             "seconds": round(time.monotonic() - began, 1),
             "session_moves": storm.moves,
+            "datapath": datapath,
+            "crashes": storm.killed,
             "sessions": [session.as_json() for session in storm.ended],
             "sessions_lost": len(lost),
             "fewest_concurrent": min(event["concurrent"] for event in storm.events),
@@ -222,15 +265,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="moves", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--moves", type=int, default=MOVES)
     parser.add_argument("--sessions", type=int, default=SESSIONS)
+    parser.add_argument("--crashes", type=int, default=0, help="of the proxy, which splices then")
     parser.add_argument("--logs", type=Path, help="new directory for what all programs log, to be kept")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     options = parser.parse_args()
     with measurement_lock():
-        result = run(options.seed, options.moves, options.sessions, options.logs)
+        result = run(options.seed, options.moves, options.sessions, options.crashes, options.logs)
     problems = failures(result, options.moves)
     for problem in problems:
         print(problem)
-    print(f"{result['session_moves']} session-moves, {len(result['sessions'])} sessions, {result['seconds']} s")
+    print(f"{result['session_moves']} session-moves, {len(result['sessions'])} sessions, {result['crashes']} crashes, "
+          f"{result['seconds']} s")  # fmt: skip
     return 1 if problems else 0
 
 

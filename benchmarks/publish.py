@@ -29,8 +29,28 @@ def origin(provenance: dict[str, Any], raw: str) -> str:
 
 def publish(directory: Path, name: str, raw: dict[str, Any], page: str) -> None:
     """Write DIRECTORY/NAME.md and DIRECTORY/data/NAME.json."""
+    write_raw(directory, name, raw)
+    write_page(directory, name, page)
+
+
+def write_raw(directory: Path, name: str, raw: dict[str, Any]) -> None:
+    """Write DIRECTORY/data/NAME.json."""
     data = directory / "data" / f"{name}.json"
     data.parent.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps({"schema": 1, **raw}, indent=1, allow_nan=False) + "\n")
+    print(f"\nWritten: {data}")
+
+
+def read_raw(directory: Path, name: str) -> dict[str, Any] | None:
+    """What `write_raw` wrote, if it has."""
+    data = directory / "data" / f"{name}.json"
+    if not data.exists():
+        return None
+    raw: dict[str, Any] = json.loads(data.read_text())
+    return raw
+
+
+def write_page(directory: Path, name: str, page: str) -> None:
+    """Write DIRECTORY/NAME.md."""
     (directory / f"{name}.md").write_text(page.rstrip() + "\n")
-    print(f"\nWritten: {directory / name}.md and {data}")
+    print(f"Written: {directory / name}.md")

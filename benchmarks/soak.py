@@ -25,7 +25,8 @@ def main() -> int:
     origin = provenance.provenance({})
     print(f"Seed {options.seed}", flush=True)
     volumes, problems = [], []
-    for amount in (_STEADY, Volume(bytes=options.gigabytes * 1_000_000_000, rate=0, move_every_s=1.0)):
+    amounts = (_STEADY, Volume(bytes=options.gigabytes * 1_000_000_000, rate=0, move_every_s=1.0))
+    for amount in () if options.without_volumes else amounts:
         machine.wait_until_quiet()
         with measurement_lock():
             result = volume.run(amount, options.seed)
@@ -36,12 +37,13 @@ def main() -> int:
     for number in range(options.storms):
         machine.wait_until_quiet()
         with measurement_lock():
-            storm = moves.run(options.seed + number, options.moves, options.sessions)
+            storm = moves.run(options.seed + number, options.moves, options.sessions, options.crashes)
         storms.append(storm)
         problems += moves.failures(storm, options.moves)
-        print(f"{storm['session_moves']} session-moves, {len(storm['sessions'])} sessions, {storm['seconds']} s")
+        print(f"{storm['session_moves']} session-moves, {len(storm['sessions'])} sessions, {storm['crashes']} crashes, "
+              f"{storm['seconds']} s")  # fmt: skip
     raw = {**origin, "seed": options.seed, "volumes": volumes, "storms": storms, "problems": problems}
-    publish.publish(options.output, "soak", raw, page(raw))
+    publish.publish(options.output, options.page, raw, page(raw, options.page))
     for problem in problems:
         print(f"FAILED: {problem}")
     return 1 if problems else 0
@@ -50,10 +52,13 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
+    parser.add_argument("--without-volumes", action="store_true", help="the moves alone")
     parser.add_argument("--gigabytes", type=int, default=10, help="each way, as fast as it goes")
     parser.add_argument("--moves", type=int, default=moves.MOVES, help="session-moves of a run")
     parser.add_argument("--sessions", type=int, default=moves.SESSIONS, help="at a time")
+    parser.add_argument("--crashes", type=int, default=0, help="of the proxy in a run, which splices then")
     parser.add_argument("--storms", type=int, default=1, help="runs of so many moves, each with a seed of its own")
+    parser.add_argument("--page", default="soak", help="name of the page")
     parser.add_argument("--output", type=Path, default=publish.PAGES, help="directory for the page and the raw results")
     options = parser.parse_args()
     options.output = options.output.resolve()

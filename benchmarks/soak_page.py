@@ -10,7 +10,7 @@ from benchmarks.summary import markdown_table
 from benchmarks.volume import FLAT_BYTES
 
 _PAGE = """\
-# Long runs
+# {title}
 
 {verdict}
 
@@ -18,8 +18,9 @@ _PAGE = """\
 
 Sessions through agent and proxy that download, upload, or do both, as fast as Wi-Fi (50 Mbit/s, 5 ms) and LTE
 (20 Mbit/s, 50 ms) let them together; one that ends is followed by another. Meanwhile one thing after the other happens,
-at random. Each session that gets another leg counts as one session-move. Every byte is checked, and the server has to
-accept one connection for each session.
+at random. Each session that gets another leg counts as one session-move. Where the proxy is killed
+(SIGKILL), that is in the middle of what happens, and the next one starts up to 1.5 s later. Every byte is checked, and
+the server has to accept one connection for each session.
 
 {storms}
 
@@ -27,6 +28,14 @@ What happened:
 
 {causes}
 
+{memory}## Origin
+
+Seed {seed}.
+
+{origin}
+"""
+
+_MEMORY = """\
 ## Much data, flat memory
 
 One session, both directions at once, `msocks move` about every second; resident set of agent and proxy, sampled ten
@@ -35,16 +44,21 @@ what an allocator keeps or gives back.
 
 {volumes}
 
-## Origin
-
-Seed {seed}.
-
-{origin}
 """
 
 
 def _storm_table(storms: list[dict[str, Any]]) -> str:
-    heading = ["seed", "session-moves", "sessions", "at a time, at least", "lost", "connections at the server", "s"]
+    heading = [
+        "seed",
+        "session-moves",
+        "sessions",
+        "at a time, at least",
+        "lost",
+        "connections at the server",
+        "datapath",
+        "proxy killed",
+        "s",
+    ]
     rows = []
     for storm in storms:
         figures = [
@@ -54,6 +68,8 @@ def _storm_table(storms: list[dict[str, Any]]) -> str:
             storm["fewest_concurrent"],
             storm["sessions_lost"],
             storm["server_connections"],
+            storm["datapath"],
+            storm["crashes"],
             storm["seconds"],
         ]
         rows.append([str(figure) for figure in figures])
@@ -86,16 +102,21 @@ def _volume_table(volumes: list[dict[str, Any]]) -> str:
     return markdown_table(heading, rows)
 
 
-def page(raw: dict[str, Any]) -> str:
-    """The page. Raises KeyError for raw data of another schema."""
+def _memory(volumes: list[dict[str, Any]]) -> str:
+    """Nothing where it was not looked at."""
+    return _MEMORY.format(volumes=_volume_table(volumes), flat=FLAT_BYTES / 1e6) if volumes else ""
+
+
+def page(raw: dict[str, Any], name: str = "soak") -> str:
+    """The page NAME.md. Raises KeyError for raw data of another schema."""
     problems = [f"- **Failed**: {problem}." for problem in raw["problems"]]
-    good = "Every byte was right, no session was lost, and memory stayed flat."
+    good = "Every byte was right, no session was lost" + (", and memory stayed flat." if raw["volumes"] else ".")
     return _PAGE.format(
+        title="Long runs" if raw["volumes"] else "Moves and crashes",
         verdict="\n".join(problems) or good,
         storms=_storm_table(raw["storms"]),
         causes=_cause_table(raw["storms"]),
-        volumes=_volume_table(raw["volumes"]),
-        flat=FLAT_BYTES / 1e6,
+        memory=_memory(raw["volumes"]),
         seed=raw["seed"],
-        origin=origin(raw, "data/soak.json"),
+        origin=origin(raw, f"data/{name}.json"),
     )

@@ -39,6 +39,7 @@ Measurement = Callable[[Contender], dict[str, Any]]
 
 TAKING_PART: dict[str, tuple[type[Contender], ...]] = {
     "latency": (Forwarding, Msocks, Beside, Dante, Haproxy),
+    "programs": (Msocks,),
     "throughput": (Forwarding, Msocks, Dante, Haproxy),
     "rate": (Forwarding, Msocks, Dante, Microsocks, Haproxy),
     "memory": (Forwarding, Msocks, Dante, Microsocks, Haproxy),
@@ -46,6 +47,7 @@ TAKING_PART: dict[str, tuple[type[Contender], ...]] = {
     "churn": (Msocks,),
 }
 _ONCE = ("hold", "churn")  # long, and what they count is exact
+_PINNED = ("latency", "programs")
 
 
 def main() -> int:
@@ -62,7 +64,7 @@ def main() -> int:
         names = [name for name in options.only or TAKING_PART if number == 1 or name not in _ONCE]
         for name in order.sample(names, len(names)):
             kinds = order.sample(chosen[name], len(chosen[name]))
-            for entry in _turns(kinds, measurements[name], options.datapath, pinned=name == "latency"):
+            for entry in _turns(kinds, measurements[name], options.datapath, pinned=name in _PINNED):
                 rounds.append({"round": number, "measurement": name, **entry})
                 _tell(rounds[-1])
     raw = {**origin, "seed": options.seed, "datapath": options.datapath}
@@ -104,6 +106,7 @@ def _measurements(options: argparse.Namespace) -> dict[str, Measurement]:
     durations = _durations(options)
     return {
         "latency": lambda contender: splice_flows.latency(contender, durations),
+        "programs": lambda contender: splice_flows.programs(contender, durations),
         "throughput": lambda contender: splice_flows.throughput(contender, durations),
         "rate": lambda contender: splice_flows.rate(contender, durations),
         "memory": lambda contender: splice_sessions.memory(contender, options.memory_sessions),
@@ -143,6 +146,9 @@ def _tell(entry: dict[str, Any]) -> None:
     match entry:
         case {"error": str(error)} if error:
             text = error.strip().splitlines()[-1]
+        case {"measurement": "programs"}:
+            text = ", ".join(f"{family} {name} {runs['runs']:.2f} x {runs['ns']:.0f} ns"
+                             for family in ("ipv4", "ipv6") for name, runs in entry[family].items())  # fmt: skip
         case {"ipv4": _, "ipv6": _}:
             families = (f"{name} {entry[name]['mean_us']:.2f} / {entry[name]['median_us']:.2f} / "
                         f"{entry[name]['p99_us']:.2f}" for name in ("ipv4", "ipv6"))  # fmt: skip

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import bpf_programs, machine
 from benchmarks.compiled import program
 from benchmarks.splice_contenders import BULK_PORT, ONE_PROCESSOR, PING_PONG_PORT, SESSIONS_PORT, Contender
 from benchmarks.world import BenchmarkError
@@ -67,10 +67,37 @@ def latency(contender: Contender, durations: Durations) -> dict[str, Any]:
     return figures
 
 
+def programs(contender: Contender, durations: Durations) -> dict[str, Any]:
+    """What the same round trip takes in the BPF programs of a contender, which has to be pinned.
+
+    For each program that runs: runs in a round trip, and nanoseconds each, the kernel's counting not included. Being
+    counted makes the round trip longer, so that is another one than `latency` measures.
+    """
+    figures: dict[str, Any] = {}
+    with serving(contender, "ping_pong", PING_PONG_PORT, ONE_PROCESSOR), bpf_programs.counting():
+        for family in FAMILIES:
+            way = contender.way(family, PING_PONG_PORT)
+            where = ["measure", way.first, way.proxy, str(_WARM_UP), str(durations.latency)]
+            before = bpf_programs.programs_of(contender.pids)
+            result = result_of(contender, [*ONE_PROCESSOR, program("ping_pong"), *where], durations.latency)
+            after = bpf_programs.programs_of(contender.pids)
+            trips = result["round_trips"] + _WARM_UP
+            figures[f"ipv{family}"] = {
+                name: {"runs": (runs.count - before[name].count) / trips, "ns": (runs.ns - before[name].ns) / count}
+                for name, runs in after.items()
+                if (count := runs.count - before[name].count) > trips / 2
+            }
+    return figures
+
+
 def throughput(contender: Contender, durations: Durations) -> dict[str, Any]:
-    """One flow and several, each way: Gbit/s of payload, and processor seconds of the whole machine for each GB."""
+    """One flow and several, each way: Gbit/s of payload, and processor seconds of the whole machine for each GB.
+
+    `grown` are the bytes by which the contender's processes grew meanwhile, `passed` those of payload.
+    """
     figures: dict[str, Any] = {}
     way = contender.way(4, BULK_PORT)
+    memory = machine.resident_bytes(contender.pids)
     for flows in FLOWS:
         for direction in DIRECTIONS:
             with serving(contender, "bulk", BULK_PORT):
@@ -81,7 +108,8 @@ def throughput(contender: Contender, durations: Durations) -> dict[str, Any]:
                 "machine_s_per_gb": result["busy_s"] / (result["bytes"] * 1e-9),
                 **result,
             }
-    return figures
+    passed = sum(case["bytes"] for case in figures.values())
+    return {**figures, "grown": machine.resident_bytes(contender.pids) - memory, "passed": passed}
 
 
 def rate(contender: Contender, durations: Durations) -> dict[str, Any]:

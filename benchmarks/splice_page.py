@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.bars import Bar, Group, svg
 from benchmarks.publish import origin
 from benchmarks.splice_rounds import TITLES, Figure, Rounds, cell, verdict
-from benchmarks.splice_sessions_page import sessions_sections
-from benchmarks.summary import markdown_table
+from benchmarks.splice_sessions_page import memory_bars, sessions_sections
+from benchmarks.summary import Spread, markdown_table
 
 _PAGE = """\
 # The splice
@@ -40,6 +40,15 @@ times what is measured. *IP forwarding beside MSOCKS* is what the hooks of MSOCK
 {tables}
 
 {verdicts}
+
+{programs}
+"""
+_PROGRAMS = """\
+Of a round trip through MSOCKS its BPF programs take what this table says, by the kernel's own count of another
+{seconds:g} s (BPF_ENABLE_STATS). The rest is the sockets and the TCP of the two ends, and four crossings of veth pairs,
+which a router costs too.
+
+{table}
 """
 _THROUGHPUT = """\
 ## Throughput
@@ -107,6 +116,23 @@ def _latency_verdicts(rounds: Rounds) -> Iterator[str]:
                 yield verdict(f"{what}, upper end of the interval", ratio.high, 1.05, at_most=True)
 
 
+def _programs(rounds: Rounds, seconds: float) -> str:
+    """What of the round trip is the programs'; nothing where that was not measured."""
+    rows = []
+    for family in ("ipv4", "ipv6"):
+        whole = rounds.spread("latency", "msocks", _nested(family, "mean_us"))
+        taken = rounds.of("programs", "msocks")
+        for name in dict.fromkeys(name for entry in taken for name in entry[family]):
+            found = [entry[family][name] for entry in taken if name in entry[family]]
+            runs, ns = (Spread(tuple(each[key] for each in found)) for key in ("runs", "ns"))
+            share = f"{runs.median * ns.median / whole.median / 10:.1f}" if whole else "-"
+            rows.append([f"{family.replace('ipv', 'IPv')}, `{name}`", cell(runs, 2), cell(ns, 0), share])
+    if not rows:
+        return ""
+    table = markdown_table(["", "runs in a round trip", "ns each", "% of the round trip"], rows)
+    return _PROGRAMS.format(seconds=seconds, table=table)
+
+
 def _throughput_table(rounds: Rounds, key: str, what: str) -> str:
     rows = []
     for name in rounds.contenders("throughput"):
@@ -127,6 +153,11 @@ def _throughput_verdicts(rounds: Rounds) -> Iterator[str]:
         ratio = rounds.ratio("throughput", "msocks", "forwarding", _nested(case, "machine_s_per_gb"))
         if ratio:
             yield verdict(f"{title}, processor time of MSOCKS over IP forwarding", ratio.median, 1.05, at_most=True)
+    grown = rounds.spread("throughput", "msocks", lambda entry: float(entry["grown"]) / 2**20)
+    passed = rounds.spread("throughput", "msocks", lambda entry: float(entry["passed"]) * 1e-9)
+    if grown and passed:
+        what = f"MiB that the proxy's memory grew by while {passed.median:,.0f} GB passed"
+        yield verdict(what, grown.median, 1.0, at_most=True, digits=2)
 
 
 def _rate_table(rounds: Rounds) -> str:
@@ -139,9 +170,11 @@ def _rate_table(rounds: Rounds) -> str:
             (_plain("machine_us"), 0),
         ]
         cells = [cell(rounds.spread("rate", name, figure), digits) for figure, digits in figures]
-        ratios = [_ratio(rounds, "rate", name, other, _plain("per_s")) for other in ("dante", "microsocks")]
+        peers = ("dante", "microsocks")
+        ratios = [_ratio(rounds, "rate", name, peer, _plain(key)) for key in ("per_s", "p99_us") for peer in peers]
         rows.append([rounds.title("rate", name), *cells, *ratios])
     heading = ["", "connections/s", "p99, ms", "proxy, us each", "machine, us each", "x dante", "x microsocks"]
+    heading += ["p99 x dante", "p99 x microsocks"]
     return markdown_table(heading, rows)
 
 
@@ -163,8 +196,10 @@ def _sections(raw: dict[str, Any]) -> Iterator[str]:
     }  # fmt: skip
     for name, (text, seconds, tables, verdicts) in parts.items():
         if rounds.contenders(name):
-            yield text.format(seconds=seconds, tables="\n\n".join(tables), verdicts="\n".join(verdicts)).rstrip()
-            yield from (f"A round failed. {text}" for text in rounds.failures(name))
+            known = {"tables": "\n\n".join(tables), "verdicts": "\n".join(verdicts)}
+            yield text.format(seconds=seconds, programs=_programs(rounds, seconds), **known).rstrip()
+            measured = ("latency", "programs") if name == "latency" else (name,)
+            yield from (f"A round failed. {text}" for each in measured for text in rounds.failures(each))
     yield from sessions_sections(rounds)
 
 
@@ -197,10 +232,12 @@ def plots(raw: dict[str, Any]) -> dict[str, str]:
         for case, title in zip(_CASES, _CASE_TITLES, strict=True)
     ]
     rate = [_group(rounds, "rate", "32 at a time", _plain("per_s"))]
+    memory = [Group("program and kernel", memory_bars(rounds))]
     drawings = {
         "splice-latency.svg": (latency, "Mean round trip of one byte", "us", 2),
         "splice-throughput.svg": (bulk, "Throughput", "Gbit/s", 1),
         "splice-rate.svg": (rate, "Connections through the middle", "per second", 0),
+        "splice-memory.svg": (memory, "Memory of an idle session in the middle", "KiB", 1),
     }
     drawn = {}
     for name, (groups, title, unit, digits) in drawings.items():

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.splice_rounds import Rounds, cell, verdict
+from benchmarks.bars import Bar
+from benchmarks.splice_rounds import TITLES, Rounds, cell, verdict
 from benchmarks.summary import Spread, markdown_table
 
 _MEMORY = """\
@@ -16,6 +17,8 @@ What each more session takes after its byte came back, in KiB: the slope over th
 to {most:,} sessions of MSOCKS) of the memory of the proxy's processes (PSS) and of the kernel's (slabs, page tables,
 vmalloc, per processor: BPF maps are in there), less what the same connections take of the kernel when they are
 forwarded; and the sockets that the host in the middle has for each.
+
+![Memory of an idle session](splice-memory.svg)
 
 {table}
 
@@ -39,10 +42,12 @@ of them, all were closed, and {forgotten_s:.0f} s later {verdict}
 _CHURN = """\
 ## What sessions leave behind
 
-{sessions:,} sessions through MSOCKS opened and closed, 32 at a time ({per_s:,.0f} per second). {forgotten_s:.0f} s
-later (TIME-WAIT lasts 60) {verdict}
+{sessions:,} sessions through MSOCKS opened and closed, 32 at a time ({per_s:,.0f} per second), after as many before
+them. {forgotten_s:.0f} s later (TIME-WAIT lasts 60) {verdict}
 
 {table}
+
+{grown}
 """
 _COUNTS = {
     "sockets": "TCP sockets in the middle",
@@ -50,26 +55,45 @@ _COUNTS = {
     "descriptors": "descriptors of the proxy",
     "entries": "entries of BPF maps",
 }
+_LEFT_BYTES = 10.0  # of 100,000 sessions a megabyte, which is what the memory of any process comes and goes by
 _SIZES = {"program": "memory of the proxy, MiB", "kernel": "memory of the kernel, MiB"}
 
 
-def _memory(rounds: Rounds) -> Iterator[str]:
-    def grown(part: str, name: str) -> list[float]:
-        return [entry["per_session"][part] for entry in rounds.of("memory", name)]
+def _slopes(rounds: Rounds, name: str) -> tuple[list[float], list[float]]:
+    """KiB that each more session takes of a contender's processes, and of the kernel in the middle, in each round."""
 
-    base = statistics.median(grown("kernel", "forwarding") or [0.0])
+    def grown(part: str, contender: str) -> list[float]:
+        return [entry["per_session"][part] / 1024 for entry in rounds.of("memory", contender)]
+
+    ends = statistics.median(grown("kernel", "forwarding") or [0.0])
+    return grown("program", name), [value - ends for value in grown("kernel", name)]
+
+
+def memory_bars(rounds: Rounds) -> list[Bar]:
+    """For the plot: KiB that each more session takes, program and kernel together."""
+    bars = []
+    for name in rounds.contenders("memory"):
+        both = tuple(map(sum, zip(*_slopes(rounds, name), strict=True)))
+        if both and name != "forwarding":
+            bars.append(Bar(TITLES[name], Spread(both), ours=name == "msocks"))
+    return bars
+
+
+def _memory(rounds: Rounds) -> Iterator[str]:
     rows, total = [], None
     for name in rounds.contenders("memory"):
         if name == "forwarding":
             continue
-        program, kernel = ([value / 1024 for value in grown(part, name)] for part in ("program", "kernel"))
-        kernel = [value - base / 1024 for value in kernel]
+        program, kernel = _slopes(rounds, name)
         both = [one + other for one, other in zip(program, kernel, strict=True)]
-        cells = [_spread(values, 2) for values in (program, kernel, both, grown("sockets", name))]
+        sockets = [entry["per_session"]["sockets"] for entry in rounds.of("memory", name)]
+        cells = [_spread(values, 2) for values in (program, kernel, both, sockets)]
         rows.append([rounds.title("memory", name), *cells])
         if name == "msocks" and both:
             total = statistics.median(both)
-    said = "" if total is None else verdict("KiB of MSOCKS per session", total, 4.0, at_most=True, digits=2)
+    targets = () if total is None else (4.0, 2.0)
+    what = "KiB of MSOCKS per session"
+    said = "\n".join(verdict(what, total or 0.0, target, at_most=True, digits=2) for target in targets)
     table = markdown_table(["", "program", "kernel", "both", "sockets each"], rows)
     counts = [level["sessions"] for entry in rounds.of("memory", "msocks") for level in entry["levels"]] or [0]
     yield _MEMORY.format(least=min(counts), most=max(counts), table=table, verdict=said).rstrip()
@@ -109,6 +133,11 @@ def _forgotten(entry: dict[str, Any]) -> str:
     return "everything counted was where it had been." if entry["forgotten"] else "**not everything was gone**."
 
 
+def _grown(entry: dict[str, Any]) -> str:
+    left = (entry["after"]["program"] - entry["before"]["program"]) / entry["sessions"]
+    return verdict("Bytes of the proxy's memory that each has left behind", left, _LEFT_BYTES, at_most=True, digits=1)
+
+
 def _each(rounds: Rounds, entry: dict[str, Any]) -> str:
     """What one of many sessions takes, where the same number was also held by IP forwarding."""
 
@@ -131,6 +160,7 @@ def sessions_sections(rounds: Rounds) -> Iterator[str]:
     for name, text in (("hold", _HOLD), ("churn", _CHURN)):
         for entry in rounds.of(name, "msocks"):
             known = {"each": _each(rounds, entry), "verdict": _forgotten(entry), "table": _counts_table(entry), **entry}
+            known["grown"] = _grown(entry)
             known["per_s"] = entry["sessions"] / entry["seconds"] if "seconds" in entry else 0.0
             yield text.format(**known).rstrip()
     for name in ("memory", "hold", "churn"):

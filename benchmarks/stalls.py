@@ -9,6 +9,12 @@ from msocks_lab.arrival import ArrivalMeter, Gap
 WATCHED_S = 2.5
 """How long a transfer has to go on after an event, so that what a move stirs up later still counts."""
 
+AMOUNT_BYTES = 256 * 1024
+"""What has to have arrived for `Stall.amount_ms`."""
+
+RATED_S = (0.5, 2.5)
+"""The part of the time after an event (after `Moment.usable`) that `Stall.rate_mbit` is of."""
+
 _DIRECT_S = 0.1  # a gap that begins so soon is the event's own: what was in queues still arrives after it
 _NOTICEABLE_S = 0.03
 
@@ -35,13 +41,16 @@ class Stall:
     """What one event did to a transfer, in ms.
 
     `longest_ms` is the longest gap between two arrivals from the event on, `resumed_ms` the one that the event began
-    with; of both, only what comes after `Moment.usable`. `gaps` has (begin after the event, length) of every gap
-    from 30 ms on.
+    with; of both, only what comes after `Moment.usable`. `amount_ms` is how long after the event (after `usable`)
+    `AMOUNT_BYTES` had arrived that had not before; `rate_mbit` is of payload in `RATED_S`. `gaps` has (begin after the
+    event, length) of every gap from 30 ms on.
     """
 
     figure: str
     longest_ms: float
     resumed_ms: float
+    amount_ms: float
+    rate_mbit: float
     gaps: tuple[tuple[float, float], ...]
 
 
@@ -68,9 +77,21 @@ def _stall(meter: ArrivalMeter, moment: Moment, end: float) -> Stall:
         figure=moment.figure,
         longest_ms=counted_ms(max(gaps, key=by_length)),
         resumed_ms=counted_ms(max((gap for gap in gaps if gap.began < moment.began + _DIRECT_S), key=by_length)),
+        amount_ms=_amount_ms(meter, moment.began, counts_from),
+        rate_mbit=_rate_mbit(meter, counts_from),
         gaps=tuple(
             (round((gap.began - moment.began) * 1000, 1), round(gap.seconds * 1000, 1))
             for gap in gaps
             if gap.seconds >= _NOTICEABLE_S
         ),
     )
+
+
+def _amount_ms(meter: ArrivalMeter, since: float, counts_from: float) -> float:
+    arrived = meter.time_of(meter.total_at(since) + AMOUNT_BYTES)
+    return round((arrived - counts_from) * 1000, 1)
+
+
+def _rate_mbit(meter: ArrivalMeter, counts_from: float) -> float:
+    begin, end = (counts_from + seconds for seconds in RATED_S)
+    return round((meter.total_at(end) - meter.total_at(begin)) * 8e-6 / (end - begin), 2)

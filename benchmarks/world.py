@@ -138,9 +138,12 @@ def start_pattern_server(lab: Lab, *, wrapper: Sequence[str] = ()) -> LabProcess
     return process
 
 
-def bulk_client(lab: Lab, *arguments: str, wrapper: Sequence[str] = ()) -> LabProcess:
-    """A client on the mobile host, toward the pattern server; its result is the line that it prints."""
-    argv = [*wrapper, *python_argv("benchmarks.bulk_client", lab.server.ipv4, str(PATTERN_PORT)), *arguments]
+def bulk_client(lab: Lab, *arguments: str, wrapper: Sequence[str] = (), target: str = "") -> LabProcess:
+    """A client on the mobile host, toward the pattern server at its address `target`, if not the IPv4 one.
+
+    Its result is the line that it prints.
+    """
+    argv = [*wrapper, *python_argv("benchmarks.bulk_client", target or lab.server.ipv4, str(PATTERN_PORT)), *arguments]
     return lab.mobile.popen(argv, stdout=subprocess.PIPE)
 
 

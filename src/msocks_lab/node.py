@@ -83,6 +83,11 @@ class Node:
             address = found.get_attr("IFA_ADDRESS")
             if not address.startswith("fe80:"):
                 self.netlink.addr("del", index=index, address=address, prefixlen=found["prefixlen"])
+        self.flush_gateways(interface)
+
+    def flush_gateways(self, interface: str) -> None:
+        """Remove every route through a gateway."""
+        index = self.index(interface)
         for family in (2, 10):
             for route in list(self.netlink.get_routes(family=family, oif=index, table=254)):
                 gateway = route.get_attr("RTA_GATEWAY")

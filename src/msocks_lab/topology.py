@@ -32,7 +32,8 @@ _EVERYWHERE = {
 }
 _ROUTER = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 _MOBILE = {
-    # Without carrier a laptop's network manager takes the routes away; this has the same effect.
+    # Without carrier a laptop's network manager takes the routes away; so does a cut, and before it this has the same
+    # effect on routes that are looked up.
     "ipv4/conf/all/ignore_routes_with_linkdown": "1",
     "ipv4/conf/default/ignore_routes_with_linkdown": "1",
     "ipv6/conf/all/ignore_routes_with_linkdown": "1",

@@ -30,7 +30,7 @@ LINKS = ("wifi", "lte")
 FLOW_KEYS = {
     "id", "session", "state", "link", "destination", "datapath", "datapath_reason", "generation", "moves",
     "bytes_up", "bytes_down", "since", "last_move", "rule", "pinned", "error", "process", "pid", "user",
-    "tag", "protocol", "dropped_datagrams",
+    "tag", "source", "protocol", "dropped_datagrams",
 }  # fmt: skip
 LINK_KEYS = {
     "name", "state", "rtt_ms", "flows", "kind", "role", "rate_mbit", "cost", "coverage", "used_bytes", "cap_bytes",

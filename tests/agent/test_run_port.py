@@ -12,7 +12,7 @@ import pytest
 from tests.agent.agent_lab import AgentLab, RunningAgent, echo
 from tests.client.mobile_lab import on_host
 
-from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run, decode, encode
+from msocks.interception.messages import Connect, Reach, Ready, Refuse, Refused, Router, Run, decode, encode
 from msocks.values.origin import Wish
 
 
@@ -104,3 +104,30 @@ def test_the_socket_is_gone_with_the_agent(lab: AgentLab):
     assert path.is_socket()
     assert second.process.stop() == 0
     assert not path.exists()
+
+
+def test_a_router_without_listening_sockets_is_refused(agent: RunningAgent, keeper: socket.socket):
+    with socket.socket() as bound:  # not listening
+        bound.bind(("127.0.0.1", 0))
+        socket.send_fds(keeper, [encode(Router("lan"))], [bound.fileno()])
+        refused = decode(keeper.recv(4096), Refused)
+        assert "no listening sockets" in refused.what
+        assert keeper.recv(4096) == b""
+    assert agent.client.status()["runs"] == 0
+
+
+def test_sockets_that_nobody_asked_for_are_closed(agent: RunningAgent, keeper: socket.socket):
+    ours, its = socket.socketpair()
+    with ours:
+        ours.settimeout(5)
+        with its:
+            socket.send_fds(keeper, [encode(Run())], [its.fileno()])
+            decode(keeper.recv(4096), Ready)
+        assert ours.recv(1) == b""
+
+
+def test_reach_is_told_to_who_asks(agent: RunningAgent, keeper: socket.socket):
+    register(keeper, Run(reach=True))
+    told = decode(keeper.recv(4096), Reach)
+    while not told.usable:  # an agent that has just started has yet to find its proxy
+        told = decode(keeper.recv(4096), Reach)

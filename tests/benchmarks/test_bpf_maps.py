@@ -6,6 +6,7 @@ import ctypes
 import os
 
 import pytest
+from benchmarks.bpf_call import bpf
 
 from benchmarks import bpf_maps
 
@@ -16,13 +17,13 @@ NO_PREALLOC = 1
 
 def created(kind: int, name: bytes, most: int, flags: int = 0) -> int:
     words = b"".join(value.to_bytes(4, "little") for value in (kind, 4, 64, most, flags, 0, 0))
-    return bpf_maps._bpf(CREATE, words + name.ljust(16, b"\0"))
+    return bpf(CREATE, words + name.ljust(16, b"\0"))
 
 
 def put(fd: int, key: int) -> None:
     where, what = ctypes.create_string_buffer(key.to_bytes(4, "little"), 4), ctypes.create_string_buffer(64)
     pointers = [ctypes.addressof(item).to_bytes(8, "little") for item in (where, what)]
-    bpf_maps._bpf(UPDATE, fd.to_bytes(8, "little") + b"".join(pointers))
+    bpf(UPDATE, fd.to_bytes(8, "little") + b"".join(pointers))
 
 
 def test_maps_with_their_names_sizes_and_entries():

@@ -31,7 +31,8 @@ def latency(contender: str, number: int, value: float) -> dict[str, Any]:
 
 
 def throughput(contender: str, rate: float, used: float) -> dict[str, Any]:
-    return entry("throughput", contender, **{case: {"gbit_per_s": rate, "machine_s_per_gb": used} for case in CASES})
+    cases = {case: {"gbit_per_s": rate, "machine_s_per_gb": used} for case in CASES}
+    return entry("throughput", contender, **cases, grown=3 * BYTES, passed=40 * 10**9)
 
 
 def rate(contender: str, value: float) -> dict[str, Any]:
@@ -68,6 +69,16 @@ def test_latency_is_paired_by_round_and_judged():
     assert "upper end of the interval: 0.980; target at most 1.05, kept." in page
 
 
+def test_what_the_programs_take_of_a_round_trip():
+    taken = {"splice_ingress": {"runs": 2.0, "ns": 500.0}}
+    both = [latency("msocks", 1, 20.0), entry("programs", "msocks", ipv4=taken, ipv6={})]
+    assert row(splice_page.page(raw(*both)), "IPv4, `splice_ingress`")[1:] == [
+        "2.00 (2.00 - 2.00)",
+        "500 (500 - 500)",
+        "5.0",
+    ]
+
+
 def test_throughput_is_compared_with_all_peers():
     page = splice_page.page(
         raw(
@@ -78,6 +89,7 @@ def test_throughput_is_compared_with_all_peers():
     assert "- 8 flows up, Gbit/s of MSOCKS over IP forwarding: 0.980; target at least 0.95, kept." in page
     assert "- 1 flow down, Gbit/s of MSOCKS over dante: 0.817; target at least 1.00, **not kept**." in page
     assert "processor time of MSOCKS over IP forwarding: 1.100; target at most 1.05, **not kept**." in page
+    assert "- MiB that the proxy's memory grew by while 40 GB passed: 3.00; target at most 1.00, **not kept**." in page
 
 
 def test_rates_are_ratios_and_a_failed_round_is_told():
@@ -87,6 +99,7 @@ def test_rates_are_ratios_and_a_failed_round_is_told():
     assert "- Connections/s of MSOCKS over microsocks: 1.20; target at least 1.15, kept." in page
     assert row(page, "dante (1 rounds failed)")[1] == "3,000 (3,000 - 3,000)"
     assert "A round failed. dante: it ran out of ports" in page
+    assert row(page, "MSOCKS")[7:] == ["1.000 (1.000 - 1.000)"] * 2  # of p99
 
 
 def test_memory_is_less_what_forwarding_takes():
@@ -103,8 +116,16 @@ def test_memory_is_less_what_forwarding_takes():
     )
     assert row(page, "MSOCKS")[1:4] == ["0.50 (0.50 - 0.50)", "1.00 (1.00 - 1.00)", "1.50 (1.50 - 1.50)"]
     assert "- KiB of MSOCKS per session: 1.50; target at most 4.00, kept." in page
+    assert "- KiB of MSOCKS per session: 1.50; target at most 2.00, kept." in page
     assert row(page, "`sessions`") == ["`sessions`", "10", "10.0", "10.0", "-", "1,024"]
     assert row(page, "`flows`")[4:] == ["2", "-"]
+
+
+def test_memory_is_plotted_without_what_forwards():
+    grown = {"program": 512.0, "kernel": 8192.0, "sockets": 0.0}
+    entries = [entry("memory", name, levels=[], per_session=grown) for name in ("msocks", "forwarding")]
+    assert list(splice_page.plots(raw(*entries))) == ["splice-memory.svg"]
+    assert TITLES["forwarding"] not in splice_page.plots(raw(*entries))["splice-memory.svg"]
 
 
 def test_what_is_left_behind_is_said_first():
@@ -114,6 +135,7 @@ def test_what_is_left_behind_is_said_first():
     assert "**not everything was gone**" in page
     assert row(page, "TCP sockets in the middle")[1:] == ["1", "3"]
     assert row(page, "memory of the proxy, MiB")[1:] == ["60.0", "61.0"]
+    assert "each has left behind: 1048.6; target at most 10.00, **not kept**." in page
 
 
 def test_many_held_sessions_less_their_two_ends():

@@ -50,3 +50,13 @@ def test_a_gap_before_the_event_does_not_count():
 def test_a_transfer_that_ends_too_soon_says_nothing():
     with pytest.raises(RecordTooShort, match="down"):
         stalls(arrivals((0.0, 2.0 + WATCHED_S - 0.1)), [Moment("down", 2.0)])
+
+
+def test_how_long_it_took_until_256_kb_had_come():
+    [stall] = stalls(arrivals((0.0, 2.0), (2.1, 9.0)), [Moment("down", 2.0)])  # 1000 bytes each 10 ms
+    assert stall.amount_ms == pytest.approx(100 + 262 * 10, abs=10.1)
+
+
+def test_the_rate_is_that_of_what_came_half_a_second_later_and_on():
+    [stall] = stalls(arrivals((0.0, 2.0), (2.4, 4.4), (4.45, 9.0), every=0.001), [Moment("down", 2.0)])
+    assert stall.rate_mbit == pytest.approx(8 * 1.95 / 2, rel=0.01)

@@ -180,7 +180,7 @@ class TestWithTheProxy:
         async with links_of_a_node(lab, bob) as node:
             await node.until(lambda: len(node.told.opened) == 2)
             await asyncio.to_thread(remove_user, state, "bob")
-            await node.until(lambda: node.association.refusal is not None)
+            await node.until(lambda: node.association.refusal is not None and lost(node) != [])
             assert isinstance(lost(node)[0], AuthenticationError)
 
     async def test_a_wrong_pin_is_loud_and_tried_again_ever_less_often(self, lab: Lab, access: AccessLink):

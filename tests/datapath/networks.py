@@ -130,17 +130,22 @@ def on_loopback(open_datapath: MakeDatapath) -> MakeNetwork:
 
 
 def over_veth(
-    open_datapath: MakeDatapath, mobile: socket.AddressFamily = V4, server: socket.AddressFamily = V4
+    open_datapath: MakeDatapath,
+    mobile: socket.AddressFamily = V4,
+    server: socket.AddressFamily = V4,
+    lay_out: Callable[[ThreeHosts], None] = lambda _hosts: None,
 ) -> MakeNetwork:
     """Three hosts: the families are those of the mobile's legs and of the server leg.
 
-    `open_datapath` is called on the proxy, where /sys/fs/bpf is empty, and goes when the network goes.
+    `open_datapath` is called on the proxy, where /sys/fs/bpf is empty, and goes when the network goes; before it
+    `lay_out` may change the links.
     """
 
     @contextmanager
     def make(reactor: Reactor) -> Iterator[Network]:
         with ExitStack() as stack:
             hosts = stack.enter_context(three_hosts())
+            lay_out(hosts)
             datapath = open_datapath(reactor)
             stack.callback(datapath.close)
             near = stack.enter_context(hosts.proxy.socket(mobile))
@@ -159,12 +164,12 @@ def relay(reactor: Reactor) -> Datapath:
     return RelayDatapath(reactor, DatapathReason.CHOSEN_BY_OPERATOR)
 
 
-def splice(reactor: Reactor) -> Datapath:
+def splice(reactor: Reactor, *, slots: int = 64, ports: PortRange | None = None) -> Datapath:
     return open_splice(
         reactor,
         pin_directory=Path("/sys/fs/bpf/msocks/test"),
-        ports=PortRange(16384, 20479),
-        slots=64,
+        ports=ports or PortRange(16384, 20479),
+        slots=slots,
         half_closed_s=86400.0,
     )
 

@@ -26,13 +26,13 @@ def waits(field: Field, port: int, connections: int, at_a_time: int, size: int) 
 
 
 @pytest.mark.parametrize(("size", "port"), [(40, 7101), (100_000, 7102)])
-def test_no_banner_waits_for_a_time_out(spliced: Field, soak: bool, size: int, port: int) -> None:
+def test_no_banner_waits_for_a_time_out(spliced: Field, size: int, port: int) -> None:
     lab = spliced.lab
     lab.server.popen(python_argv("msocks_lab.pattern_server", "--port", str(port), "--banner", str(size)))
     lab.server.wait_listening(port)
     load = spliced.transfer("--download", "400000000", "--upload", "400000000", "--rate", "20000000")
     load.wait_for(1_000_000)
-    connections = (1000 if soak else 300) if size < 1000 else 100
+    connections = 1000 if size < 1000 else 100
     found = sorted(waits(spliced, port, connections, 16, size))
     assert load.process.poll() is None
     load.process.stop()

@@ -25,6 +25,8 @@ from msocks_lab import CutMode, Direction, LabProcess
 __all__ = ["spliced"]
 
 MB = 1_000_000
+SPLICED = {("splice", "unspecified")}
+TIMESTAMPS, SACK, WINDOW_SCALE, ECN = 1, 2, 4, 8  # TCPI_OPT_* of linux/tcp.h
 plain_or_agent = pytest.mark.parametrize("plain", [True, False], ids=["plain", "agent"])
 
 
@@ -98,27 +100,29 @@ def test_so_does_a_program_behind_the_agent(spliced: Field, tmp_path: Path) -> N
         assert lines(spliced, path, f"dst port {ends.port} and tcp[tcpflags] == tcp-ack and tcp[14:2] == 0")
 
 
-def test_a_server_that_does_not_read_shuts_the_clients_window(spliced: Field) -> None:
+def test_a_server_that_does_not_read_shuts_the_clients_window(spliced: Field, soak: bool) -> None:
     with join(spliced, plain=True, server_receive_buffer=65536) as ends:
         sent = fill(ends.client)
-        time.sleep(1)
+        time.sleep(30 if soak else 1)
         assert len(read(ends.server, sent)) == sent
         ends.server.sendall(b"done")
         assert read(ends.client, 4) == b"done"
 
 
-# -- servers and clients without options ------------------------------------------------------------------------------
+# -- options of TCP ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def without(field: Field, host: str, option: str) -> Iterator[None]:
-    """A host whose TCP does not have an option."""
-    name = f"net.ipv4.tcp_{option}"
-    field.lab.host(host).run(["sysctl", "-w", f"{name}=0"])
+def sysctl(field: Field, name: str, value: int, *hosts: str) -> Iterator[None]:
+    """A setting of net.ipv4 of some hosts, meanwhile."""
+    before = {host: field.lab.host(host).run(["sysctl", "-n", f"net.ipv4.{name}"]).stdout.strip() for host in hosts}
     try:
+        for host in hosts:
+            field.lab.host(host).run(["sysctl", "-qw", f"net.ipv4.{name}={value}"])
         yield
     finally:
-        field.lab.host(host).run(["sysctl", "-w", f"{name}=1"])
+        for host in hosts:
+            field.lab.host(host).run(["sysctl", "-qw", f"net.ipv4.{name}={before[host]}"])
 
 
 @plain_or_agent
@@ -127,7 +131,7 @@ def test_a_server_without_an_option(spliced: Field, option: str, plain: bool) ->
     # A client may drop segments without timestamps on a connection that has them (RFC 7323 section 3.2): a plain one,
     # of which nothing is known, is relayed.
     tolerated = option != "timestamps" or not plain
-    with without(spliced, "server", option), join(spliced, plain=plain, is_spliced=tolerated) as ends:
+    with sysctl(spliced, f"tcp_{option}", 0, "server"), join(spliced, plain=plain, is_spliced=tolerated) as ends:
         expected = ("splice", "unspecified") if tolerated else ("relay", "unequal options")
         assert datapath_at_proxy(spliced) == {expected}
         if not plain:
@@ -139,8 +143,45 @@ def test_a_server_without_an_option(spliced: Field, option: str, plain: bool) ->
 
 @pytest.mark.parametrize("option", ["timestamps", "sack", "window_scaling"])
 def test_a_plain_client_without_an_option(spliced: Field, option: str) -> None:
-    with without(spliced, "mobile", option), join(spliced, plain=True) as ends:
+    with sysctl(spliced, f"tcp_{option}", 0, "mobile"), join(spliced, plain=True) as ends:
         echo_both_ways(ends)
+
+
+def agreed(sock: socket.socket) -> int:
+    """Options of a connection (tcpi_options of struct tcp_info)."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
+
+
+def test_hosts_that_ask_for_ecn_get_none(spliced: Field) -> None:
+    with sysctl(spliced, "tcp_ecn", 1, "mobile", "proxy", "server"), join(spliced, plain=True) as ends:
+        assert [agreed(sock) & ECN for sock in (ends.client, ends.server)] == [0, 0]
+        echo_both_ways(ends)
+
+
+@plain_or_agent
+@pytest.mark.parametrize("host", ["proxy", "server"])
+def test_syn_cookies(spliced: Field, host: str, plain: bool) -> None:
+    """The options stand in the timestamp of the SYN-ACK (in its echo, that is), and nowhere else."""
+    with sysctl(spliced, "tcp_syncookies", 2, host), join(spliced, plain=plain) as ends:
+        assert agreed(ends.server) == TIMESTAMPS | SACK | WINDOW_SCALE
+        assert datapath_at_proxy(spliced) == SPLICED
+        echo_both_ways(ends)
+
+
+def test_a_later_leg_that_does_not_fit_is_refused_and_the_session_goes_on(spliced: Field) -> None:
+    """The server has timestamps, and nobody could make up what a mobile leg without them does not say."""
+    accepted = spliced.lab.server.accepted_connections()
+    with join(spliced) as ends:
+        echo_both_ways(ends)
+        with sysctl(spliced, "tcp_timestamps", 0, "mobile"):
+            refused = spliced.msocks("move", "all", "--to", "lte", check=False)
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert "lte cannot be used: cannot_splice: something on it takes out TCP options" in refused.stderr
+            echo_both_ways(ends)
+        assert spliced.msocks("move", "all", "--to", "lte").returncode == 0
+        echo_both_ways(ends)
+        assert datapath_at_proxy(spliced) == SPLICED
+        assert spliced.lab.server.accepted_connections() == accepted + 1
 
 
 def quickly(ends: Ends, size: int) -> None:

@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
+import pytest
 from tests.end_to_end.conftest import LTE, SERVER_PORT, WIFI, Field
 from tests.end_to_end.ends import Ends, entered, eventually, join, listen, read
 from tests.end_to_end.splice_fixtures import own_spliced, spliced_field
@@ -155,3 +157,20 @@ def test_after_an_outage_the_round_trip_that_the_server_sees_is_that_of_the_path
         assert transfer.result()["error"] == ""
         meter = ArrivalMeter.load(transfer.record)
         assert meter.first_arrival(usable) - usable < 0.4
+
+
+@pytest.mark.long
+def test_the_same_link_comes_back_and_the_old_leg_speaks_again() -> None:
+    """An ACK that has waited for a neighbour's address is heard before the next leg stands; the server answers it."""
+    alone = replace(LTE, ipv4=False)
+    with spliced_field(alone) as field:
+        for outage_s in (1.0, 2.0, 3.0):
+            transfer = field.transfer("--download", str(12 * MB))
+            transfer.wait_for(2 * MB)
+            field.lab.link("lte").cut(CutMode.CARRIER)
+            time.sleep(outage_s)
+            usable = field.lab.link("lte").restore().done
+            assert transfer.result()["error"] == ""
+            meter = ArrivalMeter.load(transfer.record)
+            assert meter.first_arrival(usable) - usable < 1.3
+            assert meter.longest_gap(since=meter.first_arrival(usable) + 0.001).seconds < 0.9

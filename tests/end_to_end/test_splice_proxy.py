@@ -124,6 +124,7 @@ def test_programs_that_somebody_detaches_come_back(own_spliced: Field) -> None:
             assert "counter packets 0 " not in line_of(field, rule)
         assert read(ends.server, 13) == b"to the server"
         assert read(ends.client, 13) == b"to the client"
+        eventually(lambda: "programs_attached_again" in field.proxy.output())
         advance(ends)
     with join(field, plain=True) as another:
         advance(another)
@@ -137,6 +138,7 @@ def test_a_firewall_table_that_somebody_flushes_comes_back(own_spliced: Field) -
             advance(ends)
             # The kernel tells of the change.
             eventually(lambda: "msocks-server-legs" in of_the_splice(field)[1], timeout=3)
+    assert field.proxy.output().count("firewall_installed_again") == 3
 
 
 def test_a_proxy_that_root_has_started_keeps_no_privilege_that_it_does_not_need(own_spliced: Field) -> None:

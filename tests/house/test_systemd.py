@@ -16,7 +16,7 @@ INSTALLED = "/usr/local/bin/msocks"
 MSOCKS = Path(sys.prefix) / "bin" / "msocks"
 
 # Of 10; what is left is mostly that both have to reach the network; 0.6 of the proxy's are capabilities and bpf(2).
-HIGHEST_EXPOSURE = {"msocks-proxy.service": 1.7, "msocks-agent.service": 1.2}
+HIGHEST_EXPOSURE = {"msocks-proxy.service": 1.7, "msocks-agent.service": 1.2, "msocks-transparent.service": 2.3}
 SPLICE_CAPABILITIES = {"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_NET_RAW"}
 
 
@@ -36,7 +36,7 @@ def installed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("installed", ["msocks-proxy.service", "msocks-agent.service"], indirect=True)
+@pytest.mark.parametrize("installed", HIGHEST_EXPOSURE, indirect=True)
 def test_system_unit_is_valid(installed: Path):
     result = analyze("verify", "--man=no", "--recursive-errors=no", str(installed))
     assert (result.returncode, result.stderr) == (0, "")
@@ -49,7 +49,7 @@ def test_user_unit_is_valid(installed: Path, tmp_path: Path, monkeypatch: pytest
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", ["msocks-proxy.service", "msocks-agent.service"])
+@pytest.mark.parametrize("unit", HIGHEST_EXPOSURE)
 def test_system_unit_exposes_little(unit: str):
     result = analyze("security", "--offline=true", str(UNITS / unit))
     score = re.search(rf"Overall exposure level for {re.escape(unit)}: ([\d.]+)", result.stdout)
@@ -63,7 +63,7 @@ def test_proxy_unit_grants_what_the_splice_needs_and_nothing_else(setting: str):
     assert set(" ".join(lines).split()) == SPLICE_CAPABILITIES
 
 
-@pytest.mark.parametrize("unit", ["msocks-proxy.service", "msocks-agent.service", "user/msocks-agent.service"])
+@pytest.mark.parametrize("unit", [*HIGHEST_EXPOSURE, "user/msocks-agent.service"])
 def test_unit_runs_a_verb_with_options_that_exist(unit: str):
     command = re.search(rf"^ExecStart={INSTALLED} (\w+) (.*)$", (UNITS / unit).read_text(), re.MULTILINE)
     assert command

@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msocks.errors import ConfigurationError
-from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run, decode, encode
+from msocks.interception.messages import Connect, Reach, Ready, Refuse, Refused, Router, Run, decode, encode
 from msocks.values.origin import Wish
 
-KINDS = (Run, Ready, Refused, Connect, Refuse)
+KINDS = (Run, Router, Ready, Refused, Connect, Refuse, Reach)
 text, number = st.text(max_size=40), st.integers(0, 2**64 - 1)
 wishes = st.builds(Wish, st.none() | text, st.lists(text, max_size=3).map(tuple), st.none() | text)
 messages = (
-    st.builds(Run, st.none() | text, wishes)
+    st.builds(Run, st.none() | text, wishes, st.booleans())
+    | st.builds(Router, st.none() | text, st.booleans())
+    | st.builds(Reach, st.booleans())
     | st.builds(Ready, number, number, number, st.lists(text, max_size=3).map(tuple))
     | st.builds(Refused, text, text)
     | st.builds(Connect, number, text, text, number, number, text)
@@ -25,7 +27,7 @@ messages = (
 
 
 @given(messages)
-def test_every_message_comes_back(message: Run | Ready | Refused | Connect | Refuse):
+def test_every_message_comes_back(message: Run | Router | Ready | Refused | Connect | Refuse | Reach):
     assert decode(encode(message), *KINDS) == message
     others = [kind for kind in KINDS if not isinstance(message, kind)]
     with pytest.raises(ConfigurationError, match="nothing that"):
@@ -37,10 +39,12 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-fields = st.sampled_from(["tag", "wish", "cookie", "errno", "local", "destination", "pid", "uid", "process", "port4"])
+fields = st.sampled_from(
+    ["tag", "wish", "cookie", "errno", "local", "destination", "pid", "uid", "process", "port4", "reach", "usable"]
+)
 nearly = st.builds(
     lambda say, values: json.dumps({**values, "say": say}).encode(),
-    st.sampled_from(["run", "connect", "refuse", "ready", "x"]) | json_values,
+    st.sampled_from(["run", "router", "reach", "connect", "refuse", "ready", "x"]) | json_values,
     st.dictionaries(fields, json_values, max_size=8),
 )
 

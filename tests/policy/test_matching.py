@@ -32,6 +32,7 @@ FLOW = FlowFacts("www.video.example", 443, process="mpv", user="alice", uid=1000
         ({"user": ("bob", "1001")}, False),
         ({"tag": ("film",)}, True),
         ({"tag": ("work",)}, False),
+        ({"source": (ip_network("192.168.8.0/24"),)}, False),
         ({"destination": ("*.example",)}, True),
         ({"destination": ("video.example",)}, False),
         ({"destination": ("www.*.example",)}, True),
@@ -62,6 +63,14 @@ def test_what_fits(fields: dict, matches: bool):
 def test_networks_fit_addresses(network: str, address: str, matches: bool):
     rule = Rule(name="r", destination=(ip_network(network),))
     assert (RuleBook([rule]).match(FlowFacts(ip_address(address), 80)) is rule) is matches
+
+
+@pytest.mark.parametrize(("source", "matches"), [("192.168.8.77", True), ("192.168.9.1", False), ("fd00::1", True)])
+def test_networks_fit_other_hosts(source: str, matches: bool):
+    rule = Rule(name="r", source=(ip_network("192.168.8.0/24"), ip_network("fd00::/8")))
+    facts = FlowFacts("www.example", 80, source=ip_address(source))
+    assert (RuleBook([rule]).match(facts) is rule) is matches
+    assert mismatches(rule, facts) == (() if matches else ("source",))
 
 
 def test_what_is_not_known_fits_no_pattern():

@@ -167,6 +167,26 @@ def test_an_attempt_without_answer_ends_in_time_and_the_next_link_is_tried(live:
     assert live.on_time(retry) == [Attempt(3, "lte", reconnect=True)]
 
 
+def test_an_answer_may_take_twice_as_long_each_time_that_none_came(live: MobileSession) -> None:
+    """A proxy that many sessions ask at once answers some late, and never in time those that ask again as soon."""
+    live.links_changed(0, ("lte",), RTT)
+    live.leg_lost(0, 1)
+    patience, asked = [], 0.0
+    for generation in range(2, 7):
+        live.request_sent(asked, generation)
+        assert live.deadline is not None
+        patience.append(live.deadline - asked)
+        live.on_time(live.deadline)
+        assert live.deadline is not None
+        asked = live.deadline
+        live.on_time(asked)
+    assert patience == pytest.approx([0.6, 1.2, 2.4, 3.0, 3.0])
+    live.request_sent(asked, 7)
+    live.replied(asked, 7, OK)
+    live.leg_lost(asked, 7)
+    assert live.deadline == pytest.approx(asked + 0.6)
+
+
 def test_retries_back_off_and_a_new_link_ends_the_waiting(live: MobileSession) -> None:
     live.links_changed(0, ("wifi",), RTT)
     live.leg_lost(0, 1)

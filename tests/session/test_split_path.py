@@ -31,6 +31,21 @@ def test_a_path_is_split_where_tcp_is_answered_long_before_any_probe(tcp_s: floa
     assert path(tcp_s, *[whole_s] * NEEDED).is_split is split
 
 
+def test_what_a_full_queue_adds_is_no_evidence():
+    judged = SplitPath()
+    judged.on_tcp(0.050)
+    for _ in range(2 * NEEDED):
+        judged.on_whole(0.350, busy_s=0.340)
+    assert not judged.is_split
+    # With a middlebox in front of the queue TCP would not notice it; behind it, it leaves the rest.
+    for busy_s in (0.006, 0.100):
+        judged = SplitPath()
+        judged.on_tcp(0.005)
+        for _ in range(NEEDED):
+            judged.on_whole(0.350, busy_s)
+        assert judged.is_split
+
+
 def test_a_few_slow_answers_are_no_evidence():
     doubtful = path(0.0005, *[0.3] * (NEEDED - 1))
     assert (doubtful.is_split, doubtful.is_doubtful) == (False, True)

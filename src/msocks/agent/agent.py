@@ -69,7 +69,14 @@ class Agent:
         self._budget = ByteBudget(settings.limits.held_mib * _MIB)
         self._farewells = Farewells(self.node.reactor)
         self._port = LocalPort(self.node.reactor, settings.limits, self._farewells, self._on_request)
-        self._runs = RunPort(self.node.reactor, settings.access.addresses, self._check_run, self._on_request)
+        self._runs = RunPort(
+            self.node.reactor,
+            settings.access.addresses,
+            self._check_run,
+            self._on_request,
+            reaches=lambda: self.node.authorised and bool(self.node.usable_links),
+            on_router_ended=self._reset_routed,
+        )
         self._connecting = DeadlineQueue[AnyFlow](
             loop,
             patience_s=settings.limits.connect_timeout_s,
@@ -193,7 +200,7 @@ class Agent:
     def _said_of(self, flow: Flow) -> tuple[Hand, Origin]:
         origin = flow.view().origin
         if origin.uid is None and (facts := self.steering.facts_if_known(flow)) is not None:
-            origin = Origin(facts.process, None, facts.user, facts.uid, facts.tag)
+            origin = Origin(facts.process, None, facts.user, facts.uid, facts.tag, facts.source)
         return self.steering.hand(flow), origin
 
     def _on_hand(self, flow: AnyFlow) -> None:
@@ -205,6 +212,12 @@ class Agent:
     def _check_run(self, run: Run) -> None:
         """Raises MsocksError where what its user wishes cannot be."""
         self._check_hand(hand_of(run.wish))
+
+    def _reset_routed(self) -> None:
+        """What comes from the other hosts is forwarded again, past their flows."""
+        for flow in list(self.flows):
+            if flow.state is not SessionState.ENDED and flow.view().origin.source is not None:
+                flow.reset()
 
     def _check_hand(self, hand: Hand) -> None:
         if hand.pin is not None and hand.pin not in self.node.links:

@@ -56,6 +56,7 @@ def flow_as_json(view: FlowView, printed: str) -> dict[str, Any]:
         "pid": view.origin.pid,
         "user": view.origin.user,
         "tag": view.origin.tag,
+        "source": None if view.origin.source is None else str(view.origin.source),
         "protocol": view.protocol,
         "dropped_datagrams": view.dropped_datagrams,
     }

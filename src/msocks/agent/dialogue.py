@@ -28,8 +28,8 @@ class Answer(Protocol):
     def grant(self, bound: Endpoint | None) -> bytes:
         """The connection stands; `bound` is the proxy's address toward the destination. Raises OSError."""
 
-    def refuse(self, error: MsocksError) -> bytes:
-        """There is none; after this the program's connection is closed."""
+    def refuse(self, error: MsocksError) -> bytes | None:
+        """There is none; after this the program's connection is closed, or reset where nothing can be said (None)."""
 
     def take_trailing(self) -> bytes:
         """The program's bytes that came with the request."""

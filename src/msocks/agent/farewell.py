@@ -30,8 +30,13 @@ class Farewells:
             reactor.loop, patience_s=_PATIENCE_S, limit=_MOST, expire=self._close
         )
 
-    def say(self, sock: socket.socket, answer: bytes) -> None:
-        """Send `answer` and close; the socket (connected, non-blocking) is owned from now on."""
+    def say(self, sock: socket.socket, answer: bytes | None) -> None:
+        """Send `answer` and close, reset where it is None; the socket (non-blocking) is owned from now on."""
+        if answer is None:
+            with contextlib.suppress(OSError):
+                reset_on_close(sock)
+            self._close(sock)
+            return
         try:
             reset_on_close(sock, False)
             # The first bytes on their way to this program: an empty send buffer takes them whole.

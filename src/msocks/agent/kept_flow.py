@@ -7,7 +7,8 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Container
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from msocks.agent.flow_memory import FlowMemory
@@ -154,7 +155,7 @@ class AdoptedFlow(KeptFlow):
         try:
             record = found.record
             self.destination = Endpoint.parse(record["destination"])
-            self.origin = Origin(**record["origin"])
+            self.origin = _origin(record["origin"])
             self.hand = _hand(record["hand"])
             self.since = float(record["since"])
             self.last_move = _last_move(record["last_move"])
@@ -322,7 +323,7 @@ def _record(flow: Flow, program: tuple[int, int] | None, marks: list[LegMark], h
     move = view.last_move
     return {
         "destination": str(flow.destination),
-        "origin": {name: getattr(origin, name) for name in ("process", "pid", "user", "uid", "tag")},
+        "origin": asdict(origin) | {"source": None if origin.source is None else str(origin.source)},
         "hand": {
             "pin": hand.pin,
             "moved": hand.moved,
@@ -343,6 +344,11 @@ def _record(flow: Flow, program: tuple[int, int] | None, marks: list[LegMark], h
 
 def _text(term: Term) -> str:
     return term if isinstance(term, str) else term.text
+
+
+def _origin(kept: dict[str, Any]) -> Origin:
+    source = kept["source"]
+    return replace(Origin(**kept), source=None if source is None else ip_address(source))
 
 
 def _hand(kept: dict[str, Any]) -> Hand:

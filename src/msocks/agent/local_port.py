@@ -11,6 +11,7 @@ from ipaddress import ip_address
 
 import structlog
 
+from msocks.agent.acceptor import Acceptor
 from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.dialogue import Answer, Dialogue, dialogue_for
 from msocks.agent.farewell import Farewells
@@ -24,14 +25,10 @@ from msocks.values.origin import Origin, Wish
 _log = structlog.get_logger("msocks.agent.local_port")
 
 _BACKLOG = 1024
-_ACCEPTED_AT_ONCE = 64
 # A request fits in one read; what a program sends behind it waits in the kernel.
 _CHUNK_BYTES = 4096
-# Without descriptors or memory, accept() fails at once and again: then it is left alone for so long.
-_EXHAUSTED_PAUSE_S = 0.1
 # "localhost" has an IPv6 address also on hosts without IPv6.
 _NOT_THIS_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +75,7 @@ class LocalPort:
         self._reactor = reactor
         self._farewells = farewells
         self._on_request = on_request
-        self._listeners: list[socket.socket] = []
+        self._acceptor = Acceptor(reactor, lambda sock: self._begin(_Handshake(sock)))
         self._handshakes = DeadlineQueue[_Handshake](
             reactor.loop, patience_s=limits.handshake_timeout_s, limit=limits.handshakes, expire=self._drop
         )
@@ -86,7 +83,7 @@ class LocalPort:
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where it listens, port 0 replaced by what the kernel gave."""
-        return tuple(Endpoint.from_sockaddr(listener.getsockname()) for listener in self._listeners)
+        return tuple(Endpoint.from_sockaddr(listener.getsockname()) for listener in self._acceptor.listeners)
 
     @property
     def handshakes(self) -> int:
@@ -100,49 +97,21 @@ class LocalPort:
             ConfigurationError: An address cannot be listened on, or is no loopback address although `allow_remote` is
                 false. Nothing listens then.
         """
+        made: list[socket.socket] = []
         try:
             for endpoint in endpoints:
-                self._listeners += _listeners(endpoint, allow_remote=allow_remote)
+                made += _listeners(endpoint, allow_remote=allow_remote)
         except BaseException:
-            self.close()
+            for listener in made:
+                listener.close()
             raise
-        for listener in self._listeners:
-            self._watch(listener)
+        self._acceptor.add(made)
 
     def close(self) -> None:
         """Stop listening, and close what has not said where to."""
-        for listener in self._listeners:
-            self._reactor.unwatch(listener.fileno())
-            listener.close()
-        self._listeners.clear()
+        self._acceptor.close()
         for handshake in self._handshakes.clear():
             self._drop(handshake)
-
-    # -- accepting --------------------------------------------------------------------------------------------------
-
-    def _watch(self, listener: socket.socket) -> None:
-        if listener in self._listeners:
-            self._reactor.watch(listener.fileno(), lambda _events: self._accept(listener))
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTED_AT_ONCE):
-            if listener not in self._listeners:
-                return
-            try:
-                sock, _peer = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    _log.warning("cannot_accept", reason=error.strerror, remedy="raise LimitNOFILE")
-                    self._reactor.loop.call_later(_EXHAUSTED_PAUSE_S, self._watch, listener)
-                    return
-                continue  # the program has gone already (ECONNABORTED)
-            sock.setblocking(False)
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._begin(_Handshake(sock))
-        self._reactor.call_soon(lambda: self._accept(listener))
 
     # -- the dialogue -----------------------------------------------------------------------------------------------
 

@@ -94,7 +94,13 @@ def problems_as_json(problems: Iterable[PolicyProblem]) -> dict[str, Any]:
 
 
 def _facts_as_json(facts: FlowFacts) -> dict[str, Any]:
-    return {"process": facts.process, "user": facts.user, "uid": facts.uid, "tag": facts.tag}
+    return {
+        "process": facts.process,
+        "user": facts.user,
+        "uid": facts.uid,
+        "tag": facts.tag,
+        "source": None if facts.source is None else str(facts.source),
+    }
 
 
 def _why_as_json(explanation: Explanation) -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""Where `msocks run` comes: each run registers here, and its keeper tells of programs that are in connect()."""
+"""Where `msocks run` and `msocks transparent` come: their keepers register here, and tell of programs in connect().
+
+The keeper of a router brings listening sockets instead.
+"""
 
 from __future__ import annotations
 
+import array
+import asyncio
 import contextlib
 import errno
 import functools
@@ -16,9 +21,10 @@ from msocks.agent.control_socket import bind_control_socket
 from msocks.agent.held_connect import HeldConnect
 from msocks.agent.local_port import ProgramRequest
 from msocks.agent.program_lookup import user_name
+from msocks.agent.routed_port import RoutedPort
 from msocks.errors import ConfigurationError, MsocksError
 from msocks.interception import messages
-from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run
+from msocks.interception.messages import Connect, Reach, Ready, Refuse, Refused, Router, Run
 from msocks.interception.network_namespace import netns_cookie
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
@@ -27,15 +33,20 @@ from msocks.values.origin import Origin
 _log = structlog.get_logger("msocks.agent.run_port")
 
 _MOST_RUNS = 256
+_MOST_SOCKETS = 2
+# How often to look whether there is a network and a proxy, for those who want to know.
+_LOOK_S = 0.5
 _IPV4, _IPV6 = "127.0.0.1", "::1"
 
 
 @dataclass(slots=True, eq=False)
 class _Registration:
-    """One run, from its keeper's connection to its end."""
+    """One run or router, from its keeper's connection to its end."""
 
     sock: socket.socket
-    run: Run | None = None
+    greeting: Run | Router | None = None
+    routed: RoutedPort | None = None
+    told_reach: bool | None = None
     # Bound and not listening: they keep the port, and the kernel answers nothing there but resets.
     places: tuple[socket.socket, ...] = ()
 
@@ -49,6 +60,9 @@ class RunPort:
         proxy: tuple[Endpoint, ...],
         check: Callable[[Run], None],
         on_request: Callable[[ProgramRequest], None],
+        *,
+        reaches: Callable[[], bool],
+        on_router_ended: Callable[[], None],
     ) -> None:
         """
         Args:
@@ -56,7 +70,12 @@ class RunPort:
             proxy: The proxy's endpoints: no run may redirect what goes there.
             check: Raises MsocksError where a run asks for what there is not.
             on_request: Takes the requests.
+            reaches: Whether there is a network and a proxy.
+            on_router_ended: Called when routed connections are cut off from their other hosts.
         """
+        self._reaches = reaches
+        self._on_router_ended = on_router_ended
+        self._look_timer: asyncio.TimerHandle | None = None
         self._reactor = reactor
         self._proxy = tuple(str(endpoint) for endpoint in proxy)
         self._check = check
@@ -67,7 +86,7 @@ class RunPort:
 
     @property
     def runs(self) -> int:
-        """Runs that are registered."""
+        """Runs that are registered, a host's or a router's transparent mode among them."""
         return len(self._registrations)
 
     def open(self, path: Path) -> None:
@@ -78,6 +97,9 @@ class RunPort:
 
     def close(self) -> None:
         """End all registrations, and remove the socket."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
         if self._listener is not None:
             self._reactor.unwatch(self._listener.fileno())
             self._listener.close()
@@ -107,8 +129,9 @@ class RunPort:
 
     def _hear(self, registration: _Registration, _events: int) -> None:
         while registration in self._registrations:
+            brought: list[socket.socket] = []
             try:
-                packet = registration.sock.recv(messages.MAX_BYTES)
+                packet, brought = _receive(registration.sock)
             except BlockingIOError:
                 return
             except OSError:
@@ -117,15 +140,35 @@ class RunPort:
                 self._end(registration)
                 return
             try:
-                if registration.run is None:
-                    self._begin(registration, messages.decode(packet, Run))
-                else:
-                    self._connect(registration, registration.run, messages.decode(packet, Connect))
+                match registration.greeting:
+                    case None:
+                        greeting = messages.decode(packet, Run, Router)
+                        assert isinstance(greeting, Run | Router)
+                        self._begin(registration, greeting, brought)
+                        if isinstance(greeting, Router):
+                            brought = []  # they are the router's
+                    case Run() as run:
+                        self._connect(registration, run, messages.decode(packet, Connect))
+                    case Router():
+                        raise ConfigurationError("a router has nothing more to say", remedy="update both")
             except MsocksError as error:
                 _log.warning("run_refused", reason=str(error))
                 self._refuse_run(registration, error)
+            finally:
+                for each in brought:
+                    each.close()
 
-    def _begin(self, registration: _Registration, run: Run) -> None:
+    def _begin(self, registration: _Registration, greeting: Run | Router, brought: list[socket.socket]) -> None:
+        if isinstance(greeting, Router):
+            registration.routed = RoutedPort(self._reactor, brought, greeting.tag, self._on_request)
+            self._say(registration, Ready(0, 0, netns_cookie(registration.routed.listeners[0]), self._proxy))
+        else:
+            self._begin_run(registration, greeting)
+        registration.greeting = greeting
+        if greeting.reach:
+            self._look()
+
+    def _begin_run(self, registration: _Registration, run: Run) -> None:
         self._check(run)
         try:
             registration.places = (_place(_IPV4, 0),)
@@ -136,7 +179,19 @@ class RunPort:
         ports = [place.getsockname()[1] for place in registration.places]
         port6 = ports[1] if len(ports) > 1 else 0
         self._say(registration, Ready(ports[0], port6, netns_cookie(registration.places[0]), self._proxy))
-        registration.run = run
+
+    def _look(self) -> None:
+        """Tell those who want to know whether there is a network and a proxy, where that has changed."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
+        wanting = [each for each in self._registrations if each.greeting is not None and each.greeting.reach]
+        for registration in wanting:
+            if registration.told_reach is not (usable := self._reaches()):
+                registration.told_reach = usable
+                self._say(registration, Reach(usable))
+        if wanting:
+            self._look_timer = self._reactor.loop.call_later(_LOOK_S, self._look)
 
     def _connect(self, registration: _Registration, run: Run, connect: Connect) -> None:
         program, destination = Endpoint.parse(connect.local), Endpoint.parse(connect.destination)
@@ -164,7 +219,7 @@ class RunPort:
         self._say(registration, Refused(error.what, error.remedy))
         self._end(registration)
 
-    def _say(self, registration: _Registration, message: Ready | Refused | Refuse) -> None:
+    def _say(self, registration: _Registration, message: Ready | Refused | Refuse | Reach) -> None:
         try:
             registration.sock.send(messages.encode(message))
         except OSError:
@@ -176,6 +231,21 @@ class RunPort:
         registration.sock.close()
         for place in registration.places:
             place.close()
+        if registration.routed is not None:
+            registration.routed.close()
+            registration.routed = None
+            self._on_router_ended()
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[socket.socket]]:
+    """A packet, and the sockets that came with it. Raises OSError, BlockingIOError."""
+    size = array.array("i").itemsize * _MOST_SOCKETS
+    packet, ancillary, _, _ = sock.recvmsg(messages.MAX_BYTES, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return packet, [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
 
 def _place(address: str, port: int) -> socket.socket:

@@ -322,4 +322,11 @@ class Steering:
 
 def with_origin(facts: FlowFacts, origin: Origin) -> FlowFacts:
     """What rules can know, with the program; a tag that is known stays."""
-    return replace(facts, process=origin.process, user=origin.user, uid=origin.uid, tag=origin.tag or facts.tag)
+    return replace(
+        facts,
+        process=origin.process,
+        user=origin.user,
+        uid=origin.uid,
+        tag=origin.tag or facts.tag,
+        source=origin.source or facts.source,
+    )

@@ -25,7 +25,8 @@ from msocks.cli.verb import Verb, json_option, print_json
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @json_option
 def check_config(file: Path, as_json: bool) -> ExitStatus:
-    """Check the TOML file FILE, which configures an agent ([agent], [policy]), a proxy ([proxy]) or both.
+    """Check the TOML file FILE, which configures an agent ([agent], [policy]), a proxy ([proxy]), transparent mode
+    ([transparent]) or several of them.
 
     The file is checked as a whole, the access link it names included. All problems are printed, each with its key, the
     cause and a suggestion. Nothing is started or changed. docs/reference/configuration.md lists the keys.
@@ -43,6 +44,8 @@ def check_config(file: Path, as_json: bool) -> ExitStatus:
             configures.append(Daemon.PROXY)
         if checked.policy is not None:
             configures.append("policy")
+        if checked.transparent is not None:
+            configures.append("transparent mode")
     except InvalidConfiguration as error:
         problems = error.problems
     if as_json:

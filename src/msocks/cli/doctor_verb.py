@@ -46,6 +46,8 @@ def doctor(discard: Path | None, as_json: bool) -> ExitStatus:
     Run it as the user who will run the proxy, with the same capabilities. Nothing is changed: programs are loaded to
     see whether the kernel takes them, and attached nowhere. Each thing that is missing comes with what to do about it.
     Without the splice a proxy relays, which needs nothing of all this.
+
+    It also tells when `msocks transparent` was killed here and has left something.
     """
     if discard is not None:
         was_there = _discard(discard)
@@ -56,9 +58,11 @@ def doctor(discard: Path | None, as_json: bool) -> ExitStatus:
         return ExitStatus.OK
 
     from msocks.datapath.splice.feature_probe import is_available, probe
+    from msocks.interception.transparent import left_over
 
     checks = probe()
     available = is_available(checks)
+    rules = left_over()
     if as_json:
         print_json(
             {
@@ -73,6 +77,7 @@ def doctor(discard: Path | None, as_json: bool) -> ExitStatus:
                     }
                     for check in checks
                 ],
+                "transparent_left_over": rules,
             }
         )
     else:
@@ -80,6 +85,9 @@ def doctor(discard: Path | None, as_json: bool) -> ExitStatus:
             click.echo(f"{_MARKS[check.ok]:<8} {check.name}: {check.finding}")
             if check.remedy:
                 click.echo(f"{'':<8} {check.remedy}")
+        if rules:
+            click.echo(f"{'left':<8} transparent mode: {rules} rules of one that was killed; they do nothing")
+            click.echo(f"{'':<8} msocks transparent --sweep removes them, and so does the next start")
         click.echo("The splice can be had." if available else "The splice cannot be had: a proxy relays.")
     return ExitStatus.OK if available else ExitStatus.FAILED
 

@@ -28,7 +28,8 @@ def flows(control: str | None, follow: bool, as_json: bool) -> None:
 
     ID names a flow in `msocks move`. STATE is `connecting`; `live`; `parked` (no network: the proxy holds the server's
     side until there is one); or `ended` (listed for a minute). DATAPATH is how the proxy carries the bytes, `relay`
-    or `splice`. MOVES is how often the flow got another leg. UP and DOWN are bytes from and to the program.
+    or `splice`. MOVES is how often the flow got another leg. UP and DOWN are bytes from and to the program. FROM is the
+    program, or the other host, where the agent was told of it (`msocks run`, `msocks transparent`).
 
     With --follow and --json, each line is one JSON object.
     """
@@ -45,7 +46,7 @@ def flows(control: str | None, follow: bool, as_json: bool) -> None:
     elif not found:
         click.echo("no flows", err=True)
     else:
-        headings = ("ID", "STATE", "LINK", "DESTINATION", "DATAPATH", "MOVES", "UP", "DOWN")
+        headings = ("ID", "STATE", "LINK", "DESTINATION", "DATAPATH", "MOVES", "UP", "DOWN", "FROM")
         print_table(headings, [_row(flow) for flow in found])
 
 
@@ -104,7 +105,17 @@ def _row(flow: dict[str, Any]) -> tuple[str, ...]:
         str(flow["moves"]),
         size(flow["bytes_up"]),
         size(flow["bytes_down"]),
+        _origin(flow),
     )
+
+
+def _origin(flow: dict[str, Any]) -> str:
+    if flow["source"] is not None:
+        return str(flow["source"])
+    if flow["process"] is None:
+        return "-"
+    name = "".join(each if each.isprintable() else "?" for each in flow["process"])  # a program chooses its name
+    return f"{name}[{flow['pid']}]"
 
 
 def _event_line(event: dict[str, Any]) -> str:

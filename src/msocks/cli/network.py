@@ -1,7 +1,8 @@
-"""IP networks as people write them."""
+"""IP networks and interfaces as people write them."""
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from msocks.errors import ConfigurationError
@@ -26,3 +27,17 @@ def parse_network(text: str) -> IPv4Network | IPv6Network:
     raise ConfigurationError(
         f"{text} has bits set behind its prefix", remedy=f"write {meant}, or the address without a prefix"
     )
+
+
+def parse_interface(text: str) -> str:
+    """Read the name of one network interface, which need not be there now.
+
+    Raises:
+        ConfigurationError: No interface has such a name.
+    """
+    if re.fullmatch(r"[\w.@+-]{1,15}", text, re.ASCII) is None:
+        raise ConfigurationError(
+            f"{text[:40]!r} cannot be the name of a network interface",
+            remedy="`ip link` shows the names; globs are not possible here",
+        )
+    return text

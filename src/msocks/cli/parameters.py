@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from msocks.cli.network import parse_network
+from msocks.cli.network import parse_interface, parse_network
 from msocks.errors import ConfigurationError
 from msocks.values.endpoint import Endpoint
 
@@ -38,5 +38,18 @@ class NetworkParameter(click.ParamType[IPv4Network | IPv6Network]):
             self.fail(str(error), param, ctx)
 
 
+class InterfaceParameter(click.ParamType[str]):
+    """The name of a network interface, no glob."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_interface(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+INTERFACE = InterfaceParameter()
 ENDPOINT = EndpointParameter()
 NETWORK = NetworkParameter()

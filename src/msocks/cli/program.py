@@ -31,6 +31,7 @@ _SECTIONS: dict[str, list[_Entry]] = {
         _Entry("flows", "flow_verbs:flows", "List the flows: programs' connections and what carries them."),
         _Entry("move", "flow_verbs:move", "Move a flow, or all of them, to another link."),
         _Entry("run", "run_verb:run", "Run a program whose connections go through the agent."),
+        _Entry("transparent", "transparent_verb:transparent", "Take the connections of a whole host, or of a network."),
         _Entry("why", "policy_verbs:why", "Tell which rule decides about a flow, and what else was considered."),
         _Entry("pin", "policy_verbs:pin", "Let a flow use one link and no other."),
         _Entry("unpin", "policy_verbs:unpin", "Let the policy decide about a flow again."),

@@ -7,15 +7,17 @@ import socket
 
 from msocks.client.ended_sessions import EndedSession
 from msocks.client.leg_attempt import LegAttempt
-from msocks.client.network import Authority, ConnectionListener, Network
+from msocks.client.leg_question import leg_request
+from msocks.client.network import ConnectionListener, Network
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
 from msocks.protocol.control import ParkedLeg
-from msocks.protocol.leg import Connect, DatapathKind, DatapathReason, LegRequest, LegStatus, ReceivedReply, Reconnect
+from msocks.protocol.leg import DatapathKind, DatapathReason, LegStatus, ReceivedReply
 from msocks.protocol.leg_request_codec import encode_request
 from msocks.session import mobile_effects as mobile
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile import HOLD_DOWN_S, MobileSession
 from msocks.session.mobile_effects import SessionState
+from msocks.transport.kernel import deafen
 from msocks.transport.leg_stream import LegStream
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
@@ -175,7 +177,10 @@ class Connection:
                 case mobile.Carried():
                     self._carried(effect)
                 case mobile.Parked(generation):
-                    self._live = None
+                    if self._live is not None:
+                        # When its link comes back it must not talk the server into sending on a leg that is given up.
+                        deafen(self._live)
+                        self._live = None
                     if generation:
                         self._network.park(ParkedLeg(self.session, generation, self.stream.received()))
                     if self._machine.attempting is None or not self.stream.sends_on(self._machine.attempting):
@@ -230,7 +235,7 @@ class Connection:
                 begins_at = self.stream.sent_now
                 self._handover_link = self._machine.link
             attempt.split = self._network.is_split(attempt.link)
-            request = self._request(authority, attempt, begins_at, effect)
+            request = leg_request(self, authority, attempt, effect, begins_at)
             attempt.say(sock, encode_request(request, authority.key_up), authority.key_up, authority.key_down)
         except (OSError, MsocksError) as error:
             sock.close()
@@ -250,33 +255,6 @@ class Connection:
         self._machine.request_sent(self._now(), attempt.generation)
         self._arm()
         attempt.listen()
-
-    def _request(self, authority: Authority, attempt: LegAttempt, begins_at: int, effect: mobile.Attempt) -> LegRequest:
-        number, expires_ms = authority.next_leg_number(), authority.expiry_ms()
-        if not effect.reconnect:
-            return Connect(
-                association=authority.id,
-                leg_number=number,
-                expires_ms=expires_ms,
-                session=self.session,
-                generation=attempt.generation,
-                destination=self.destination,
-                middlebox=attempt.split,
-            )
-        stream = self.stream
-        return Reconnect(
-            association=authority.id,
-            leg_number=number,
-            expires_ms=expires_ms,
-            session=self.session,
-            generation=attempt.generation,
-            received=stream.received(),
-            upstream_from=begins_at,
-            down_fin_at=stream.position if stream.at_eof else None,
-            up_fin_at=stream.written if stream.finishing else None,
-            handover_from=effect.handover_from if attempt.handover else 0,
-            middlebox=attempt.split,
-        )
 
     def _on_reply(self, attempt: LegAttempt, received: ReceivedReply) -> None:
         reply, authority = received.reply, self._network.authority

@@ -89,8 +89,7 @@ class LegAttempt:
 
     def deafen(self) -> None:
         """Let the connection hear nothing any more, so that nothing more is acknowledged on it."""
-        with contextlib.suppress(OSError):
-            deafen(self.sock)
+        deafen(self.sock)
 
     def late_reply(self) -> ReceivedReply | None:
         """The verified reply, if it has come after all; the socket stays the attempt's."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msocks.client.leg_check import LegChecks
 from msocks.client.link_path import LinkPath
@@ -17,6 +18,8 @@ _FRESH_S = 0.03
 _OUTSTANDING_S = 3.0
 # How often to look for legs whose bytes have stopped coming, and for what TCP takes for the round-trip time.
 _LOOK_S = 1.0
+# Measurements that are older say nothing of the queues that are there now.
+_NEWS_MS = 500
 
 
 class LegSigns:
@@ -55,6 +58,15 @@ class LegSigns:
             if sock is not control:
                 self._note_traffic(health, sock, info, now)
 
+    def note_whole(self, path: LinkPath, rtt_s: float, legs: Iterable[socket.socket]) -> None:
+        """The proxy's program has answered a probe over the path; see how long TCP takes at this moment."""
+        busy_s = 0.0
+        if path.split.is_slow(rtt_s):
+            for leg in legs:
+                with contextlib.suppress(OSError):
+                    busy_s = max(busy_s, _takes_now_s(tcp_info(leg)))
+        path.split.on_whole(rtt_s, busy_s)
+
     def _note_traffic(self, health: PathHealth, leg: socket.socket, info: TcpInfo, now: float) -> None:
         # Of what is sent, its sender tells. The ACK of a keep-alive is no traffic: it would be asked about for minutes.
         health.on_traffic(now - info.last_data_received_ms / 1000)
@@ -63,3 +75,10 @@ class LegSigns:
             health.on_traffic(now)
         elif info.unacked_segments and health.heard_at > now - _OUTSTANDING_S / 2:
             self.checks.check(leg)  # its link lives, it does not seem to
+
+
+def _takes_now_s(info: TcpInfo) -> float:
+    """What TCP takes for the round-trip time, as sender or as receiver, if it has had news of it; 0 otherwise."""
+    as_sender = info.rtt_ms if info.last_ack_received_ms < _NEWS_MS else 0.0
+    as_receiver = info.rtt_receiver_ms if info.last_data_received_ms < _NEWS_MS else 0.0
+    return max(as_sender, as_receiver) / 1000

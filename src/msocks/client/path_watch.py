@@ -182,7 +182,7 @@ class PathWatch:
         path = self._paths.get(name)
         if path is not None and path.health is not None:
             path.health.on_answer(time.monotonic(), number)
-            path.split.on_whole(rtt_s)
+            self._signs.note_whole(path, rtt_s, self._legs(name))
             self._after_news(path)
 
     def control_heard(self, name: str) -> None:
@@ -354,7 +354,7 @@ class PathWatch:
             return
         captive_and_mute = path.captive is not None and path.health.state is not PathState.ALIVE
         path.health.on_answer(received_at, answer.sequence)
-        path.split.on_whole(received_at - answer.time / 1e6)
+        self._signs.note_whole(path, received_at - answer.time / 1e6, self._legs(path.link.name))
         if path.split.is_doubtful:
             path.health.on_traffic(received_at)  # ask soon
         if captive_and_mute and path.health.state is PathState.ALIVE and self.control is not None:

@@ -1,4 +1,4 @@
-"""The keeper's connection to the agent: registers the run, and does so again after the agent has been restarted."""
+"""The keeper's connection to the agent: registers the run or router, and does so again after a restart of the agent."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable, Sequence
 
 from msocks.errors import AgentUnavailable, ConfigurationError, MsocksError
 from msocks.interception import messages
-from msocks.interception.messages import Connect, Ready, Refuse, Refused, Run
+from msocks.interception.messages import Connect, Reach, Ready, Refuse, Refused, Router, Run
 from msocks.interception.network_namespace import own_netns_cookie
 
 _PATIENCE_S = 5.0
@@ -18,25 +19,33 @@ _QUEUE_BYTES = 4 * 1024 * 1024
 
 
 class RunRefused(ConfigurationError):
-    """The agent does not serve this run; the text is its own."""
+    """The agent does not serve this run, or router; the text is its own."""
+
+
+def _nothing() -> Sequence[socket.socket]:
+    return ()
 
 
 class AgentLink:
     """One registration. `ready` is what the agent has said last."""
 
-    def __init__(self, path: str, run: Run) -> None:
+    def __init__(
+        self, path: str, greeting: Run | Router, sockets: Callable[[], Sequence[socket.socket]] = _nothing
+    ) -> None:
         """Register.
 
         Args:
             path: The agent's socket for runs.
-            run: Tag and wish.
+            greeting: What is registered.
+            sockets: Asked, at every registration, for what goes with the greeting; closed here when it was sent.
 
         Raises:
             AgentUnavailable: No agent is there, or it is of another version.
-            RunRefused: It does not serve this run.
+            RunRefused: It does not serve this.
         """
         self._path = path
-        self._run = run
+        self._greeting = greeting
+        self._sockets = sockets
         self._socket: socket.socket | None = None
         self.ready = self._register()
 
@@ -69,15 +78,17 @@ class AgentLink:
             self.close()
         return True
 
-    def hear(self) -> list[Refuse]:
+    def hear(self) -> list[Refuse | Reach]:
         """What the agent has said. It is not connected any more where it has ended, or speaks nonsense."""
-        heard: list[Refuse] = []
+        heard: list[Refuse | Reach] = []
         while self._socket is not None:
             try:
                 packet = self._socket.recv(messages.MAX_BYTES)
                 if not packet:
                     raise ConnectionResetError
-                heard.append(messages.decode(packet, Refuse))
+                said = messages.decode(packet, Refuse, Reach)
+                assert isinstance(said, Refuse | Reach)
+                heard.append(said)
             except BlockingIOError:
                 break
             except (OSError, ConfigurationError):
@@ -95,7 +106,7 @@ class AgentLink:
         try:
             sock.settimeout(_PATIENCE_S)
             sock.connect(self._path)
-            sock.send(messages.encode(self._run))
+            self._greet(sock)
             packet = sock.recv(messages.MAX_BYTES)
             answer = messages.decode(packet, Ready, Refused)
             if isinstance(answer, Refused):
@@ -116,6 +127,15 @@ class AgentLink:
         finally:
             if self._socket is not sock:
                 sock.close()
+
+    def _greet(self, sock: socket.socket) -> None:
+        given = self._sockets()
+        try:
+            packet, descriptors = messages.encode(self._greeting), [each.fileno() for each in given]
+            socket.send_fds(sock, [packet], descriptors) if descriptors else sock.send(packet)
+        finally:
+            for each in given:
+                each.close()
 
     def _unavailable(self, error: OSError) -> AgentUnavailable:
         if isinstance(error, PermissionError):

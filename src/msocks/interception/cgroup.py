@@ -1,4 +1,7 @@
-"""The control group of one run: made below the caller's own, swept away by whoever comes later where it was left."""
+"""The control group of one run: made below the caller's own, swept away by whoever comes later where it was left.
+
+Or that of all processes of this host, or of this container.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,37 @@ import fcntl
 import os
 import select
 from pathlib import Path
+from typing import Protocol
 
 from msocks.interception.refusal import CannotIntercept
 
 _PREFIX = "msocks-run-"
 _ATTEMPTS = 16
+
+
+class Group(Protocol):
+    """What a keeper needs of a control group."""
+
+    @property
+    def fd(self) -> int:
+        """Of its directory."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+
+    @property
+    def is_populated(self) -> bool:
+        """Whether a process lives in it."""
+
+    def enter(self) -> None:
+        """Put this process into it. Raises OSError."""
+
+    def watch(self, poll: select.poll) -> int:
+        """Have `poll` report when processes come and go; returns the descriptor that it will name."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class RunGroup:
@@ -64,14 +93,42 @@ class RunGroup:
         os.close(self.fd)
 
 
-def _own_group() -> Path:
+class WholeHost:
+    """The control group of all processes: the root of the hierarchy as this process sees it."""
+
+    is_populated = True
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            CannotIntercept: There is no unified hierarchy.
+        """
+        self.path = _mount()
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def enter(self) -> None:
+        """Every process is in it."""
+
+    def watch(self, poll: select.poll) -> int:
+        """There is nothing to report."""
+        del poll
+        return self.fd
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.fd)
+
+
+def _mount() -> Path:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.split()[:1] == ["cgroup2"]:
-            mount = Path(before.split()[4].encode().decode("unicode_escape"))
-            break
-    else:
-        raise CannotIntercept("this host has no unified control groups (cgroup2)", remedy="mount them: see cgroups(7)")
+            return Path(before.split()[4].encode().decode("unicode_escape"))
+    raise CannotIntercept("this host has no unified control groups (cgroup2)", remedy="mount them: see cgroups(7)")
+
+
+def _own_group() -> Path:
+    mount = _mount()
     unified = (line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
     own = mount / next(unified, "0::/").removeprefix("0::").lstrip("/")
     return own if own.is_dir() and ".." not in own.parts else mount

@@ -1,36 +1,37 @@
-"""The keeper of a run: a process beside the program that has the privilege, holds the hooks, and asks the agent.
+"""The keeper of a control group: has the privilege, holds the hooks, and asks the agent.
 
-It ends when no process of the run's control group lives any more, and takes the group with it. When it is killed the
-hooks go with it, and the next run sweeps the group away.
+That of a run is a process beside the program. It ends when no process of the run's control group lives any more, and
+takes the group with it. When it is killed the hooks go with it, and the next run sweeps the group away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from msocks.interception.agent_link import AgentLink
-from msocks.interception.cgroup import RunGroup
+from msocks.interception.cgroup import Group, RunGroup
 from msocks.interception.hooks import Hooks
 from msocks.interception.layout import Attempt, Settings
 from msocks.interception.local_addresses import AddressNews, local_addresses
-from msocks.interception.messages import Connect
+from msocks.interception.messages import Connect, Reach
 from msocks.interception.refusal import CannotIntercept, Refusals
 from msocks.interception.resolver import Resolver
+from msocks.interception.serving import serve_until
 from msocks.values.endpoint import Endpoint
 
 # Attempts that are remembered until they are answered, or sent again.
 _MOST_ATTEMPTS = 4096
-# Without an agent, look for one so often.
-_AGENT_PAUSE_MS = 1000
 
 
 class Keeper:
-    """One run: made by the process that will become the program, carried on by the keeper's own (see `Keeper.run`)."""
+    """One run: made by the process that will become the program, carried on by the keeper's own (see `Keeper.run`).
+
+    Or a whole host, where the group is given.
+    """
 
     def __init__(
         self,
@@ -39,6 +40,9 @@ class Keeper:
         *,
         names: bool = False,
         no_udp: bool = False,
+        group: Group | None = None,
+        near: Callable[[], set[IPv4Network | IPv6Network]] = local_addresses,
+        lets_go: bool = False,
     ) -> None:
         """Make the control group and attach the hooks; nothing is redirected before a process is in the group.
 
@@ -47,6 +51,9 @@ class Keeper:
             excluded: Destinations that are left alone, besides the proxy's addresses and this host's own.
             names: Whether names are resolved by the proxy.
             no_udp: Whether the program may use no UDP, except over loopback.
+            group: In place of one of its own; owned, also where this raises.
+            near: What is left alone as long as this host has its addresses of now.
+            lets_go: Whether nothing is redirected while there is no agent, or it says that it reaches nobody (`Reach`).
 
         Raises:
             CannotIntercept: The privilege is missing, or the host lacks something.
@@ -57,11 +64,14 @@ class Keeper:
         self._resolver: Resolver | None = None
         self._no_udp = no_udp
         self._excluded: set[IPv4Network | IPv6Network] = set()
-        self._own: set[IPv4Network | IPv6Network] = set()
+        self._near = near
+        self._near_now: set[IPv4Network | IPv6Network] = set()
+        self._lets_go = lets_go
+        self._reaches = True
         self._stack = contextlib.ExitStack()
         self._stack.callback(link.close)
         try:
-            self.group = RunGroup()
+            self.group = RunGroup() if group is None else group
             self._stack.callback(self.group.close)
             self._refusals = Refusals()
             self._stack.callback(self._refusals.close)
@@ -73,7 +83,7 @@ class Keeper:
             self._news = AddressNews()
             self._stack.callback(self._news.close)
             self._leave_alone(excluded)
-            self._leave_alone_own()
+            self._leave_alone_near()
             self._configure()
         except BaseException:
             self._stack.close()
@@ -81,54 +91,65 @@ class Keeper:
 
     def run(self) -> None:
         """Serve until the control group is empty, then remove it."""
-        poll = select.poll()
-        hooks, news = self._hooks.fileno(), self._news.fileno()
-        self.group.watch(poll)
-        poll.register(hooks, select.POLLIN)
-        poll.register(news, select.POLLIN)
-        if self._resolver is not None:
-            for descriptor in self._resolver.descriptors:
-                poll.register(descriptor, select.POLLIN)
         try:
-            while self.group.is_populated:
-                agent = self._link.fileno()
-                if agent is not None:
-                    poll.register(agent, select.POLLIN)
-                ready = {descriptor for descriptor, _ in poll.poll(None if agent is not None else _AGENT_PAUSE_MS)}
-                if agent is not None:
-                    poll.unregister(agent)
-                if news in ready:
-                    self._news.drain()
-                    with contextlib.suppress(CannotIntercept):  # what is too much goes through the agent
-                        self._leave_alone_own()
-                if agent in ready:
-                    self._hear()
-                if self._resolver is not None and not ready.isdisjoint(self._resolver.descriptors):
-                    self._resolver.serve()
-                if hooks in ready:
-                    self._hooks.attempts(self._on_attempt)
-                if not self._link.is_connected and self._link.reconnect():
-                    with contextlib.suppress(CannotIntercept):
-                        self._configure()
+            serve_until([self], lambda: not self.group.is_populated, self.group.watch)
         finally:
             self.close()
+
+    @property
+    def descriptors(self) -> set[int]:
+        """To be watched for reading; `serve` wants to hear which are ready."""
+        found = {self._hooks.fileno(), self._news.fileno()}
+        if self._resolver is not None:
+            found |= self._resolver.descriptors
+        if (agent := self._link.fileno()) is not None:
+            found.add(agent)
+        return found
+
+    @property
+    def looks_for_agent(self) -> bool:
+        """Whether `serve` shall be called every second, though nothing is ready."""
+        return not self._link.is_connected
+
+    def serve(self, ready: Collection[int]) -> None:
+        """Do what there is to do."""
+        if self._news.fileno() in ready:
+            self._news.drain()
+            with contextlib.suppress(CannotIntercept):  # what is too much goes through the agent
+                self._leave_alone_near()
+        if self._link.fileno() in ready:
+            self._hear()
+        if self._resolver is not None and not self._resolver.descriptors.isdisjoint(ready):
+            self._resolver.serve()
+        if self._hooks.fileno() in ready:
+            self._hooks.attempts(self._on_attempt)
+        if not self._link.is_connected and self._link.reconnect():
+            self._reaches = True
+            with contextlib.suppress(CannotIntercept):
+                self._configure()
 
     def close(self) -> None:
         """Detach the hooks, end the registration, and remove the group where it is empty."""
         self._stack.close()
 
     def _configure(self) -> None:
+        """What the agent has said at the beginning."""
+        self._switch()
+        self._leave_alone(networks_of(self._link.ready.proxy))
+
+    def _switch(self) -> None:
+        """Redirect, or do not."""
         ready = self._link.ready
         resolver = (0, 0) if self._resolver is None else self._resolver.ports
-        self._hooks.configure(Settings((ready.port4, ready.port6), resolver, self._no_udp))
-        self._leave_alone(address for text in ready.proxy for address in _addresses_of(Endpoint.parse(text)))
+        enabled = not self._lets_go or (self._link.is_connected and self._reaches)
+        self._hooks.configure(Settings((ready.port4, ready.port6), resolver, self._no_udp, enabled))
 
-    def _leave_alone_own(self) -> None:
+    def _leave_alone_near(self) -> None:
         """This host's addresses, as they are now: another network may give what was ours to somebody else."""
-        now = local_addresses()
-        self._hooks.redirect_again(self._own - now - self._excluded)
-        self._hooks.leave_alone(now - self._own)
-        self._own = now
+        now = self._near()
+        self._hooks.redirect_again(self._near_now - now - self._excluded)
+        self._hooks.leave_alone(now - self._near_now)
+        self._near_now = now
 
     def _leave_alone(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
         fresh = {*networks} - self._excluded
@@ -166,11 +187,15 @@ class Keeper:
         return destination if name is None else Endpoint(name, destination.port)
 
     def _hear(self) -> None:
-        for refuse in self._link.hear():
-            attempt, _ = self._asked.get(refuse.cookie, (None, None))
+        for said in self._link.hear():
+            if isinstance(said, Reach):
+                self._reaches = said.usable
+                self._switch()
+                continue
+            attempt, _ = self._asked.get(said.cookie, (None, None))
             if attempt is not None:
-                self._asked[refuse.cookie] = attempt, refuse.errno
-                self._tell(attempt, refuse.errno)
+                self._asked[said.cookie] = attempt, said.errno
+                self._tell(attempt, said.errno)
         self._check_agent()
 
     def _check_agent(self) -> None:
@@ -180,6 +205,8 @@ class Keeper:
                 if answer is None:
                     self._tell(attempt, errno.ECONNREFUSED)
             self._asked.clear()
+            if self._lets_go:
+                self._switch()
 
     def _tell(self, attempt: Attempt, error: int) -> None:
         self._refusals.refuse(attempt, self._port(attempt), error)
@@ -189,8 +216,9 @@ class Keeper:
         return self._link.ready.port6 if local is not None and local.version == 6 else self._link.ready.port4
 
 
-def _addresses_of(endpoint: Endpoint) -> Iterable[IPv4Network | IPv6Network]:
-    """Each as a network of one; none where a name has none now."""
-    with contextlib.suppress(OSError):
-        for *_, sockaddr in socket.getaddrinfo(str(endpoint.host), endpoint.port, type=socket.SOCK_STREAM):
-            yield ip_network(str(Endpoint.from_sockaddr(sockaddr).host))
+def networks_of(endpoints: Iterable[str]) -> Iterable[IPv4Network | IPv6Network]:
+    """Each address as a network of one; none where a name has none now."""
+    for endpoint in map(Endpoint.parse, endpoints):
+        with contextlib.suppress(OSError):
+            for *_, sockaddr in socket.getaddrinfo(str(endpoint.host), endpoint.port, type=socket.SOCK_STREAM):
+                yield ip_network(str(Endpoint.from_sockaddr(sockaddr).host))

@@ -60,16 +60,18 @@ class Settings:
         agent: The agent's ports on 127.0.0.1 and ::1; 0 leaves that family alone.
         resolver: The keeper's ports for questions to name servers, likewise; (0, 0) leaves resolution alone.
         no_udp: Refuse UDP but over loopback.
+        enabled: Where it is false everything is left alone.
     """
 
     agent: tuple[int, int]
     resolver: tuple[int, int] = (0, 0)
     no_udp: bool = False
+    enabled: bool = True
 
     def pack(self, netns_cookie: int) -> bytes:
         """The structure, for runs in the network namespace of that cookie."""
         ports = (port.to_bytes(2, "big") for port in (*self.agent, *self.resolver))
-        return SETTINGS.pack(netns_cookie, *ports, 1, self.no_udp)
+        return SETTINGS.pack(netns_cookie, *ports, self.enabled, self.no_udp)
 
 
 def excluded(network: IPv4Network | IPv6Network) -> bytes:

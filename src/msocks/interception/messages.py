@@ -1,8 +1,9 @@
 """What the keeper of a run and the agent say to each other, on a Unix socket that keeps packets apart (SOCK_SEQPACKET).
 
-One JSON object a packet. The keeper begins with a `Run`; the agent answers with `Ready` or `Refused`. Then come
-`Connect` from the keeper, and `Refuse` from the agent. That a connection is granted is not said: the program's socket
-gets its answer from the agent itself. When either side ends, so does the run's registration; flows go on.
+One JSON object a packet. The keeper begins with a `Run`, or a `Router`; the agent answers with `Ready` or `Refused`.
+Then come `Connect` from the keeper, and `Refuse` and `Reach` from the agent. That a connection is granted is not said:
+the program's socket gets its answer from the agent itself. When either side ends, so does the registration; the flows
+of a run go on, those of a router cannot, since their packets do not come here any more.
 """
 
 from __future__ import annotations
@@ -18,15 +19,24 @@ from msocks.values.origin import Wish
 MAX_BYTES = 16 * 1024
 """Of one packet."""
 
-Message = TypeVar("Message", bound="Run | Ready | Refused | Connect | Refuse")
+Message = TypeVar("Message", bound="Run | Router | Ready | Refused | Connect | Refuse | Reach")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run begins: all its connections have this tag and this wish."""
+    """A run begins: all its connections have this tag and this wish. With `reach` the keeper wants to hear `Reach`."""
 
     tag: str | None = None
     wish: Wish = field(default_factory=Wish)
+    reach: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Connections of other hosts, brought here by TPROXY; the listening sockets come with this packet (SCM_RIGHTS)."""
+
+    tag: str | None = None
+    reach: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +80,19 @@ class Refuse:
     errno: int
 
 
-_KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Run, Ready, Refused, Connect, Refuse)}
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whether the agent has a network and a proxy, as far as it knows: said at first, and at every change."""
+
+    usable: bool
 
 
-def encode(message: Run | Ready | Refused | Connect | Refuse) -> bytes:
+_KINDS: dict[str, type] = {
+    kind.__name__.lower(): kind for kind in (Run, Router, Ready, Refused, Connect, Refuse, Reach)
+}
+
+
+def encode(message: Run | Router | Ready | Refused | Connect | Refuse | Reach) -> bytes:
     """The packet of a message."""
     return json.dumps({"say": type(message).__name__.lower(), **dataclasses.asdict(message)}).encode()
 
@@ -110,6 +129,8 @@ def _value(value: Any, annotation: str) -> Any:
         case "tuple[str, ...]", list() if all(isinstance(each, str) for each in value):
             return tuple(value)
         case "int", int() if not isinstance(value, bool):
+            return value
+        case "bool", bool():
             return value
         case "str" | "str | None", str():
             return value

@@ -22,8 +22,10 @@ class RuleBook:
         self._uid = TextIndex([[uid for uid in rule.user if uid.isdecimal()] for rule in rules])
         self._names = TextIndex([_names(rule) for rule in rules])
         self._networks = NetworkIndex([_networks(rule) for rule in rules])
+        self._sources = NetworkIndex([rule.source for rule in rules])
         self._ports = PortIndex([rule.port for rule in rules])
         self._anywhere = _bits(not rule.destination for rule in rules)
+        self._from_anywhere = _bits(not rule.source for rule in rules)
         self._for_anybody = _bits(not rule.user for rule in rules)
         self._by_program = _bits(bool(rule.process or rule.user) for rule in rules)
 
@@ -34,14 +36,14 @@ class RuleBook:
 
     def asks_for_program(self, facts: FlowFacts) -> bool:
         """Whether process or user could change which rule it is; both are taken for unknown."""
-        candidates = self._to(facts) & self._tag.mask(facts.tag) & self._by_program
+        candidates = self._known(facts) & self._by_program
         decided = self._mask(facts)
         if not candidates:
             return False
         return not decided or candidates & -candidates < decided & -decided
 
     def _mask(self, facts: FlowFacts) -> int:
-        mask = self._to(facts) & self._process.mask(facts.process) & self._tag.mask(facts.tag)
+        mask = self._known(facts) & self._process.mask(facts.process)
         if not mask & ~self._for_anybody:
             return mask
         account = self._for_anybody
@@ -50,6 +52,11 @@ class RuleBook:
         if facts.uid is not None:
             account |= self._uid.mask(str(facts.uid)) & self._uid.constrained
         return mask & account
+
+    def _known(self, facts: FlowFacts) -> int:
+        """What fits, the program aside."""
+        source = self._from_anywhere | (0 if facts.source is None else self._sources.mask(facts.source))
+        return self._to(facts) & self._tag.mask(facts.tag) & source
 
     def _to(self, facts: FlowFacts) -> int:
         mask = self._ports.mask(facts.port)
@@ -70,6 +77,8 @@ def mismatches(rule: Rule, facts: FlowFacts) -> tuple[str, ...]:
         missed.append("user")
     if rule.tag and not _fits(rule.tag, facts.tag):
         missed.append("tag")
+    if rule.source and not (facts.source is not None and any(facts.source in network for network in rule.source)):
+        missed.append("source")
     if rule.destination and not _reaches(rule, facts):
         missed.append("destination")
     if rule.port and not any(each.first <= facts.port <= each.last for each in rule.port):

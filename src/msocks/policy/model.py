@@ -7,7 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from msocks.policy.terms import PortRange, Selector, Term
-from msocks.values.endpoint import Host
+from msocks.values.endpoint import Address, Host
 from msocks.values.link import LinkKind
 
 DEFAULT_HOLD_DOWN_S = 10.0
@@ -76,6 +76,7 @@ class Rule:
         process: Globs of process names.
         user: Globs of account names, or account numbers in digits.
         tag: Globs of the tags of `msocks run --tag`.
+        source: Networks of other hosts, whose connections this one forwards.
         destination: Globs of host names, lower case; networks.
         port: Ranges of destination ports.
         prefer: What comes first among the links; each decides where those before leave two links equal.
@@ -90,6 +91,7 @@ class Rule:
     process: tuple[str, ...] = ()
     user: tuple[str, ...] = ()
     tag: tuple[str, ...] = ()
+    source: tuple[IPv4Network | IPv6Network, ...] = ()
     destination: tuple[str | IPv4Network | IPv6Network, ...] = ()
     port: tuple[PortRange, ...] = ()
     prefer: tuple[Term, ...] = ()
@@ -102,7 +104,7 @@ class Rule:
     @property
     def matched_by(self) -> tuple[tuple[object, ...], ...]:
         """The fields that decide whether it matches; all empty where it matches everything."""
-        return self.process, self.user, self.tag, self.destination, self.port
+        return self.process, self.user, self.tag, self.source, self.destination, self.port
 
     @property
     def is_catch_all(self) -> bool:
@@ -125,6 +127,7 @@ class FlowFacts:
         user: The account's name.
         uid: The account's number.
         tag: What `msocks run --tag` said.
+        source: Of the other host whose connection this one forwards.
     """
 
     host: Host
@@ -133,6 +136,7 @@ class FlowFacts:
     user: str | None = None
     uid: int | None = None
     tag: str | None = None
+    source: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

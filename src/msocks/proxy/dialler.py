@@ -15,6 +15,7 @@ from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.destination_rules import DestinationRules, Verdict
 from msocks.proxy.happy_eyeballs import ConnectRace, Preparation, interleave
 from msocks.proxy.resolver import ResolutionError, Resolver
+from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
 
@@ -135,6 +136,7 @@ class Dial:
             on_done(result)
         elif isinstance(result, socket.socket):
             self._dialler.reactor.unwatch(result.fileno())
+            reset_on_close(result)
             result.close()
 
     def _end(self) -> None:

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address
 from itertools import chain, zip_longest
 from typing import TypeAlias
 
+from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import FAILED, Reactor
 from msocks.values.endpoint import Address
 
@@ -87,6 +88,7 @@ class ConnectRace:
             self._timer = None
         for sock in self._attempts.values():
             self._reactor.unwatch(sock.fileno())
+            reset_on_close(sock)  # one that has connected meanwhile must not look like a whole conversation
             sock.close()
         self._attempts.clear()
 

@@ -231,6 +231,8 @@ class ProxiedSession:
                 destination=str(record.destination),
                 generation=leg.generation,
                 client=str(self.client),
+                datapath=grant.kind.name.lower(),
+                **({"why": grant.reason.name.lower()} if grant.reason else {}),
             )
         try:
             conduit.attach(attachment)

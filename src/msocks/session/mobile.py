@@ -43,6 +43,7 @@ RETRY_MOST_S = 5.0
 HOLD_DOWN_S = 1.0
 
 
+_REFUSALS = {LegStatus.CANNOT_SPLICE: "cannot_splice: something on it takes out TCP options that the server counts on"}
 _ENDINGS: dict[LegStatus, EndReason] = {
     LegStatus.UNKNOWN_SESSION: EndReason.UNKNOWN,
     LegStatus.ENDED_RESET: EndReason.SERVER_RESET,
@@ -235,7 +236,8 @@ class MobileSession:
         if reply.status is LegStatus.LEG_GONE and self._leg is not None:
             cause = self._pending.cause
             return [*self._abandon(), *self._lose_leg(cause), *self._advance(now)]
-        return self.attempt_failed(now, generation, LinkUnavailable(self._pending.link, reply.status.name.lower()))
+        why = _REFUSALS.get(reply.status, reply.status.name.lower())
+        return self.attempt_failed(now, generation, LinkUnavailable(self._pending.link, why))
 
     def attempt_failed(self, now: float, generation: int, error: MsocksError) -> list[Effect]:
         """The attempt came to nothing: no connection, no answer, or one that nobody can verify."""
@@ -317,7 +319,15 @@ class MobileSession:
 
     def _patience(self, link: str) -> float:
         rtt = self._rtt_s.get(link)
-        return ATTEMPT_S if rtt is None else min(ATTEMPT_S, 4 * rtt + ATTEMPT_MARGIN_S)
+        if rtt is None:
+            return ATTEMPT_S
+        # A proxy that a thousand sessions ask at once answers the last of them late: who asks again as soon each time
+        # makes it later still, and no answer ever comes in time.
+        return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * (1 << min(self._rounds_failed(), 10)))
+
+    def _rounds_failed(self) -> int:
+        """How often every link has failed since the last leg stood."""
+        return self._failures // max(1, len(self._links))
 
     def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
         self._generation += 1

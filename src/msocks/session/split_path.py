@@ -5,9 +5,10 @@ itself, long before they could have been to the proxy and back. What it has ACKe
 whole way: where the shortest round trip that TCP has seen is far below the shortest one of any probe, TCP ends on the
 way.
 
-The least of each is compared, as queues, radios that sleep and busy programs only ever add. A path may be called split
-for a moment because all probes so far were slow; the first quick one takes that back. A middlebox beside the proxy,
-whose ACKs take as long as the proxy's, is not recognised.
+The least of each is compared, as queues, radios that sleep and busy programs only ever add. What a full queue adds to
+the probes of its time it adds to TCP's round trips as well, beyond their least; that is taken off. A path may be called
+split for a moment because all probes so far were slow; the first quick one takes that back. A middlebox beside the
+proxy, whose ACKs take as long as the proxy's, is not recognised.
 
 Times are seconds.
 """
@@ -39,10 +40,15 @@ class SplitPath:
         if rtt_s > 0:
             self._tcp_s = min(self._tcp_s, rtt_s)
 
-    def on_whole(self, rtt_s: float) -> None:
-        """The proxy's program has answered a probe."""
+    def is_slow(self, rtt_s: float) -> bool:
+        """Whether an answer that took so long would speak for a split path."""
+        return FACTOR * self._tcp_s + MARGIN_S < rtt_s
+
+    def on_whole(self, rtt_s: float, busy_s: float = 0.0) -> None:
+        """The proxy's program has answered a probe; a busy connection has measured `busy_s` meanwhile, or 0."""
+        queued_s = busy_s - self._tcp_s if busy_s > self._tcp_s else 0.0
         self._samples += 1
-        self._whole_s = min(self._whole_s, rtt_s)
+        self._whole_s = min(self._whole_s, max(0.0, rtt_s - queued_s))
 
     @property
     def is_split(self) -> bool:
@@ -57,4 +63,4 @@ class SplitPath:
     @property
     def _may_be_split(self) -> bool:
         unknown = math.isinf(self._tcp_s) or math.isinf(self._whole_s)
-        return (unknown and self._samples < NEEDED) or FACTOR * self._tcp_s + MARGIN_S < self._whole_s < math.inf
+        return (unknown and self._samples < NEEDED) or (self.is_slow(self._whole_s) and self._whole_s < math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import socket
@@ -57,10 +58,12 @@ def prepare_leg(sock: socket.socket) -> None:
 def deafen(sock: socket.socket) -> None:
     """Have the kernel drop whatever still comes for the socket, before TCP sees it (SO_ATTACH_FILTER, socket(7)).
 
-    From then on nothing is ACKed that was not received before. What was stays readable.
+    From then on nothing is ACKed that was not received before. What was stays readable. A socket that is dead already
+    hears nothing in any case.
     """
     drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET_K, 0, 0, 0))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
 
 
 def limit_rate(sock: socket.socket, bytes_per_second: float | None) -> None:
@@ -83,6 +86,7 @@ class TcpInfo:
     rtt_ms: float
     rtt_variance_ms: float
     rtt_least_ms: float
+    rtt_receiver_ms: float
     acknowledged_bytes: int
     unsent_bytes: int
 
@@ -105,6 +109,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         rtt_ms=words[15] / 1000,
         rtt_variance_ms=words[16] / 1000,
         rtt_least_ms=rtt_least_us / 1000,
+        rtt_receiver_ms=words[21] / 1000,
         acknowledged_bytes=acknowledged,
         unsent_bytes=unsent,
     )

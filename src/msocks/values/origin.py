@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msocks.values.endpoint import Address
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The program behind a flow, as far as it is known; `None` where it is not.
 
     `process` is the name the kernel has for the process (its `comm`, at most 15 bytes), `pid` its number, `user` and
-    `uid` the account it runs as, `tag` the name that `msocks run --tag` was given.
+    `uid` the account it runs as, `tag` the name that `msocks run --tag` was given. `source` is the address of the other
+    host where the flow is one that this host forwards.
     """
 
     process: str | None = None
@@ -18,6 +21,7 @@ class Origin:
     user: str | None = None
     uid: int | None = None
     tag: str | None = None
+    source: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
-"""The splice loaded in a network namespace and a BPF file system of the test's own."""
+"""The splice loaded in a network namespace and a BPF file system of the test's own; and other programs compiled."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import hatch_build
 from tests.own_network import OwnNetwork, own_bpffs, own_network
 
 from msocks.datapath.splice import loader
@@ -29,3 +31,12 @@ def loaded(pins: Path, *, slots: int = SLOTS) -> Iterator[SpliceProgram]:
         yield program
     finally:
         program.close()
+
+
+def compiled(source: Path) -> Path:
+    """The eBPF object of a source file, beside it."""
+    built = source.with_suffix(".o")
+    headers = [f"-I{path}" for path in hatch_build.multiarch_headers()]
+    command = [hatch_build.clang(), "-O2", "-g", "-target", "bpf", "-mcpu=v3", *headers, "-c", str(source)]
+    subprocess.run([*command, "-o", str(built)], check=True, timeout=30)
+    return built

@@ -44,7 +44,7 @@ SLACK = 65536
 SACK_REACH = 1 << 30
 _END, _NOP, _SACK, _TIMESTAMPS = 0, 1, 5, 8
 # The clock's.
-_TIMES = ("last_ns", "complained_ns", "held_ns")
+_TIMES = ("last_ns", "complained_ns", "held_ns", "woke_ms")
 HELD_MOST = 8
 _LEG_TIMES = ("ts_in_at", "ts_out_at")
 
@@ -100,6 +100,8 @@ class Model:
 
     def _cross(self) -> Seen:
         session, segment, flags = self.session, self.segment, self.segment.flags
+        if session.state == SessionState.RESETTING and not flags & RST:
+            self._tell(EventType.SPOKE, segment.acknowledgment)
         if session.state not in (SessionState.OPEN, SessionState.CLOSING):
             raise Dropped(DropReason.STALE_FLOW)
         if self.from_mobile and (self.leg != session.active or self.into.state != LegState.LIVE):
@@ -126,8 +128,11 @@ class Model:
                 if session.held < HELD_MOST:
                     session.held += 1
                     self._note(end, with_fin=False)
-                raise Dropped(DropReason.OUT_OF_TURN)
-            session.flags &= ~SessionFlag.RESUMING
+                    raise Dropped(DropReason.OUT_OF_TURN)
+                if end > signed(session.mobile_edge, 64):
+                    raise Dropped(DropReason.OUT_OF_TURN)
+            else:
+                session.flags &= ~SessionFlag.RESUMING
         if not self.out.path.known:
             raise Dropped(DropReason.NO_PATH)
         if flags & RST:
@@ -199,7 +204,7 @@ class Model:
             session.flags |= SessionFlag.STOPPED
             session.held, session.parked_ns = 0, 1
         else:
-            session.state = SessionState.RESET
+            session.state = SessionState.RESET if resumable else SessionState.RESETTING
         return DropReason.RESET_DETACHES if resumable else None
 
     def _parked(self, end: int) -> None:

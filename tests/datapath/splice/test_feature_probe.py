@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -66,16 +67,25 @@ def doctor_here(*capabilities: str, **environment: str) -> tuple[int, dict[str, 
 
 
 def run_proxy(
-    datapath: str, state: Path, *capabilities: str, meanwhile: Callable[[], None] = lambda: None
+    datapath: str | None,
+    state: Path,
+    *capabilities: str,
+    meanwhile: Callable[[], None] = lambda: None,
+    commands: str = "",
 ) -> tuple[int, str]:
-    """Start an open proxy, and stop it when it has been ready: its exit status, and what it wrote to standard error."""
-    verb = ["proxy", "--datapath", datapath, "--listen", "127.0.0.1:1080", "--state", str(state)]
+    """Start an open proxy, and stop it when it has been ready: its exit status, and what it wrote to standard error.
+
+    `commands` of iproute2 are run before, in its network.
+    """
+    verb = ["proxy", "--listen", "127.0.0.1:1080", "--state", str(state)]
+    verb += ["--datapath", datapath] if datapath else []
     command = [*with_capabilities(*capabilities), *MSOCKS, *verb, "--open", "--allow", "127.0.0.0/8"]
-    with (
-        own_network(),
-        own_bpffs(),
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(own_network()).ip(commands)
+        stack.enter_context(own_bpffs())
+        process = stack.enter_context(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
         assert process.stdout is not None
         try:
             if process.stdout.readline() == "ready\n":
@@ -104,6 +114,19 @@ def test_four_capabilities_are_enough(tmp_path: Path):
     assert status == 0, checks
     status, said = run_proxy("splice", tmp_path, *NEEDED)
     assert status == 0, said
+    assert "relaying" not in said
+
+
+def test_left_to_itself_a_proxy_splices_where_it_can(tmp_path: Path):
+    attached: list[Path] = []
+
+    def look() -> None:
+        attached.extend(Path("/sys/fs/bpf/msocks").glob("*/links/*"))
+
+    network = "link add uplink type veth peer name far"
+    status, said = run_proxy(None, tmp_path, *NEEDED, meanwhile=look, commands=network)
+    assert status == 0, said
+    assert {path.name.partition("-")[2] for path in attached} == {"ingress", "egress"}
     assert "relaying" not in said
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import hatch_build
 import pytest
 from tests.bpf_maps import pin_new_map, program_exists
-from tests.datapath.splice.loading import SLOTS, loaded, own_host
+from tests.datapath.splice.loading import SLOTS, compiled, loaded, own_host
 from tests.own_network import own_bpffs, own_network
 
 from msocks.datapath.splice import discarding, libbpf, loader, open_splice
@@ -117,14 +117,6 @@ PLAIN = {
     "members": "number x; __u32 y; struct inner z[2];",
     "verdict": "0",
 }
-
-
-def compiled(source: Path) -> Path:
-    built = source.with_suffix(".o")
-    headers = [f"-I{path}" for path in hatch_build.multiarch_headers()]
-    command = [hatch_build.clang(), "-O2", "-g", "-target", "bpf", "-mcpu=v3", *headers, "-c", str(source)]
-    subprocess.run([*command, "-o", str(built)], check=True, timeout=30)
-    return built
 
 
 def shape(directory: Path, **changes: str) -> str:

@@ -50,9 +50,13 @@ def test_an_exact_reset_ends_a_session_that_cannot_be_resumed_and_reaches_the_ot
     assert result.seen.segment.flags == flags
     kind = EventType.LEG_RESET if leg == MOBILE else EventType.SERVER_RESET
     assert result.told == [Told(kind, leg, 70 + leg)]
-    assert rig.session.state == SessionState.RESET
+    assert rig.session.state == SessionState.RESETTING
     for each in LEGS:
-        assert check(rig, each, rig.segment(each, *place(each))).drops == {"stale_flow": 1}
+        # Whoever does not believe the reset is told again, where it stands.
+        spoke = rig.segment(each, *place(each))
+        result = check(rig, each, spoke)
+        assert result.drops == {"stale_flow": 1}
+        assert result.told == [Told(EventType.SPOKE, each, spoke.acknowledgment)]
 
 
 @pytest.mark.parametrize("flags", RESETS)
@@ -150,7 +154,7 @@ def test_a_reset_counts_whatever_it_acknowledges(rig: Rig, leg: int, acks: int):
     """RFC 9293 section 3.10.7.4: in a synchronized state the RST is looked at before the ACK."""
     before = rig.snapshot()
     assert resets(rig, leg, place(leg)[0], RST | ACK, place(leg)[1] + acks).seen.segment.flags == RST | ACK
-    assert rig.session.state == SessionState.RESET
+    assert rig.session.state == SessionState.RESETTING
     for name in ("up", "down"):
         assert bytes(getattr(rig.session, name)) == bytes(getattr(before, name))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from tests.datapath.splice.packet_bench import (
     ENDS,
@@ -307,6 +307,8 @@ def test_other_protocols(rig: Rig):
         ipv6 / UDP(sport=port, dport=to) / padding,
         ipv6 / IPv6ExtHdrFragment(offset=0, m=1) / TCP(sport=port, dport=to) / padding,
         ipv6 / IPv6ExtHdrDestOpt() / TCP(sport=port, dport=to) / padding,
+        # A tag that no interface has taken off.
+        Dot1Q(vlan=5) / IP(src=source, dst=destination) / TCP(sport=port, dport=to) / padding,
         ARP(pdst=destination) / padding,
         Raw(bytes(100)),
     ):

@@ -131,9 +131,9 @@ def test_what_the_kernel_says_again_is_not_noted_again(opening: Rig):
     assert (server.out_base, server.in_base) == (1000, 6000)
 
 
-def test_a_handshake_that_ends_at_once_shows_no_window(opening: Rig):
+def test_a_handshake_that_ends_at_once_is_no_connection_to_the_server(opening: Rig):
     data = opening.outgoing(SERVER, Segment(1000, 6000, FIN | ACK, 502))
-    assert passed(opening, data) == replace(read(data), segment=replace(read(data).segment, window=0))
+    assert passed(opening, data) == replace(read(data), segment=replace(read(data).segment, flags=RST | ACK, window=0))
 
 
 def test_a_handshake_that_ends_in_a_reset_passes(opening: Rig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -228,6 +229,34 @@ def test_the_first_segments_of_a_leg_fix_its_clock_by_the_time_that_has_passed(r
     assert 2980 <= ticks(0x16000000, tsval) < 3500
     assert tsecr == 0xFFFFFFF0  # the mobile's own
     assert mobile.flags & LegFlag.SHIFT_OUT_SET
+
+
+def test_a_late_segment_of_the_last_leg_does_not_make_the_next_one_s_clock_lag(rig: Rig):
+    session = rig.session
+    mobile, server = session.legs[MOBILE], session.legs[SERVER]
+    # The leg before this one said 1000 at an instant 500 ms ago, and 1100 just now: 400 ms late.
+    server.ts_out, server.ts_out_at = 1000, time.monotonic_ns() - 500_000_000
+    mobile.shift_in = 0
+    rig.run(rig.frame(MOBILE, rig.segment(MOBILE, 5000, 8500, options=timestamps(1100, 12345))))
+    assert server.ts_out == 1100
+    mobile.flags &= ~LegFlag.SHIFT_IN_SET
+    result = rig.run(rig.frame(MOBILE, rig.segment(MOBILE, 5000, 8500, options=timestamps(7, 12345))))
+    tsval = int.from_bytes(result.seen.segment.options[4:8], "big")
+    assert 1490 <= tsval < 1900
+    # What was sent 600 ms ago, over the other leg, is not echoed as sent 200 ms ago.
+    result = rig.run(rig.frame(SERVER, rig.segment(SERVER, 9000, 5000, options=timestamps(0x0A000000, 900))))
+    tsecr = int.from_bytes(result.seen.segment.options[8:12], "big")
+    assert ticks(tsecr, 7) >= 590
+
+
+def test_a_quick_segment_of_long_ago_counts_no_more(rig: Rig):
+    server = rig.session.legs[SERVER]
+    rig.session.legs[MOBILE].shift_in = 0
+    # Two minutes ago the way was 100 ms shorter.
+    now = time.monotonic_ns()
+    server.ts_out, server.ts_out_at = 1000, now - 120_100_000_000
+    rig.run(rig.frame(MOBILE, rig.segment(MOBILE, 5000, 8500, options=timestamps(121_000, 12345))))
+    assert now - 20_000_000 <= server.ts_out_at <= time.monotonic_ns()  # the clock lags by 10 ms at the most
 
 
 # -- links -------------------------------------------------------------------------------------------------------------

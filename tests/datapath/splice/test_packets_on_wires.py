@@ -235,6 +235,17 @@ def test_a_train_of_which_the_packets_would_not_fit_does_not_leave(loaded_host: 
     assert made.drops()["too_big"] == before + 1
 
 
+def test_a_train_that_the_other_family_has_no_place_for_does_not_leave(loaded_host: Host):
+    made = loaded_host
+    made.splice(4, 6)
+    before = made.drops()
+    for payload, gone in ((65495 - 40, 0), (65496 - 40, 1)):
+        segment = made.rig.segment(MOBILE, 5000, 8500, payload=bytes(payload))
+        made.mobile.send(made.rig.frame(MOBILE, segment), gso_size=1400)
+        made.server.frames(0 if gone else -(-payload // 1400))
+        assert made.drops().get("family_change", 0) - before.get("family_change", 0) == gone
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_once_a_second_the_kernels_neighbours_are_asked_and_the_answer_is_noted(loaded_host: Host, family: int):
     made = loaded_host

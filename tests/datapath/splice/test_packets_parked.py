@@ -160,19 +160,69 @@ def test_a_later_leg_begins_with_what_it_waits_for(rig: Rig, copies: Copies):
     assert copies.take() == []
 
 
+def silent_for(rig: Rig, milliseconds: int) -> None:
+    """The mobile has said nothing for so long, and nothing was copied."""
+    rig.session.flags = SessionFlag.RESUMABLE
+    rig.session.held_ns = 0
+    rig.session.legs[MOBILE].ts_in_at = time.monotonic_ns() - milliseconds * 1_000_000
+
+
+def offsets(copies: Copies) -> list[int]:
+    return [copy.event.offset for copy in copies.take()]
+
+
 def test_what_is_said_again_to_a_silent_mobile_is_copied_once_in_a_while(rig: Rig, copies: Copies):
     again = rig.segment(SERVER, 8000, 4000, payload=b"again", options=CLOCK)
-    leg = rig.session.legs[MOBILE]
-    leg.ts_in_at = time.monotonic_ns() - 400_000_000
+    silent_for(rig, 400)
+    rig.session.flags = 0
     rig.run(rig.frame(SERVER, again))
     assert copies.take() == []  # a plain client's server shall give up
-    rig.session.flags = SessionFlag.RESUMABLE
-    leg.ts_in_at = time.monotonic_ns()
+    silent_for(rig, 200)
     rig.run(rig.frame(SERVER, again))
     assert copies.take() == []
-    leg.ts_in_at = time.monotonic_ns() - 400_000_000
-    rig.run(rig.frame(SERVER, rig.segment(SERVER, 9000, 4000, payload=b"new", options=CLOCK)))
-    assert copies.take() == []
+    silent_for(rig, 400)
     for _ in range(3):
         assert rig.run(rig.frame(SERVER, again)).verdict == REDIRECT
-    assert [copy.event.offset for copy in copies.take()] == [8000]
+    assert offsets(copies) == [8000]
+
+
+def test_what_is_sent_without_an_ack_while_data_are_on_the_way_is_copied(rig: Rig, copies: Copies):
+    """The server's tail loss probe: a later leg tells the server that it has come out of order."""
+    probe = rig.segment(SERVER, 9000, 4000, payload=b"new", options=CLOCK)
+    silent_for(rig, 50)
+    rig.run(rig.frame(SERVER, probe))
+    assert copies.take() == []
+    silent_for(rig, 150)
+    rig.session.down.acked = rig.session.down.sent
+    rig.run(rig.frame(SERVER, rig.segment(SERVER, 9003, 4000, payload=b"answer", options=CLOCK)))
+    assert copies.take() == []  # nothing was on the way: the server has something to say
+    silent_for(rig, 150)
+    rig.run(rig.frame(SERVER, rig.segment(SERVER, 9009, 4000, payload=b"new", options=CLOCK)))
+    assert offsets(copies) == [9009]
+
+
+def test_what_follows_the_first_word_after_a_silence_is_copied(rig: Rig, copies: Copies):
+    """It may be a word from before an outage, on a leg that is about to be replaced."""
+    silent_for(rig, 400)
+    rig.session.held = HELD_MOST
+    assert rig.run(rig.frame(MOBILE, rig.segment(MOBILE, 4000, 8500, options=CLOCK))).verdict == REDIRECT
+    rig.session.legs[MOBILE].ts_in_at = time.monotonic_ns()
+    for number in range(HELD_MOST + 2):
+        assert says(rig, 9000 + number, b"x").verdict == REDIRECT
+    assert offsets(copies) == [9000 + number for number in range(HELD_MOST)]
+    rig.session.woke_ms -= 400
+    rig.session.held = 0
+    says(rig, 9000 + HELD_MOST + 2, b"x")
+    assert copies.take() == []
+
+
+def test_a_server_that_goes_on_behind_what_was_held_is_not_cut_off(rig: Rig, copies: Copies):
+    """Nothing then ever comes from where the leg begins."""
+    rig.session.flags = SessionFlag.RESUMABLE | SessionFlag.RESUMING
+    rig.session.held = HELD_MOST
+    rig.session.mobile_edge = 9004
+    fits = rig.segment(SERVER, 9000, 4000, payload=b"more", options=CLOCK)
+    assert check(rig, SERVER, fits).verdict == REDIRECT
+    beyond = rig.segment(SERVER, 9004, 4000, payload=b"x", options=CLOCK)
+    assert check(rig, SERVER, beyond).drops == {"out_of_turn": 1}
+    assert copies.take() == []

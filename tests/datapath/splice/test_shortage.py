@@ -17,6 +17,7 @@ from msocks.datapath.interface import Attachment, Conduit
 from msocks.datapath.splice import libbpf, loader
 from msocks.datapath.splice.datapath import SpliceDatapath
 from msocks.datapath.splice.layout import SERVER, SessionState
+from msocks.datapath.splice.ports import PortRange
 from msocks.datapath.splice.tables import Tables
 from msocks.protocol.leg import DatapathKind, DatapathReason
 from msocks.transport.reactor import Reactor
@@ -62,14 +63,20 @@ def sizes() -> dict[str, int]:
 
 
 @pytest.fixture
-async def network(sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+def room() -> dict[str, Any]:
+    """What `open_splice` is told otherwise than usual."""
+    return {}
+
+
+@pytest.fixture
+async def network(sizes: dict[str, int], room: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     class Object(libbpf.BpfObject):
         def set_size(self, name: str, entries: int) -> None:
             super().set_size(name, sizes.get(name, entries))
 
     monkeypatch.setattr(loader, "BpfObject", Object)
     reactor = Reactor(asyncio.get_running_loop())
-    with over_veth(splice)(reactor) as made:
+    with over_veth(lambda reactor: splice(reactor, **room))(reactor) as made:
         yield made
     reactor.close()
 
@@ -141,6 +148,54 @@ async def test_the_table_of_openings_is_full(network: Any, talks: list[Talk]):
             mobile.close()
             server.close()
         assert complaints(log) == [("opening", True)]
+
+
+async def fill(network: Any, talks: list[Talk], what: str) -> None:
+    """Two sessions have all the room that there is; two more are relayed, and the first two do not notice."""
+    with structlog.testing.capture_logs() as log:
+        for _ in range(4):
+            talks.append(Talk(network))
+            assert await read(talks[-1].mobile, len(REPLY)) == REPLY
+        for talk in talks:
+            await talk.echo()
+        spliced = (DatapathKind.SPLICE, DatapathReason.UNSPECIFIED)
+        relayed = (DatapathKind.RELAY, DatapathReason.NO_ROOM)
+        assert [(talk.conduit.kind, talk.conduit.reason) for talk in talks] == [spliced, spliced, relayed, relayed]
+        assert complaints(log) == [(what, True)]
+
+
+@pytest.mark.parametrize("room", [{"slots": 2}])
+async def test_the_table_of_sessions_is_full(network: Any, talks: list[Talk]):
+    """The one that ended first gives up its place, as TIME-WAIT is cut short."""
+    await fill(network, talks, "slots")
+    talks[0].conduit.close(reset=True)
+    await asyncio.sleep(1.1)  # for a second it lingers in any case
+    talks.append(Talk(network))
+    assert await read(talks[-1].mobile, len(REPLY)) == REPLY
+    for talk in talks[1:]:
+        await talk.echo()
+    assert talks[-1].conduit.kind is DatapathKind.SPLICE
+
+
+@pytest.mark.parametrize("room", [{"ports": PortRange(16384, 16385)}])
+async def test_every_port_toward_a_server_is_in_use(network: Any, talks: list[Talk]):
+    await fill(network, talks, "ports")
+
+
+async def test_nothing_is_kept_of_a_session_that_has_expired(network: Any, talks: list[Talk]):
+    """However many there are, as long as places are free."""
+    datapath: SpliceDatapath = network.datapath
+    for _ in range(3):
+        talks.append(Talk(network))
+        assert await read(talks[-1].mobile, len(REPLY)) == REPLY
+        await talks[-1].echo()
+        talks[-1].conduit.close(reset=True)
+    assert len(datapath.server_legs._ended) == 3
+    for slot in tuple(datapath.tables.taken_slots()):
+        datapath.tables.session(slot).last_ns = 1
+    await eventually(lambda: not datapath.server_legs._ended)
+    assert datapath.tables.is_empty()
+    assert not datapath._conduits
 
 
 async def test_events_that_were_lost_are_found(network: Any, talks: list[Talk]):

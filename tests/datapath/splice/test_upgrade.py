@@ -14,7 +14,7 @@ import hatch_build
 import pytest
 from tests.datapath.bench import REPLY, Owner, read, stands
 from tests.datapath.networks import over_veth, splice
-from tests.datapath.splice.test_loader import compiled
+from tests.datapath.splice.loading import compiled
 from tests.datapath.three_hosts import MOBILE_LINKS, SERVER_LINK
 
 from msocks.datapath.interface import Attachment

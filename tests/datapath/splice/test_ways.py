@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.datapath.bench import REPLY, Owner, read, write
+import structlog.testing
+from tests.datapath.bench import REPLY, Owner, eventually, read, write
 from tests.datapath.networks import V4, over_veth, splice
 from tests.datapath.splice.two_hosts import set_sysctl
 from tests.datapath.three_hosts import SERVER_LINK, ThreeHosts, far_address, near_address
 
 from msocks.datapath.interface import Attachment, Conduit
+from msocks.datapath.splice.layout import Session
+from msocks.datapath.splice.tables import MISSES_TELL
 from msocks.protocol.leg import DatapathKind
 from msocks.transport.reactor import Reactor
 
@@ -65,6 +68,21 @@ async def opened(network: Any) -> Talk:
     return talk
 
 
+def session_of(network: Any) -> Session:
+    """The entry of the only one."""
+    (slot,) = network.datapath.tables.taken_slots()
+    session: Session = network.datapath.tables.session(slot)
+    return session
+
+
+def ask_the_kernel(network: Any) -> None:
+    """The next packet of each leg takes the way of the kernel's routes and neighbours, as one does once a second."""
+    tables = network.datapath.tables
+    for slot in tables.taken_slots():
+        for leg in tables.session(slot).legs:
+            leg.path.fresh_until = 0
+
+
 def dropped(network: Any) -> dict[str, int]:
     return {name: count for name, count in network.datapath.tables.drops().items() if count}
 
@@ -79,53 +97,84 @@ async def test_a_next_hop_whose_hardware_changes(network: Any):
     began = time.monotonic()
     await talk.echo()
     assert time.monotonic() - began < 4
-    session = network.datapath.tables.session(next(network.datapath.tables.taken_slots()))
-    assert bytes(session.legs[0].path.next_hop) == bytes.fromhex("021122334455")
+    assert bytes(session_of(network).legs[0].path.next_hop) == bytes.fromhex("021122334455")
     talk.close()
 
 
 async def test_a_next_hop_that_is_not_there_for_a_while(network: Any):
+    """It has another hardware address, and does not say so: what goes to the old one arrives nowhere."""
     hosts = hosts_of(network)
     talk = await opened(network)
-    hosts.server.ip(f"link set {LINK} arp off")
+    hosts.server.ip(f"link set {LINK} down\nlink set {LINK} address 02:11:22:33:44:55 arp off\nlink set {LINK} up")
     hosts.proxy.ip(f"neighbour flush dev {LINK}")
-    echo = asyncio.get_running_loop().create_task(talk.echo())
-    await asyncio.sleep(3)
-    hosts.server.ip(f"link set {LINK} arp on")
-    await asyncio.wait_for(echo, 8)
+    path = session_of(network).legs[0].path
+    path.misses, path.fresh_until = MISSES_TELL, 0  # as when it has gone on for two seconds
+    with structlog.testing.capture_logs() as log:
+        echo = asyncio.get_running_loop().create_task(talk.echo())
+        await eventually(lambda: said(log, "no_next_hop") == [LINK])
+        assert not echo.done()
+        hosts.server.ip(f"link set {LINK} arp on")
+        await asyncio.wait_for(echo, 8)
     talk.close()
 
 
-async def test_a_gateway_is_replaced_by_another(network: Any):
-    """Two ways to the server, each by a router of its own; here the routers are the server's own two addresses."""
-    hosts = hosts_of(network)
+def add_gateways(hosts: ThreeHosts) -> dict[str, str]:
+    """Two routers on the way to the server, by address and hardware; here they are the server's own two addresses."""
     hosts.proxy.ip(f"addr add 10.99.0.1/24 dev {LINK}")
     hosts.server.ip(
         f"link add other link {LINK} type macvlan mode bridge\nlink set other address 02:aa:aa:aa:aa:aa\n"
-        f"link set other up\naddr add 10.99.0.2/24 dev other"
+        f"link set other up\naddr add 10.99.0.2/24 dev other\n"
+        f"link set {LINK} address 02:bb:bb:bb:bb:bb\naddr add 10.99.0.3/24 dev {LINK}"
     )
     with hosts.server.entered():
         for name in ("all", LINK, "other"):
             set_sysctl(f"net.ipv4.conf.{name}.arp_ignore", "1")
+    hosts.proxy.ip(f"neighbour flush dev {LINK}")
+    return {"10.99.0.2": "02aaaaaaaaaa", "10.99.0.3": "02bbbbbbbbbb"}
+
+
+async def test_a_gateway_is_replaced_by_another(network: Any):
+    hosts = hosts_of(network)
+    gateways = add_gateways(hosts)
     target = far_address(SERVER_LINK, V4)
     talk = await opened(network)
+    assert bytes(session_of(network).legs[0].path.next_hop).hex() == gateways["10.99.0.3"]
     hosts.proxy.ip(f"route add {target}/32 via 10.99.0.2 dev {LINK}")
     await asyncio.sleep(1.2)
     await talk.echo()
     await talk.echo()
-    session = network.datapath.tables.session(next(network.datapath.tables.taken_slots()))
-    assert bytes(session.legs[0].path.next_hop) == bytes.fromhex("02aaaaaaaaaa")
+    assert bytes(session_of(network).legs[0].path.next_hop).hex() == gateways["10.99.0.2"]
     assert dropped(network) == {}
     talk.close()
+
+
+async def test_two_gateways_share_the_sessions(network: Any):
+    hosts = hosts_of(network)
+    gateways = add_gateways(hosts)
+    ways = " ".join(f"nexthop via {address} dev {LINK}" for address in gateways)
+    hosts.proxy.ip(f"route add {far_address(SERVER_LINK, V4)}/32 {ways}")
+    set_sysctl("net.ipv4.fib_multipath_hash_policy", "1")
+    talks = [await opened(network) for _ in range(16)]
+    tables = network.datapath.tables
+    hops = {bytes(tables.session(slot).legs[0].path.next_hop).hex() for slot in tables.taken_slots()}
+    assert hops == set(gateways.values())
+    ask_the_kernel(network)
+    for talk in talks:
+        await talk.echo()
+        talk.close()
+    assert dropped(network) == {}
 
 
 async def test_an_interface_that_goes_and_comes_back(network: Any):
     hosts = hosts_of(network)
     talk, other = await opened(network), await opened(network)
     v4, far = near_address(SERVER_LINK, V4), far_address(SERVER_LINK, V4)
-    hosts.proxy.ip(f"link del {LINK}")
-    echo = asyncio.get_running_loop().create_task(talk.echo())
-    await asyncio.sleep(1)
+    with structlog.testing.capture_logs() as log:
+        hosts.proxy.ip(f"link del {LINK}")
+        echo = asyncio.get_running_loop().create_task(talk.echo())
+        await asyncio.sleep(1)
+    assert [(line["interface"], line["legs"]) for line in log if line["event"] == "interface_gone"] == [(LINK, 2)]
+    assert said(log, "no_next_hop") == ["an interface that is gone"]
     hosts.proxy.ip(
         f"link add {LINK} index 177 type veth peer name {LINK} index 277 "
         f"netns /proc/{os.getpid()}/fd/{hosts.server.namespace}\n"
@@ -136,6 +185,11 @@ async def test_an_interface_that_goes_and_comes_back(network: Any):
     await asyncio.wait_for(other.echo(), 8)
     talk.close()
     other.close()
+
+
+def said(log: list[Any], event: str) -> list[str]:
+    """What the log says is in trouble."""
+    return [line["what"] for line in log if line["event"] == event]
 
 
 def _announce(interface: str, address: str, hardware: bytes) -> None:

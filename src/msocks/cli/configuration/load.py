@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from msocks.agent.settings import NO_POLICY, AgentLimits, AgentSettings
-from msocks.cli.configuration.models import AgentTable, ConfigurationFile, ProxyTable
+from msocks.cli.configuration.models import AgentTable, ConfigurationFile, ProxyTable, TransparentTable
 from msocks.cli.configuration.policy_load import policy_of
 from msocks.cli.configuration.policy_models import PolicyTable
 from msocks.cli.configuration.problems import InvalidConfiguration, Problem, from_error, problems_of
 from msocks.errors import AccessLinkError, ConfigurationError
+from msocks.interception.transparent import TransparentSettings
 from msocks.policy.decision import Policy
 from msocks.proxy.config import ProxyConfig, ProxyLimits
 from msocks.values.access_link import AccessLink
@@ -31,6 +32,7 @@ class Daemon(StrEnum):
 
     AGENT = "agent"
     PROXY = "proxy"
+    TRANSPARENT = "transparent"
 
 
 _POLICY = "policy"
@@ -45,12 +47,16 @@ class Checked:
         access_file: The file that holds its access link: the configuration itself, or the one that this names.
         proxy: Settings of the proxy.
         policy: Which link carries which flow of the agent.
+        transparent: Settings of transparent mode.
+        agent_control: The agent's control socket, as transparent mode is told.
     """
 
     agent: AgentSettings | None
     access_file: Path | None
     proxy: ProxyConfig | None
     policy: Policy | None
+    transparent: TransparentSettings | None
+    agent_control: str | None
 
 
 def check_file(path: Path) -> Checked:
@@ -62,7 +68,9 @@ def check_file(path: Path) -> Checked:
     raw = _read(path)
     checked, problems = _check(raw, path)
     if not raw:
-        problems.append(Problem("", "the file configures nothing", "it needs a table [agent], [proxy] or [policy]"))
+        problems.append(
+            Problem("", "the file configures nothing", "it needs a table [agent], [proxy], [policy] or [transparent]")
+        )
     if problems:
         raise InvalidConfiguration(str(path), problems)
     return checked
@@ -93,6 +101,21 @@ def proxy_config(file: Path | None, overrides: Mapping[str, Any]) -> ProxyConfig
     checked = _load(Daemon.PROXY, file, overrides)
     assert checked.proxy is not None
     return checked.proxy
+
+
+def transparent_settings(file: Path | None, overrides: Mapping[str, Any]) -> tuple[TransparentSettings, str | None]:
+    """Settings of transparent mode: those of `file`, replaced by `overrides` (as in the file; None: not given).
+
+    Returns:
+        The settings, and the agent's control socket where one is given.
+
+    Raises:
+        InvalidConfiguration: With every problem of the file and the overrides.
+        ConfigurationError: There is no file, and an override cannot be used.
+    """
+    checked = _load(Daemon.TRANSPARENT, file, overrides)
+    assert checked.transparent is not None
+    return checked.transparent, checked.agent_control
 
 
 def access_of(path: Path) -> AccessLink:
@@ -193,7 +216,15 @@ def _check(raw: dict[str, Any], file: Path | None) -> tuple[Checked, list[Proble
         agent = _agent(tables.agent, access[0], base, policy or NO_POLICY)
     if tables is not None and tables.proxy is not None:
         proxy = _proxy(tables.proxy, base)
-    return Checked(agent, access_file, proxy, policy), problems
+    transparent = control = None
+    if tables is not None and tables.transparent is not None:
+        transparent = _transparent(tables.transparent)
+        control = None if tables.transparent.control is None else str(base / tables.transparent.control)
+        if not transparent.host and not transparent.router:
+            problems.append(
+                Problem("transparent", "neither host nor router is given", 'write host = true, or router = ["lan0"]')
+            )
+    return Checked(agent, access_file, proxy, policy, transparent, control), problems
 
 
 def _policy(raw: Mapping[str, Any], tables: ConfigurationFile | None, problems: list[Problem]) -> Policy | None:
@@ -248,6 +279,17 @@ def _agent(table: AgentTable, access: AccessLink, base: Path, policy: Policy) ->
         limits=AgentLimits(**table.limits.model_dump()),
         policy=policy,
         state=None if table.state is None else str(base / table.state),
+    )
+
+
+def _transparent(table: TransparentTable) -> TransparentSettings:
+    return TransparentSettings(
+        host=table.host,
+        router=tuple(table.router),
+        exclude=tuple(table.exclude),
+        private=table.private,
+        on_outage=table.on_outage,
+        tag=table.tag,
     )
 
 

@@ -11,9 +11,10 @@ from pydantic import AfterValidator, Field
 from msocks.agent.settings import DEFAULT_LISTEN, AgentLimits
 from msocks.cli.configuration.policy_models import PolicyTable
 from msocks.cli.configuration.tables import Table, choice, is_link_name, text
-from msocks.cli.network import parse_network
+from msocks.cli.network import parse_interface, parse_network
 from msocks.datapath.splice.ports import PortRange
 from msocks.errors import ConfigurationError
+from msocks.interception.transparent import DEFAULT_TAG, OnOutage
 from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimits, StoreChoice
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
@@ -50,6 +51,12 @@ def _one_of_each(addresses: list[IPv4Address | IPv6Address]) -> list[IPv4Address
     return addresses
 
 
+def _tag(value: str) -> str:
+    if not value:
+        raise ConfigurationError("the tag is empty", remedy="leave it out, or give it a name")
+    return value
+
+
 def _path(value: str) -> Path:
     if not value or "\0" in value:
         raise ConfigurationError("the path is empty")
@@ -61,8 +68,11 @@ AddressText = Annotated[IPv4Address | IPv6Address, text(_address, "an IP address
 NetworkText = Annotated[IPv4Network | IPv6Network, text(parse_network, "a network")]
 AccessLinkText = Annotated[AccessLink, text(AccessLink.parse, "an access link")]
 DatapathText = Annotated[DatapathChoice, choice(DatapathChoice, "datapath")]
+OnOutageText = Annotated[OnOutage, choice(OnOutage, "on_outage")]
 StoreText = Annotated[StoreChoice, choice(StoreChoice, "store")]
 PortRangeText = Annotated[tuple[int, int], text(_port_range, "a range of ports")]
+TagText = Annotated[str, text(_tag, "a tag")]
+InterfaceText = Annotated[str, text(parse_interface, "an interface's name")]
 LinkName = Annotated[str, text(_link_name, "a link's name")]
 PathText = Annotated[Path, text(_path, "a path")]
 
@@ -145,11 +155,24 @@ class ProxyTable(Table):
     limits: ProxyLimitsTable = Field(default_factory=ProxyLimitsTable, examples=["{ sessions = 20000 }"])
 
 
+class TransparentTable(Table):
+    """``[transparent]``; see `msocks.interception.transparent.TransparentSettings`."""
+
+    host: bool = Field(default=False, examples=["true"])
+    router: list[InterfaceText] = Field(default=[], examples=['["lan0"]'])
+    exclude: list[NetworkText] = Field(default=[], examples=['["203.0.113.0/24"]'])
+    private: bool = Field(default=False, examples=["false"])
+    on_outage: OnOutageText = Field(default=OnOutage.WAIT, examples=['"wait"'])
+    tag: TagText = Field(default=DEFAULT_TAG, examples=['"transparent"'])
+    control: PathText | None = Field(default=None, examples=['"/run/msocks/agent.sock"'])
+
+
 class ConfigurationFile(Table):
     """The whole file: a table for each daemon that it configures, and one for the agent's policy."""
 
     agent: AgentTable | None = Field(default=None, examples=['{ access_file = "/etc/msocks/access" }'])
     proxy: ProxyTable | None = Field(default=None, examples=['{ listen = ["[::]:1080"], state = "/var/lib/msocks" }'])
+    transparent: TransparentTable | None = Field(default=None, examples=["{ host = true }"])
     policy: PolicyTable | None = Field(
         default=None, examples=['{ rule = [{ name = "all", prefer = ["lowest:rtt"] }] }']
     )

@@ -89,6 +89,7 @@ def _rule(table: PolicyRuleTable) -> Rule:
         process=tuple(table.process or ()),
         user=tuple(table.user or ()),
         tag=tuple(table.tag or ()),
+        source=tuple(table.source or ()),
         destination=tuple(table.destination or ()),
         port=tuple(table.port or ()),
         prefer=tuple(table.prefer or ()),

@@ -88,6 +88,7 @@ ProcessGlob = Annotated[str, text(_process, "a process")]
 AccountGlob = Annotated[str, text(_account, "an account")]
 TagGlob = Annotated[str, text(_tag, "a tag")]
 DestinationText = Annotated[str | IPv4Network | IPv6Network, text(_destination, "a destination")]
+SourceText = Annotated[IPv4Network | IPv6Network, text(parse_network, "a network")]
 Ports = Annotated[PortRange, PlainValidator(_ports)]
 TermText = Annotated[Term, text(parse_term, "a preference")]
 SelectorText = Annotated[Selector, text(parse_selector, "a set of links")]
@@ -118,6 +119,7 @@ class PolicyRuleTable(Table):
     process: list[ProcessGlob] | None = Field(default=None, min_length=1, examples=['["mpv", "vlc*"]'])
     user: list[AccountGlob] | None = Field(default=None, min_length=1, examples=['["alice", "1000"]'])
     tag: list[TagGlob] | None = Field(default=None, min_length=1, examples=['["video"]'])
+    source: list[SourceText] | None = Field(default=None, min_length=1, examples=['["192.168.8.0/24"]'])
     destination: list[DestinationText] | None = Field(
         default=None, min_length=1, examples=['["*.example", "192.0.2.0/24"]']
     )

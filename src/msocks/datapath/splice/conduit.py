@@ -251,6 +251,11 @@ class SpliceConduit:
         else:
             self._tell_leg_ended(leg.generation)
 
+    def on_live(self, takeover: Takeover) -> None:
+        del takeover
+        if self._parking is not None:
+            self._parking.announce()
+
     def on_spliced(self, takeover: Takeover) -> None:
         self._first = None
         if takeover.old_number:
@@ -294,9 +299,7 @@ class SpliceConduit:
 
     def on_finished(self) -> None:
         """Both FINs are acknowledged."""
-        if not self._over:
-            self._over = True
-            self._owner.on_finished()
+        self._tell_last(self._owner.on_finished)
 
     def on_expired(self) -> None:
         """The kernel's half has given up the entry: nothing has passed for days."""
@@ -374,7 +377,8 @@ class SpliceConduit:
         if self._first is not None:
             close_server(host, preparation, self._first.server, reset)
             return
-        if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING):
+        # An RST that has passed need not have been exact to its receiver: one behind all that was sent is said, too.
+        if reset and self._session.state in (SessionState.OPEN, SessionState.CLOSING, SessionState.RESETTING):
             reset_both(self._session, self._takeover.number if self._takeover else SERVER, host.output)
         assert preparation is not None
         host.leave(preparation.slot)

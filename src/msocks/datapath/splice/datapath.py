@@ -21,17 +21,17 @@ from msocks.datapath.splice.firewall import Firewall
 from msocks.datapath.splice.held_bytes import HeldBytes
 from msocks.datapath.splice.hooks import Hooks
 from msocks.datapath.splice.host import SlotEvents
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, SessionState
+from msocks.datapath.splice.layout import MARK_OF_DAEMON, SERVER, LegState, Session, SessionState
 from msocks.datapath.splice.libbpf import RingBuffer
 from msocks.datapath.splice.loader import SpliceProgram
 from msocks.datapath.splice.path_errors import tell_sender
 from msocks.datapath.splice.ports import PortAllocator, PortRange
+from msocks.datapath.splice.rate_limited_log import RateLimitedLog
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.refusal import SpliceRefused
 from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.segments import RST
 from msocks.datapath.splice.server_legs import ServerLegs
-from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.speech import ends, say
 from msocks.datapath.splice.tables import Tables
 from msocks.protocol.leg import DatapathKind, DatapathReason
@@ -69,7 +69,8 @@ class SpliceDatapath:
         self.residuals = ResidualClock(reactor.loop)
         self.held = HeldBytes()
         self._ports = PortAllocator(ports)
-        self.shortage = Shortage()
+        self.shortage = RateLimitedLog("no_room")
+        self._lost_ways = RateLimitedLog("no_next_hop")
         self.server_legs = ServerLegs(self.tables, self._ports, self.shortage, self._sweep)
         self._range = ports
         self._program = program
@@ -216,7 +217,7 @@ class SpliceDatapath:
                 continue
             elif session.finished:
                 tell_soon(conduit.on_finished)
-            elif session.state == SessionState.RESET:
+            elif session.state in (SessionState.RESET, SessionState.RESETTING):
                 tell_soon(conduit.on_server_reset)
             elif session.active != SERVER and leg.state == LegState.STOPPED:
                 conduit.on_leg_reset(leg.generation)
@@ -244,12 +245,22 @@ class SpliceDatapath:
                 # A challenge ACK in the mobile's name (RFC 5961 section 3.2): who has no connection says RST to that.
                 self.output.send(say(session, SERVER, session.up.acked))
             case EventType.NO_PATH:
-                # A packet that the kernel routes shows the programs which way there is now.
-                other = SERVER if leg else session.active
-                self.output.send(say(session, other, (session.up if leg else session.down).acked))
+                self._find_way(session, SERVER if leg else session.active)
             case EventType.TOO_BIG | EventType.ICMP:
                 packet_event = PacketEvent.from_buffer_copy(raw.ljust(_PACKET_EVENT_BYTES, b"\0"))
                 tell_sender(session, packet_event, self.output, self.tables.told_mtus)
+
+    def _find_way(self, session: Session, number: int) -> None:
+        """Packets to a leg's next hop come to nothing. One that the kernel routes shows the programs which way there is
+        now.
+        """
+        index = session.legs[number].path.ifindex
+        self._lost_ways.warn(
+            _name_of(index),
+            reason="the next hop behind it does not answer; sessions over it stand still until it does",
+            remedy="see ip neighbour and ip route; a session that finds another way takes it",
+        )
+        self.output.send(say(session, number, (session.up if number == SERVER else session.down).acked))
 
     def _on_copies(self, _events: int) -> None:
         self._copies.consume(self._on_copy)
@@ -264,6 +275,7 @@ class SpliceDatapath:
     def _on_freed(self, slot: int) -> None:
         if not self.tables.freed(slot):
             return
+        self.server_legs.freed(slot)
         session = self.tables.session(slot)
         local, remote = ends(session.legs[0])
         with contextlib.suppress(KeyError):
@@ -271,3 +283,10 @@ class SpliceDatapath:
         conduit = self._conduits.pop(slot, None)
         if conduit is not None:
             self.reactor.call_soon(conduit.on_expired)
+
+
+def _name_of(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return "an interface that is gone"

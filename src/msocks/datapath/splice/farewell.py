@@ -14,19 +14,17 @@ from collections.abc import Callable
 
 from msocks.datapath.splice import flows
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, LegState, Session, SessionState
+from msocks.datapath.splice.layout import NO_FIN, SERVER, LegState, Session, SessionState
+from msocks.datapath.splice.leg_socket import server_socket
 from msocks.datapath.splice.owed import OwedBytes
 from msocks.datapath.splice.raw_output import RawOutput
-from msocks.datapath.splice.rebuild import rebuild
 from msocks.datapath.splice.segments import RST
-from msocks.datapath.splice.speech import ends, say
+from msocks.datapath.splice.speech import say
 from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
 from msocks.transport.reactor import FAILED, Reactor
 
-_WORD = 0xFFFFFFFF
 _DISCARD_BYTES = 1 << 16
 _LOOK_S = 0.05
-_RECEIVE_WINDOW = 1 << 16
 
 
 def reset_both(session: Session, mobile: int, output: RawOutput) -> None:
@@ -82,24 +80,8 @@ class Farewell:
         self._on_lost = on_lost
         self._heard_all = session.down.fin != NO_FIN and session.down.acked > session.down.fin
         self._said_all = session.up.fin != NO_FIN and session.up.acked > session.up.fin
-        leg = session.legs[SERVER]
-        local, remote = ends(leg)
-        clock = None
-        if leg.flags & LegFlag.TIMESTAMPS:
-            passed = max(0, time.monotonic_ns() - leg.ts_out_at) // 1_000_000
-            clock = leg.ts_out + passed & _WORD
-        self._numbers = {
-            "snd_nxt": leg.out_base + up_end - len(owed) + (1 if self._said_all else 0) & _WORD,
-            "rcv_nxt": leg.in_base + session.down.acked & _WORD,
-            "snd_wnd": max(0, session.up.edge - up_end + len(owed)),
-            "rcv_wnd": max(0, min(_RECEIVE_WINDOW, session.down.edge - session.down.acked)),
-            "snd_wscale": leg.in_scale,
-            "rcv_wscale": leg.out_scale,
-            "mss": 1220,
-            "sack": bool(leg.flags & LegFlag.SACK),
-        }
-        self._ends = local, remote
-        self._clock = clock
+        self._session = session
+        self._said = up_end - len(owed) + (1 if self._said_all else 0)
         self._owed = memoryview(owed)
         self._sock: socket.socket | None = None
 
@@ -109,7 +91,7 @@ class Farewell:
             self._reactor.call_soon(self._on_finished)
             return
         try:
-            sock = rebuild(*self._ends, **self._numbers, tsval=self._clock, mark=MARK_OF_DAEMON)  # type: ignore[arg-type]
+            sock = server_socket(self._session, self._said, self._session.down.acked)
             self._sock = sock
             self._say_rest(sock)
         except OSError:

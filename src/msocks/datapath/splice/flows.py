@@ -39,7 +39,8 @@ def put(host: SpliceHost, slot: int, flows: list[tuple[bytes, int]]) -> bool:
         for key, number in flows:
             tables.delete_flow_of(key, slot)
             tables.session(slot).legs[number].state = LegState.NONE
-        host.shortage.report("flows", "no more entries fit into the table of flows", error.remedy)
+        full = "no more entries fit into the table of flows"
+        host.shortage.warn("flows", reason=full, remedy=error.remedy)
         return False
     return True
 

@@ -12,27 +12,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from msocks.datapath.interface import Attachment, Successor
 from msocks.datapath.splice.entries import Side, fill_successor, key_of
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import (
-    MARK_OF_DAEMON,
     NO_FIN,
     NO_SPLIT,
     SERVER,
     Handover,
-    Leg,
     LegFlag,
     LegState,
     Session,
     SessionFlag,
     SessionState,
 )
-from msocks.datapath.splice.rebuild import provoke, rebuild, vanish
-from msocks.datapath.splice.speech import ends, say
+from msocks.datapath.splice.leg_socket import leg_socket
+from msocks.datapath.splice.rebuild import provoke, vanish
+from msocks.datapath.splice.speech import say
 from msocks.datapath.splice.takeover import Takeover
 from msocks.errors import MsocksError
 from msocks.session.resume import StreamState
@@ -46,6 +44,7 @@ _SOON_S = 1.0
 _SAY_AGAIN_S = 0.2
 _FIRST_ALLOWANCE = 65536  # a new connection's window, as Linux offers it
 _NANOSECONDS_A_MS = 1_000_000
+_LAST_WINDOW = 65535
 
 
 class Handovers:
@@ -306,10 +305,14 @@ class Succession:
     def _finish(self) -> None:
         self._over = True
         session, old = self._session, self._session.legs[self._old]
-        bid_farewell = _farewell(session, old)
         end_handover(self._host, session, self._old)
         self._host.tables.delete_cap(key_of(old))
-        bid_farewell()
+        # The mobile is told by a FIN; where it is gone already, nobody has to hear it.
+        with contextlib.suppress(OSError, MsocksError):
+            handover = session.handover
+            sock = leg_socket(old, handover.split, handover.up_split, _LAST_WINDOW, _LAST_WINDOW)
+            reset_on_close(sock, False)
+            sock.close()
 
 
 def end_handover(host: SpliceHost, session: Session, number: int) -> None:
@@ -319,32 +322,3 @@ def end_handover(host: SpliceHost, session: Session, number: int) -> None:
     if leg.state != LegState.NONE:
         leg.state = LegState.NONE
         host.tables.delete_flow(key_of(leg))
-
-
-def _farewell(session: Session, leg: Leg) -> Callable[[], None]:
-    """Closes a leg on which both directions are delivered, in the ordinary way; to be called when its flow is gone."""
-    handover = session.handover
-    clock = None
-    if leg.flags & LegFlag.TIMESTAMPS:
-        passed = max(0, time.monotonic_ns() - leg.ts_out_at) // _NANOSECONDS_A_MS
-        clock = (leg.ts_out + passed) & _WORD
-    numbers = {
-        "snd_nxt": (leg.out_base + handover.split) & _WORD,
-        "rcv_nxt": (leg.in_base + handover.up_split) & _WORD,
-        "snd_wnd": 65535,
-        "rcv_wnd": 65535,
-        "snd_wscale": leg.in_scale,
-        "rcv_wscale": leg.out_scale,
-        "mss": 1220,
-        "sack": bool(leg.flags & LegFlag.SACK),
-    }
-    local, remote = ends(leg)
-
-    def close() -> None:
-        # The mobile is told by a FIN; where it is gone already, nobody has to hear it.
-        with contextlib.suppress(OSError, MsocksError):
-            sock = rebuild(local, remote, **numbers, tsval=clock, mark=MARK_OF_DAEMON)  # type: ignore[arg-type]
-            reset_on_close(sock, False)
-            sock.close()
-
-    return close

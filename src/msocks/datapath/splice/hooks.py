@@ -46,7 +46,7 @@ class Hooks:
         self._attached: dict[int, Interface] = {}
         self._socket: RouteSocket | None = None
         self._reactor: Reactor | None = None
-        self._on_gone: Callable[[int], None] = lambda _index: None
+        self._on_gone: Callable[[int], int] = lambda _index: 0
 
     def attach_all(self) -> None:
         """Attach to every interface that there is; where an earlier process did, only the program changes.
@@ -66,8 +66,11 @@ class Hooks:
             if int(pinned.name.partition("-")[0]) not in self._attached:
                 pinned.unlink()
 
-    def follow(self, reactor: Reactor, on_gone: Callable[[int], None]) -> None:
-        """Attach to interfaces that come, from now on; `on_gone` is told the index of one that goes."""
+    def follow(self, reactor: Reactor, on_gone: Callable[[int], int]) -> None:
+        """Attach to interfaces that come, from now on.
+
+        `on_gone` is told the index of one that goes, and says how many legs were on their way over it.
+        """
         assert self._socket is not None
         self._on_gone = on_gone
         self._reactor = reactor
@@ -199,9 +202,14 @@ class Hooks:
             _report(interface, error)
 
     def _forget(self, index: int) -> None:
-        if self._attached.pop(index, None) is None:
+        interface = self._attached.pop(index, None)
+        if interface is None:
             return
-        self._on_gone(index)
+        legs = self._on_gone(index)
+        if legs:
+            _log.warning(
+                "interface_gone", interface=interface.name, legs=legs, reason="they go on when there is another way"
+            )
         if not self._clsact:
             for direction in _DIRECTIONS:
                 self._pin(index, direction).unlink(missing_ok=True)

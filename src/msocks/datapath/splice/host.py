@@ -7,10 +7,10 @@ from typing import Protocol
 from msocks.datapath.relay import RelayDatapath
 from msocks.datapath.splice.events import HeldPacket
 from msocks.datapath.splice.held_bytes import HeldBytes
+from msocks.datapath.splice.rate_limited_log import RateLimitedLog
 from msocks.datapath.splice.raw_output import RawOutput
 from msocks.datapath.splice.residual import ResidualClock
 from msocks.datapath.splice.server_legs import ServerLegs
-from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.tables import Tables
 from msocks.protocol.leg import DatapathReason
 from msocks.transport.reactor import Reactor
@@ -62,7 +62,7 @@ class SpliceHost(Protocol):
         """Slots and ports."""
 
     @property
-    def shortage(self) -> Shortage:
+    def shortage(self) -> RateLimitedLog:
         """Whom to tell when room has run out."""
 
     @property

@@ -276,6 +276,7 @@ class Session(ctypes.Structure):
     parked_ns: int
     held_ns: int
     held: int
+    woke_ms: int
     handover: Handover
     _fields_ = (
         ("legs", Leg * LEGS),
@@ -294,7 +295,7 @@ class Session(ctypes.Structure):
         ("parked_ns", ctypes.c_uint64),
         ("held_ns", ctypes.c_uint64),
         ("held", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
+        ("woke_ms", ctypes.c_uint32),
         ("handover", Handover),
     )
 

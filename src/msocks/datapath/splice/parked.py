@@ -9,6 +9,10 @@ not, once it learns what is missing. So a later leg begins with three things:
   that everything before is lost (RFC 8985), and sends it again;
 - what the server had sent again during the outage, if it belongs at the beginning of the leg. Its timestamp is moved
   on by the time that it was held, or the server would take the outage for a round trip.
+
+If it lies before D, the server must not take its time-out for spurious, as Linux does at an ACK of more than it has
+sent again (RFC 5682): it would believe that all is still on the way, and wait for the next time-out. So it hears first
+the ACK of what it has sent again, with a window that leaves no room for anything new, and sends the rest again.
 """
 
 from __future__ import annotations
@@ -64,6 +68,7 @@ class Parking:
         "_since",
         "_timer",
         "_total",
+        "_until",
     )
 
     def __init__(self, host: SpliceHost, session: Session) -> None:
@@ -75,6 +80,7 @@ class Parking:
         self._segments: dict[int, _Segment] = {}
         self._number: int | None = None  # of the leg that takes what is held
         self._since = 0.0
+        self._until: int | None = None  # the end of what the server had sent again, where the leg begins behind it
         self._timer: asyncio.TimerHandle | None = None
         self._opening: Residual | None = None
 
@@ -101,6 +107,8 @@ class Parking:
         """A later leg, which begins downstream with the byte `begins`, is about to stand."""
         session = self._session
         self._stop()
+        again = self._segments.get(session.down.acked)
+        self._until = again.end if again is not None and again.end < begins <= session.down.sent else None
         self._acknowledge(begins)
         session.held = 0
         # Without SACK, a server learns from its mobile's repeated ACKs alone that something is missing.
@@ -108,6 +116,13 @@ class Parking:
             session.flags |= SessionFlag.RESUMING
         else:
             session.flags &= ~SessionFlag.RESUMING
+
+    def announce(self) -> None:
+        """That leg stands, and the server is about to hear where it begins."""
+        session, until, self._until = self._session, self._until, None
+        if until is not None:
+            room = max(0, session.down.sent - until)
+            self._output.send(say(session, SERVER, session.up.acked, acknowledged=until, window=room))
 
     def resume(self, number: int) -> None:
         """That leg stands; it is leg `number` of the entry, and the server has heard where it begins."""
@@ -192,6 +207,9 @@ class Parking:
             if known.said_at is not None:
                 return
             self._drop(known)
+        if len(self._segments) >= MOST_SEGMENTS:
+            for old in [each for each in self._segments.values() if each.end <= self._session.down.acked]:
+                self._drop(old)
         if len(self._segments) < MOST_SEGMENTS and self._total.held + len(segment.payload) <= MOST_BYTES:
             self._segments[segment.offset] = segment
             self._total.held += len(segment.payload)

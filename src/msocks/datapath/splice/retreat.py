@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 
 from msocks.datapath.splice import flows
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import MARK_OF_DAEMON, NO_FIN, SERVER, LegFlag, Session, SessionState
+from msocks.datapath.splice.layout import NO_FIN, Session, SessionState
+from msocks.datapath.splice.leg_socket import server_socket
 from msocks.datapath.splice.owed import OwedBytes
-from msocks.datapath.splice.rebuild import provoke, rebuild
+from msocks.datapath.splice.rebuild import provoke
 from msocks.datapath.splice.server_legs import Preparation
-from msocks.datapath.splice.speech import ends
-
-_WORD = 0xFFFFFFFF
-_RECEIVE_WINDOW = 1 << 16
-_MSS = 1220  # what the server has announced is not kept; this much passes everywhere
 
 
 def is_possible(session: Session, owed: OwedBytes | None) -> bool:
@@ -42,24 +37,7 @@ def to_kernel(host: SpliceHost, preparation: Preparation, up_taken: int, down_fr
         OSError: There is no such socket to be had; the session is as it was.
     """
     session = host.tables.session(preparation.slot)
-    leg = session.legs[SERVER]
-    clock = None
-    if leg.flags & LegFlag.TIMESTAMPS:
-        passed = max(0, time.monotonic_ns() - leg.ts_out_at) // 1_000_000
-        clock = leg.ts_out + passed & _WORD
-    sock = rebuild(
-        *ends(leg),
-        snd_nxt=leg.out_base + up_taken & _WORD,
-        rcv_nxt=leg.in_base + down_from & _WORD,
-        snd_wnd=max(0, session.up.edge - up_taken),
-        rcv_wnd=max(0, min(_RECEIVE_WINDOW, session.down.edge - down_from)),
-        snd_wscale=leg.in_scale,
-        rcv_wscale=leg.out_scale,
-        mss=_MSS,
-        sack=bool(leg.flags & LegFlag.SACK),
-        tsval=clock,
-        mark=MARK_OF_DAEMON,
-    )
+    sock = server_socket(session, up_taken, down_from)
     flows.leave(host.tables, session)
     host.leave(preparation.slot)
     host.tables.free_slot(preparation.slot)

@@ -7,7 +7,7 @@ import errno
 import socket
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -15,8 +15,8 @@ from ipaddress import IPv4Address
 from msocks.datapath.splice.layout import Session, SessionState
 from msocks.datapath.splice.libbpf import BpfError
 from msocks.datapath.splice.ports import PortAllocator
+from msocks.datapath.splice.rate_limited_log import RateLimitedLog
 from msocks.datapath.splice.segments import MAPPED_PREFIX, End
-from msocks.datapath.splice.shortage import Shortage
 from msocks.datapath.splice.tables import Tables, opening_key
 from msocks.values.endpoint import Address
 
@@ -62,7 +62,9 @@ class Preparation:
 class ServerLegs:
     """See the module."""
 
-    def __init__(self, tables: Tables, ports: PortAllocator, shortage: Shortage, sweep: Callable[[], None]) -> None:
+    def __init__(
+        self, tables: Tables, ports: PortAllocator, shortage: RateLimitedLog, sweep: Callable[[], None]
+    ) -> None:
         """`sweep` looks for slots that were freed without a word."""
         self._sweep = sweep
         self._tables = tables
@@ -70,7 +72,7 @@ class ServerLegs:
         self._shortage = shortage
         self._by_descriptor: dict[int, Preparation] = {}
         self._waiting: deque[Preparation] = deque()
-        self._ended: deque[tuple[int, int]] = deque()
+        self._ended: OrderedDict[int, int] = OrderedDict()  # slots that linger, and their incarnations
 
     def prepare(
         self,
@@ -89,7 +91,8 @@ class ServerLegs:
         if slot is None:
             slot = self._make_room()
         if slot is None:
-            self._shortage.report("slots", f"all {tables.slots} places for sessions are taken", _MORE_SESSIONS)
+            taken = f"all {tables.slots} places for sessions are taken"
+            self._shortage.warn("slots", reason=taken, remedy=_MORE_SESSIONS)
             return
         address, remote_port = destination
         remote = MAPPED_PREFIX + address.packed if isinstance(address, IPv4Address) else address.packed, remote_port
@@ -98,11 +101,12 @@ class ServerLegs:
             port = self._bind(descriptor, slot, remote, client, smallest_mtu or 0)
         except BpfError as error:
             tables.free_slot(slot)
-            self._shortage.report("opening", "no more entries fit into the table of openings", error.remedy)
+            full = "no more entries fit into the table of openings"
+            self._shortage.warn("opening", reason=full, remedy=error.remedy)
             return
         except OSError as error:
             tables.free_slot(slot)
-            self._shortage.report("ports", error.strerror or str(error), "widen proxy.splice_ports")
+            self._shortage.warn("ports", reason=error.strerror or str(error), remedy="widen proxy.splice_ports")
             return
         session = tables.session(slot)
         preparation = Preparation(slot, session, session.incarnation, remote, port, weakref.ref(sock))
@@ -132,7 +136,13 @@ class ServerLegs:
 
     def ended(self, slot: int, incarnation: int) -> None:
         """The session is over; its entry lingers for what comes late, and can be reused when room is scarce."""
-        self._ended.append((slot, incarnation))
+        if self._tables.session(slot).incarnation == incarnation:
+            self._ended[slot] = incarnation
+            self._ended.move_to_end(slot)
+
+    def freed(self, slot: int) -> None:
+        """The kernel's half has let go of an entry: it lingers no more."""
+        self._ended.pop(slot, None)
 
     def _make_room(self) -> int | None:
         """A slot, where there is none that nobody has."""
@@ -145,14 +155,14 @@ class ServerLegs:
         """The slot of the session that has ended first, if it has lingered for a moment; as TIME-WAIT is cut short."""
         tables, ended = self._tables, self._ended
         while ended:
-            slot, incarnation = ended[0]
+            slot, incarnation = next(iter(ended.items()))
             session = tables.session(slot)
             if session.incarnation != incarnation or session.state not in _OVER:
-                ended.popleft()  # it has expired, or will: its end is told
+                del ended[slot]  # it has expired, or will: its end is told
                 continue
             if time.monotonic_ns() - session.last_ns < _LEAST_LINGER_NS:
                 return None
-            ended.popleft()
+            del ended[slot]
             tables.forget_flows(slot)
             remote, remote_port, local_port = tables.server_end(slot)
             with contextlib.suppress(KeyError):

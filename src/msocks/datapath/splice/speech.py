@@ -31,6 +31,7 @@ def say(
     *,
     window: int | None = None,
     sequence: int | None = None,
+    acknowledged: int | None = None,
     sack: tuple[int, int] | None = None,
 ) -> bytes:
     """A segment for one leg.
@@ -43,6 +44,7 @@ def say(
         flags: ACK is set in any case.
         window: Bytes that the other end offers; what its last ACK offered where it is None.
         sequence: In place of the one that `offset` gives.
+        acknowledged: End of what is acknowledged of the stream that arrives; all that may be where it is None.
         sack: First byte, and end, of what has come out of order in the stream that arrives (RFC 2018).
 
     Returns:
@@ -50,9 +52,9 @@ def say(
     """
     leg = session.legs[which]
     arriving = session.down if which == SERVER else session.up
-    acknowledged = max(arriving.acked, leg.begins_in)
-    if which != SERVER:
-        acknowledged = max(min(arriving.acked, leg.arrived), leg.begins_in)
+    if acknowledged is None:
+        known = arriving.acked if which == SERVER else min(arriving.acked, leg.arrived)
+        acknowledged = max(known, leg.begins_in)
     room = max(0, arriving.edge - acknowledged) if window is None else window
     local, remote = ends(leg)
     blocks = [] if sack is None else [(leg.in_base + sack[0] & _WORD, leg.in_base + sack[1] & _WORD)]

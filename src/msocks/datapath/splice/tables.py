@@ -141,13 +141,19 @@ class Tables:
         """Those that have been taken, and not been freed as far as is known here."""
         return (slot for slot in range(self.slots) if self._taken[slot])
 
-    def forget_interface(self, index: int) -> None:
-        """It is gone: the next packet that would leave there makes the programs ask for another way (EVENT_NO_PATH)."""
+    def forget_interface(self, index: int) -> int:
+        """It is gone: the next packet that would leave there makes the programs ask for another way (EVENT_NO_PATH).
+
+        Returns how many legs were on their way over it.
+        """
+        found = 0
         for slot in self.taken_slots():
             for leg in self._sessions[slot].legs:
                 path = leg.path
                 if path.known and path.ifindex == index:
                     path.ethernet, path.misses, path.fresh_until = 1, MISSES_TELL, 0
+                    found += 1
+        return found
 
     # -- found by key -----------------------------------------------------------------------------------------------
 

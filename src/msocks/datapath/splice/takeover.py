@@ -39,6 +39,9 @@ class TakeoverOwner(Protocol):
         `on_spliced`.
         """
 
+    def on_live(self, takeover: Takeover) -> None:
+        """A later leg stands; the server is about to hear where it begins."""
+
     def on_spliced(self, takeover: Takeover) -> None:
         """The sockets have vanished; perhaps within `begin`."""
 
@@ -263,6 +266,8 @@ class Takeover:
         assert owner is not None
         if first:
             session.owed_up, session.owed_down = len(early), len(banner)
+        else:
+            owner.on_live(self)
         # The first word to the server says what the mobile's window is; see `parked` for why not always.
         offered = None if session.flags & SessionFlag.RESUMING else self._offered
         if early and self._is_capped(attachment):

@@ -29,7 +29,7 @@ def let_speak(host: SpliceHost, preparation: Preparation, side: Side | None) -> 
     flows.leave(host.tables, session)
     host.tables.delete_opening(preparation.key)
     if entry.flags & LegFlag.NOTED and side is not None:
-        # Its window was shown as zero; nobody has said otherwise yet.
+        # Its kernel's ACK of the handshake was kept back; the server waits for one.
         fill_leg(entry, side)
         host.output.send(say(session, SERVER, 0, window=side.options.receive_window))
     host.tables.free_slot(preparation.slot)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
- * `msocks run`: TCP connections of one control group go to the agent instead of where the program meant them to go.
+ * `msocks run`, `msocks transparent`: TCP connections of one control group, which may be that of the whole host, go to
+ * the agent instead of where the program meant them to go.
  *
  * connect4, connect6: the destination is replaced by the agent's port on loopback, and kept with the socket.
  * egress: the SYN is held back and told to the keeper. Nobody listens at the agent's port: when the far side has
@@ -175,7 +176,13 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct addr
 SEC("cgroup/sock_create")
 int msocks_sock_create(struct bpf_sock *ctx)
 {
+	struct settings *settings;
+	__u32 zero = 0;
+
 	if (ctx->protocol != MULTIPATH)
+		return ALLOW;
+	settings = bpf_map_lookup_elem(&run, &zero);
+	if (!settings || !settings->enabled || bpf_get_netns_cookie(ctx) != settings->netns_cookie)
 		return ALLOW;
 	bpf_set_retval(-NO_SUCH_PROTOCOL);
 	return REFUSE;

@@ -12,7 +12,7 @@ struct address {
 	__be32 words[4];
 };
 
-/* One per run, set by the keeper. */
+/* One per run, or host; set by the keeper. */
 struct settings {
 	__u64 netns_cookie;	/* sockets of other network namespaces are left alone */
 	__be16 port4, port6;	/* the agent's, on the loopback addresses; 0: that family is left alone */

@@ -38,6 +38,19 @@ static __always_inline int put_words(struct __sk_buff *skb, const struct packet 
 	return 0;
 }
 
+static __always_inline int end_for_reset(struct __sk_buff *skb, const struct packet *packet)
+{
+	const __u32 at = packet->l4 + 12; /* data offset and flags */
+	__be16 before, after;
+
+	if (bpf_skb_load_bytes(skb, at, &before, sizeof(before)) < 0)
+		return -1;
+	after = (before & bpf_htons((__u16)~FIN)) | bpf_htons(RST);
+	if (bpf_skb_store_bytes(skb, at, &after, sizeof(after), 0) < 0)
+		return -1;
+	return bpf_l4_csum_replace(skb, packet->l4 + offsetof(struct tcphdr, check), before, after, sizeof(after));
+}
+
 static __always_inline void note_timestamps(struct __sk_buff *skb, const struct packet *packet, struct leg *leg)
 {
 	struct option_work work = {};
@@ -91,9 +104,12 @@ static __always_inline int server_handshake(struct __sk_buff *skb, struct packet
 	learn_path(skb, server, l2 != 0);
 	/*
 	 * The handshake ends at its two ends: the server hears the first word of the mobile's, and takes the round trip for
-	 * what it is. Besides it may not speak before the splice stands, or its first bytes would be this kernel's.
+	 * what it is. Besides it may not speak before the splice stands, or its first bytes would be this kernel's. If the
+	 * end comes before that, as when the daemon is killed, there has been no connection: a FIN would make one.
 	 */
 	if (!packet->payload && !(packet->flags & (FIN | RST)))
+		return DROP;
+	if (!packet->payload && packet->flags & FIN && end_for_reset(skb, packet) < 0)
 		return DROP;
 	return put_words(skb, packet, packet->acknowledgment, 0) < 0 ? DROP : NEXT;
 }

@@ -153,7 +153,11 @@ static __always_inline int take_reset(struct crossing *crossing)
 		tell(EVENT_LEG_RESET, crossing->flow, crossing->in->generation);
 		return DROP_RESET_DETACHES;
 	}
-	session->state = SESSION_RESET;
+	/*
+	 * Here it is exact; the receiver may have less, or more, and asks for another (RFC 5961 section 3.2). The end that has
+	 * sent this one has no connection any more, and would say RST to that: now the daemon does.
+	 */
+	session->state = session->flags & SESSION_RESUMABLE ? SESSION_RESET : SESSION_RESETTING;
 	tell(crossing->from_mobile ? EVENT_LEG_RESET : EVENT_SERVER_RESET, crossing->flow, crossing->in->generation);
 	return session->flags & SESSION_RESUMABLE ? DROP_RESET_DETACHES : -1;
 }
@@ -184,6 +188,8 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 			in->flags |= LEG_REPLY_ACKED;
 		if (!(packet->flags & SYN) && !crossing->drains)
 			session->mobile_edge = later(session->mobile_edge, edge);
+		if (!crossing->drains)
+			time_acknowledgment(session, said);
 		if (session->handover.from_leg) {
 			struct told told = {
 				.acknowledged = emitted,
@@ -192,15 +198,11 @@ static __always_inline int take_acknowledgment(struct packet *packet, struct cro
 				.has_more = packet->payload || (packet->flags & (SYN | FIN) && !crossing->drains),
 			};
 
-			if (!crossing->drains)
-				time_acknowledgment(session, said);
 			reason = tell_of_both(session, &told);
 			if (reason >= 0)
 				return reason;
 			emitted = told.acknowledged;
 			edge = told.edge;
-		} else {
-			time_acknowledgment(session, said);
 		}
 		if (session->handover.allowance)
 			edge = allowed_edge(session, emitted, edge);
@@ -301,7 +303,9 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 	if (session->flags & SESSION_RESUMING && !crossing->from_mobile &&
 	    out_of_turn(skb, packet, crossing->flow, session, crossing->offset))
 		return dropped(crossing, DROP_OUT_OF_TURN);
-	if (!crossing->from_mobile)
+	if (crossing->from_mobile)
+		note_waking(session, in, crossing->now);
+	else
 		hold_for_silent(skb, packet, crossing->flow, session, out, crossing->offset, crossing->now);
 	if (!out->path.known)
 		return dropped(crossing, DROP_NO_PATH);
@@ -310,13 +314,14 @@ static __always_inline int cross(struct __sk_buff *skb, struct packet *packet, s
 		/* A leg that has handed over may end: of the stream that says nothing, nor of the session. */
 		if (packet->flags & RST)
 			return dropped(crossing, DROP_RESET_DETACHES);
-		if (packet->payload && distance(session->handover.up_split, crossing->end) > 0)
-			return dropped(crossing, DROP_STALE_LEG);
 		has_fin = 0;
 		segment.clear_flags = FIN;
-		/* What comes from behind its own FIN stands where the other leg's bytes begin. */
-		if (distance(session->handover.up_split, crossing->end) > 0)
+		if (distance(session->handover.up_split, crossing->end) > 0) {
+			if (packet->payload)
+				return dropped(crossing, DROP_STALE_LEG);
+			/* What comes from behind its own FIN stands where the other leg's bytes begin. */
 			crossing->offset = crossing->end = later(session->handover.up_split, crossing->data->acked);
+		}
 	}
 	if (packet->flags & RST) {
 		reason = implausible_reset(crossing);

@@ -217,8 +217,8 @@ struct session {
 	__u32 owed_down;
 	__u64 parked_ns; /* since when the session is parked; 0 where it is not */
 	__u64 held_ns; /* when a segment was last copied to the daemon */
-	__u32 held; /* segments copied since the last leg was lost */
-	__u32 unused;
+	__u32 held; /* segments copied since the last leg was lost, or last spoke after a silence */
+	__u32 woke_ms; /* when the mobile last spoke after a silence with data on the way; 0 where it never did */
 	struct handover handover;
 };
 

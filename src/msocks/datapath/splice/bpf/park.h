@@ -27,6 +27,8 @@
 #define HELD_MOST 8 /* packets of a session, from one leg to the next */
 #define HOLD_AGAIN_NS 100000000ULL /* of a session whose leg is silent, at most one in so long */
 #define SILENT_NS 300000000ULL /* a leg from which nothing came for so long may be gone, though nobody has said so */
+#define QUIET_NS 100000000ULL /* for so long nothing came: what a server sends now without an ACK is a tail loss probe */
+#define WOKE_MS 300 /* a leg that speaks after a silence may be followed by another for so long */
 #define CLOSE_WINDOW_NS 1000000000ULL /* parked for so long, the server is told a window of zero */
 #define ANSWER_NS (24 * 3600 * 1000000000ULL) /* no longer: a mobile that has vanished must not hold a server for ever */
 #define ANSWER_TTL 64
@@ -245,15 +247,45 @@ __noinline int parked(struct __sk_buff *skb, const struct packet *packet, const 
 	return 1;
 }
 
-/* The server says something again, or asks whether anybody is there, and its mobile is silent: the daemon gets a copy. */
+/*
+ * The mobile speaks again after a silence with data on the way. When a link comes back, that may be an ACK from before
+ * the outage, which the next leg follows within two round trips: what the server answers to it is lost with this leg.
+ */
+static __always_inline void note_waking(struct session *session, const struct leg *mobile, __u64 now)
+{
+	if (!(session->flags & SESSION_RESUMABLE) || !mobile->ts_in_at || now < mobile->ts_in_at + SILENT_NS ||
+	    distance(session->down.acked, session->down.sent) <= 0)
+		return;
+	session->woke_ms = now / 1000000 | 1;
+	session->held = 0;
+}
+
+/*
+ * Whether the daemon gets a copy of what the server sends to a leg that carries, but may be gone, though nobody has said
+ * so: what it says again, or asks, when the mobile is silent; its tail loss probe, which comes sooner (RFC 8985 section
+ * 7); and the first of what it sends when the mobile speaks again. The copies wake the server if another leg follows.
+ */
 static __always_inline void hold_for_silent(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow,
 					    struct session *session, const struct leg *mobile, __u64 offset, __u64 now)
 {
-	if (!(session->flags & SESSION_RESUMABLE) || !(mobile->flags & LEG_TIMESTAMPS) || !mobile->ts_in_at || now < mobile->ts_in_at + SILENT_NS)
+	__u64 silent_ns = SILENT_NS;
+
+	if (!(session->flags & SESSION_RESUMABLE) || !(mobile->flags & LEG_TIMESTAMPS) || !mobile->ts_in_at)
 		return;
-	if (packet->payload ? distance(session->down.sent, offset) >= 0 : distance(offset, session->down.acked) <= 0)
+	if (session->woke_ms && packet->payload && session->held < HELD_MOST &&
+	    (__u32)(now / 1000000) - session->woke_ms < WOKE_MS) {
+		session->held++;
+		hold(skb, packet, flow, offset, tsval_of(skb, packet, session->legs[LEG_SERVER].ts_in));
 		return;
-	if (now < session->held_ns + HOLD_AGAIN_NS)
+	}
+	if (packet->payload && distance(session->down.sent, offset) >= 0) {
+		if (distance(session->down.acked, session->down.sent) <= 0)
+			return;
+		silent_ns = QUIET_NS;
+	} else if (!packet->payload && distance(offset, session->down.acked) <= 0) {
+		return;
+	}
+	if (now < mobile->ts_in_at + silent_ns || now < session->held_ns + HOLD_AGAIN_NS)
 		return;
 	session->held_ns = now;
 	hold(skb, packet, flow, offset, tsval_of(skb, packet, session->legs[LEG_SERVER].ts_in));
@@ -261,8 +293,8 @@ static __always_inline void hold_for_silent(struct __sk_buff *skb, const struct 
 
 /*
  * A later leg stands, and what the server sends next is not what the mobile waits for: the first of it is held, and
- * reported to the server as received out of order, which so learns at once what is missing. The mobile's window is too
- * small for the rest.
+ * reported to the server as received out of order, which so learns at once what is missing. Of the rest passes what the
+ * mobile's window has room for. The server may go on behind what was held, and never send what belongs at the beginning.
  */
 static __always_inline int out_of_turn(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow,
 				       struct session *session, __u64 offset)
@@ -280,8 +312,9 @@ static __always_inline int out_of_turn(struct __sk_buff *skb, const struct packe
 		session->held++;
 		note_data(&session->down, server, offset + packet->payload, 0);
 		hold(skb, packet, flow, offset, tsval_of(skb, packet, server->ts_in));
+		return 1;
 	}
-	return 1;
+	return distance(offset + packet->payload, session->mobile_edge) < 0;
 }
 
 #endif

@@ -8,6 +8,10 @@
  * would make a round-trip sample as long as an outage. A TSecr is shifted back. The shifts of a mobile leg are fixed
  * with the first segment each way. An echo of what this host's kernel had sent names no TSval of the other end: it
  * becomes what the other end's clock shows now, less a round trip.
+ *
+ * What a clock shows now, its least delayed segment tells. Were it the last one, and that one late, then a later leg's
+ * clock would lag, and what the server echoes of the former leg would come out as sent later than it was: a round trip
+ * shorter than the path.
  */
 #ifndef MSOCKS_TIMESTAMPS_H
 #define MSOCKS_TIMESTAMPS_H
@@ -24,6 +28,24 @@ struct echo {
 static __always_inline __u32 ticks_since(__u64 then, __u64 now)
 {
 	return now > then ? (now - then) / 1000000 : 0;
+}
+
+/* How far the instant at which a clock showed something creeps after each of its milliseconds: more than two clocks
+ * drift apart, so that a quick segment of long ago does not count for ever.
+ */
+#define CREEP_NS 1000
+
+/* Something newer leaves: it was due when the clock, by all that is known of it, showed that. */
+static __always_inline void leaves(struct leg *leg, __u32 tsval, __u64 now)
+{
+	__u32 ahead = tsval - leg->ts_out;
+	__u64 due;
+
+	if ((__s32)ahead <= 0)
+		return;
+	due = leg->ts_out_at + (__u64)ahead * (1000000 + CREEP_NS);
+	leg->ts_out = tsval;
+	leg->ts_out_at = due < now ? due : now;
 }
 
 static __always_inline struct echo timestamps_from_mobile(struct leg *mobile, struct leg *server, __u32 tsval,
@@ -49,10 +71,7 @@ static __always_inline struct echo timestamps_from_mobile(struct leg *mobile, st
 	/* Never ahead of what the server has sent. */
 	if ((__s32)(echo.tsecr - server->ts_in) > 0 && mobile->flags & LEG_SHIFT_OUT_SET)
 		echo.tsecr = server->ts_in;
-	if ((__s32)(tsval + echo.shift - server->ts_out) > 0) {
-		server->ts_out = tsval + echo.shift;
-		server->ts_out_at = now;
-	}
+	leaves(server, tsval + echo.shift, now);
 	if ((__s32)(tsval - mobile->ts_in) > 0) {
 		mobile->ts_in = tsval;
 		mobile->ts_in_at = now;
@@ -71,10 +90,7 @@ static __always_inline struct echo timestamps_from_server(struct leg *mobile, st
 	}
 	echo.shift = mobile->shift_out;
 	echo.tsecr = mobile->flags & LEG_SHIFT_IN_SET ? tsecr - mobile->shift_in : mobile->ts_in;
-	if ((__s32)(tsval + echo.shift - mobile->ts_out) > 0) {
-		mobile->ts_out = tsval + echo.shift;
-		mobile->ts_out_at = now;
-	}
+	leaves(mobile, tsval + echo.shift, now);
 	if ((__s32)(tsval - server->ts_in) > 0) {
 		server->ts_in = tsval;
 		server->ts_in_at = now;
