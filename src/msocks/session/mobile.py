@@ -323,11 +323,8 @@ class MobileSession:
             return ATTEMPT_S
         # A proxy that a thousand sessions ask at once answers the last of them late: who asks again as soon each time
         # makes it later still, and no answer ever comes in time.
-        return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * (1 << min(self._rounds_failed(), 10)))
-
-    def _rounds_failed(self) -> int:
-        """How often every link has failed since the last leg stood."""
-        return self._failures // max(1, len(self._links))
+        rounds = self._failures // max(1, len(self._links))
+        return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * 2 ** min(rounds, 10))
 
     def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
         self._generation += 1
