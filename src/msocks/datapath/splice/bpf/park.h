@@ -256,7 +256,7 @@ static __always_inline void note_waking(struct session *session, const struct le
 	if (!(session->flags & SESSION_RESUMABLE) || !mobile->ts_in_at || now < mobile->ts_in_at + SILENT_NS ||
 	    distance(session->down.acked, session->down.sent) <= 0)
 		return;
-	session->woke_ms = now / 1000000 | 1;
+	session->woke_ms = now / 1000000;
 	session->held = 0;
 }
 
@@ -273,7 +273,7 @@ static __always_inline void hold_for_silent(struct __sk_buff *skb, const struct 
 	if (!(session->flags & SESSION_RESUMABLE) || !(mobile->flags & LEG_TIMESTAMPS) || !mobile->ts_in_at)
 		return;
 	if (session->woke_ms && packet->payload && session->held < HELD_MOST &&
-	    (__u32)(now / 1000000) - session->woke_ms < WOKE_MS) {
+	    (__s32)((__u32)(now / 1000000) - session->woke_ms) < WOKE_MS) {
 		session->held++;
 		hold(skb, packet, flow, offset, tsval_of(skb, packet, session->legs[LEG_SERVER].ts_in));
 		return;
