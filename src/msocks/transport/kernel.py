@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import array
-import contextlib
-import ctypes
 import fcntl
 import socket
 import struct
@@ -12,11 +10,12 @@ from dataclasses import dataclass
 
 SIOCINQ = 0x541B  # FIONREAD
 SIOCOUTQ = 0x5411  # TIOCOUTQ
-SO_ATTACH_FILTER = 26
 SO_MAX_PACING_RATE = 47
 TCP_NOTSENT_LOWAT = 25
 _TCP_INFO_LENGTH = 232
-_BPF_RET_K = 0x06
+_IP_MINTTL = 21
+_IPV6_MINHOPCOUNT = 73
+_LARGEST_TTL = 255
 
 # No more than this waits unsent in the kernel of a leg: what lies there is lost time when the leg is replaced.
 NOT_SENT_LOW_WATER_BYTES = 128 * 1024
@@ -56,14 +55,16 @@ def prepare_leg(sock: socket.socket) -> None:
 
 
 def deafen(sock: socket.socket) -> None:
-    """Have the kernel drop whatever still comes for the socket, before TCP sees it (SO_ATTACH_FILTER, socket(7)).
+    """Have the kernel drop whatever still comes for the socket, before TCP sees it.
 
-    From then on nothing is ACKed that was not received before. What was stays readable. A socket that is dead already
-    hears nothing in any case.
+    From then on nothing is ACKed that was not received before. What was stays readable. Packets must have a TTL that
+    none has that Linux has sent, or that has passed a router (IP_MINTTL, RFC 5082). A socket filter would do the same,
+    but some kernels want privilege for one.
     """
-    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET_K, 0, 0, 0))
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, _LARGEST_TTL)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, _LARGEST_TTL)
 
 
 def limit_rate(sock: socket.socket, bytes_per_second: float | None) -> None:
