@@ -324,7 +324,7 @@ class MobileSession:
         # A proxy that a thousand sessions ask at once answers the last of them late: who asks again as soon each time
         # makes it later still, and no answer ever comes in time.
         rounds = self._failures // max(1, len(self._links))
-        return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * 2 ** min(rounds, 10))
+        return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * (1 << min(rounds, 10)))
 
     def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
         self._generation += 1
