@@ -1,4 +1,4 @@
-"""Listeners of mobile nodes: asked for on a control channel; a peer's connection is a session that a RECONNECT takes."""
+"""Listeners of mobile nodes, asked for on a control channel; a peer's connection is a session that a leg takes."""
 
 from __future__ import annotations
 
