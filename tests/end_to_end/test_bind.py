@@ -13,6 +13,7 @@ from tests.proxy.mobile_node import MobileNode, read_exactly, send
 
 from msocks.protocol.inbound import Incoming, Listen, Listening
 from msocks.protocol.leg import DatapathKind, DatapathReason, LegStatus
+from msocks.transport.kernel import bytes_unacknowledged
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 
@@ -68,6 +69,9 @@ async def take_and_move(field: Field, peer: socket.socket) -> None:
         await send(first.sock, b"later")
         assert await asyncio.to_thread(read, peer, 12) == b"early, later"
         assert await read_exactly(first.sock, 6) == b"banner"
+        async with asyncio.timeout(5):  # nothing holds the proxy's ACKs back any more
+            while bytes_unacknowledged(first.sock):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         second = await node.reconnect(incoming.session, 2, 6, 12, early=b" and moved")
         assert (await second.reply()).status is LegStatus.OK
         assert await asyncio.to_thread(read, peer, 10) == b" and moved"
