@@ -62,6 +62,11 @@ def test_a_whole_file_becomes_settings(tmp_path: Path, access_file: Path):
         detach_grace_s = 0.5
         udp_idle_s = 60
         udp_address = ["192.0.2.1", "2001:db8::1"]
+        bind = false
+        inbound_address = ["192.0.2.2"]
+        [proxy.publish]
+        alice = ["2222", "8000-8099"]
+        "*" = ["9000"]
         [proxy.limits]
         sessions = 7
         udp_associations = 9
@@ -80,6 +85,8 @@ def test_a_whole_file_becomes_settings(tmp_path: Path, access_file: Path):
     assert (checked.proxy.splice_ports, checked.proxy.half_closed_s) == ((20000, 29999), 3600)
     assert checked.proxy.limits == ProxyLimits(sessions=7, udp_associations=9)
     assert checked.proxy.udp_idle_s == 60
+    assert (checked.proxy.bind, checked.proxy.inbound_address) == (False, (ip_address("192.0.2.2"),))
+    assert checked.proxy.publish == {"alice": ((2222, 2222), (8000, 8099)), "*": ((9000, 9000),)}
     assert checked.proxy.udp_address == (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 
 
@@ -136,6 +143,9 @@ def test_all_problems_are_told_at_once_each_with_a_suggestion(tmp_path: Path):
         ("[agent", "", "not TOML"),
         ('[proxy]\nudp_address = ["192.0.2.1", "192.0.2.2"]', "proxy.udp_address", "one IP version"),
         ('[proxy]\nudp_address = ["example.net"]', "proxy.udp_address[0]", "no IP address"),
+        ('[proxy.publish]\nalice = ["80-22"]', "proxy.publish.alice[0]", "no range"),
+        ('[proxy.publish]\nalice = ["ssh"]', "proxy.publish.alice[0]", "no port"),
+        ("[proxy.publish]\nalice = [22]", "proxy.publish.alice[0]", "string"),
         ('[agent]\naccess_file = "a"\naccess_link = "b"', "agent", "both"),
         ('[agent]\naccess_file = "nowhere"', "agent.access_file", "cannot be read"),
         ('[agent]\naccess_link = "msocks://alice@h:1"', "agent.access_link", ""),
@@ -243,6 +253,8 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
                 shown = json.dumps([str(each) for each in default])
             case (int(first), int(last)):
                 shown = f'"{first}-{last}"'
+            case dict():
+                shown = "{}"
             case None | str():
                 shown = "" if default is None else f'"{default}"'
             case _:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from msocks.errors import EndReason
-from msocks.protocol import control, leg, probe
+from msocks.protocol import control, inbound, leg, probe
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import MAX_GENERATION, AssociationId, SessionId
 
@@ -121,7 +121,9 @@ RECEIVEDS = st.lists(
     st.builds(control.ReceivedStream, SESSIONS, GENERATIONS, OFFSETS, st.booleans(), st.booleans()), max_size=5
 ).map(lambda listed: control.Received(tuple(listed)))
 PARKEDS = st.lists(st.tuples(SESSIONS, GENERATIONS), max_size=5).map(lambda listed: control.Parked(tuple(listed)))
-FROM_CLIENT = PINGS | PONGS | PARKS
+LISTENERS = st.integers(1, 2**32 - 1)
+LISTENS = st.builds(inbound.Listen, LISTENERS, PORTS, st.booleans(), st.from_type(Endpoint))
+FROM_CLIENT = PINGS | PONGS | PARKS | LISTENS | st.builds(inbound.Unlisten, LISTENERS)
 FROM_PROXY = (
     PINGS
     | PONGS
@@ -130,6 +132,9 @@ FROM_PROXY = (
     | PARKEDS
     | RECEIVEDS
     | st.builds(control.Drain, st.from_type(Endpoint))
+    | st.builds(inbound.Listening, LISTENERS, st.just(inbound.ListenStatus.OPEN), ADDRESS_ENDPOINTS, LABEL_TEXTS)
+    | st.builds(inbound.Listening, LISTENERS, st.sampled_from(list(inbound.ListenStatus)[1:]), text=LABEL_TEXTS)
+    | st.builds(inbound.Incoming, LISTENERS, SESSIONS, ADDRESS_ENDPOINTS, ADDRESS_ENDPOINTS)
 )
 st.register_type_strategy(control.Hello, HELLOS)
 st.register_type_strategy(control.Welcome, WELCOMES)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msocks.errors import EndReason, InvalidState, ProtocolError
-from msocks.protocol import control
+from msocks.protocol import control, inbound
 from msocks.protocol.control import ControlMessage
 from msocks.protocol.control_channel import ControlChannel, Side
 from msocks.protocol.control_codec import MAX_BODY_BYTES, FrameDecoder, UnknownMessage, encode_message
@@ -20,13 +20,13 @@ OPENINGS = st.from_type(control.Hello) | st.from_type(control.Welcome) | st.from
 MESSAGES = OPENINGS | st.from_type(control.Park) | st.from_type(control.Drain) | st.just(control.Goodbye())
 UNKNOWN_FRAMES = st.builds(
     lambda kind, body: len(body).to_bytes(2, "big") + bytes([kind]) + body,
-    st.integers(0x0C, 255),
+    st.integers(0x15, 255),
     st.binary(max_size=9),
 )
 PLAUSIBLE = st.lists(
     MESSAGES.map(encode_message)
     | UNKNOWN_FRAMES
-    | st.builds(lambda kind, body: bytes([0, len(body), kind]) + body, st.integers(0, 12), st.binary(max_size=120))
+    | st.builds(lambda kind, body: bytes([0, len(body), kind]) + body, st.integers(0, 0x14), st.binary(max_size=120))
     | st.binary(max_size=10),
     max_size=5,
 ).map(b"".join)
@@ -53,6 +53,7 @@ WELCOME = control.Welcome(
 )
 REFUSED = control.Refused(control.RefusalCode.AUTHENTICATION, "no")
 PING, PONG = control.Ping(1, 2), control.Pong(1, 2)
+LISTENING = inbound.Listening(1, inbound.ListenStatus.LIMIT)
 PARK = control.Park((control.ParkedLeg(SESSION, 2, 1000),))
 
 
@@ -134,6 +135,14 @@ def test_the_longest_lists_fit_into_a_frame():
         (lambda: control.ReceivedStream(SESSION, -1, 1), "generation"),
         (lambda: control.Received((control.ReceivedStream(SESSION, 1, 2),) * 513), "0 to 512"),
         (lambda: control.ParkedLeg(SESSION, 2**32, 1), "generation"),
+        (lambda: inbound.Listen(0), "numbered from 1"),
+        (lambda: inbound.Unlisten(2**32), "number"),
+        (lambda: inbound.Listen(1, 65536), "port"),
+        (lambda: inbound.Listening(1, inbound.ListenStatus.OPEN), "has an address"),
+        (lambda: inbound.Listening(1, inbound.ListenStatus.LIMIT, WELCOME.observed), "has an address"),
+        (lambda: inbound.Listening(1, inbound.ListenStatus.OPEN, Endpoint("a.example", 1)), "is a name"),
+        (lambda: inbound.Listening(1, inbound.ListenStatus.LIMIT, None, "a\nb"), "unprintable"),
+        (lambda: inbound.Incoming(1, SESSION, Endpoint("a.example", 1), WELCOME.observed), "is a name"),
         (lambda: control.LegAccepted(SESSION, 1, 2**64), "leg number"),
         (lambda: control.Ping(2**64, 0), "nonce"),
         (lambda: control.Pong(0, -1), "time"),
@@ -228,7 +237,9 @@ def test_a_proxy_does_not_speak_first():
         ControlChannel(Side.PROXY).send(WELCOME)
 
 
-@pytest.mark.parametrize("message", [HELLO, WELCOME, control.Drain(Endpoint("a.example", 1)), control.Parked(())])
+@pytest.mark.parametrize(
+    "message", [HELLO, WELCOME, control.Drain(Endpoint("a.example", 1)), control.Parked(()), LISTENING]
+)
 def test_what_a_client_never_says_on_an_open_channel(message):
     client, proxy = opened()
     with pytest.raises(InvalidState):
@@ -237,7 +248,7 @@ def test_what_a_client_never_says_on_an_open_channel(message):
         list(proxy.receive(encode_message(message)))
 
 
-@pytest.mark.parametrize("message", [HELLO, WELCOME, PARK])
+@pytest.mark.parametrize("message", [HELLO, WELCOME, PARK, inbound.Listen(1)])
 def test_what_a_proxy_never_says_on_an_open_channel(message):
     client, proxy = opened()
     with pytest.raises(InvalidState):
@@ -298,6 +309,14 @@ def message_of(fields: dict[str, Any]) -> ControlMessage:
                     for each in fields["streams"]
                 )
             )
+        case "LISTEN":
+            return inbound.Listen(**fields | {"peer": Endpoint.parse(fields["peer"])})
+        case "LISTENING":
+            bound = None if fields["bound"] is None else Endpoint.parse(fields["bound"])
+            return inbound.Listening(**fields | {"status": inbound.ListenStatus(fields["status"]), "bound": bound})
+        case "INCOMING":
+            ends = {name: Endpoint.parse(fields[name]) for name in ("peer", "bound")}
+            return inbound.Incoming(**fields | ends)
         case "DRAIN":
             return control.Drain(Endpoint.parse(fields["endpoint"]))
     plain = {
@@ -306,6 +325,7 @@ def message_of(fields: dict[str, Any]) -> ControlMessage:
         "PONG": control.Pong,
         "LEG_ACCEPTED": control.LegAccepted,
         "GOODBYE": control.Goodbye,
+        "UNLISTEN": inbound.Unlisten,
     }
     message: ControlMessage = plain[kind](**fields)
     return message

@@ -356,6 +356,9 @@ class Datapath(Protocol):
         through to the server.
         """
 
+    def open_accepted(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> Conduit:
+        """The same for a connection that a peer has made to this host (BIND): nothing was prepared."""
+
     async def troubles(self) -> dict[str, dict[str, int]]:
         """What the datapath as a whole has lost or refused since it began, for the operator: counts by kind and cause.
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from msocks.errors import EndReason
 from msocks.protocol.fields import MAX_OFFSET, MAX_U16, MAX_U32, MAX_U64, check_range
+from msocks.protocol.inbound import Incoming, Listen, Listening, Unlisten
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import MAX_GENERATION, AssociationId, SessionId
 from msocks.values.user_name import check_user_name
@@ -39,6 +40,10 @@ class MessageType(IntEnum):
     DRAIN = 0x0A
     GOODBYE = 0x0B
     RECEIVED = 0x10
+    LISTEN = 0x11
+    LISTENING = 0x12
+    INCOMING = 0x13
+    UNLISTEN = 0x14
 
 
 class RefusalCode(IntEnum):
@@ -339,5 +344,20 @@ class Goodbye:
 
 
 ControlMessage: TypeAlias = (
-    Hello | Welcome | Refused | Ping | Pong | LegAccepted | SessionEnded | Park | Parked | Received | Drain | Goodbye
+    Hello
+    | Welcome
+    | Refused
+    | Ping
+    | Pong
+    | LegAccepted
+    | SessionEnded
+    | Park
+    | Parked
+    | Received
+    | Drain
+    | Goodbye
+    | Listen
+    | Listening
+    | Incoming
+    | Unlisten
 )

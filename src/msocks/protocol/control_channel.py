@@ -26,6 +26,7 @@ from msocks.protocol.control import (
     Welcome,
 )
 from msocks.protocol.control_codec import FrameDecoder, UnknownMessage, encode_message
+from msocks.protocol.inbound import Incoming, Listen, Listening, Unlisten
 
 
 class Side(Enum):
@@ -37,8 +38,20 @@ class Side(Enum):
 
 _OPENING: dict[Side, tuple[type, ...]] = {Side.CLIENT: (Hello,), Side.PROXY: (Welcome, Refused)}
 _AFTERWARDS: dict[Side, tuple[type, ...]] = {
-    Side.CLIENT: (Ping, Pong, Park, Received, Goodbye),
-    Side.PROXY: (Refused, Ping, Pong, LegAccepted, SessionEnded, Parked, Received, Drain, Goodbye),
+    Side.CLIENT: (Ping, Pong, Park, Received, Listen, Unlisten, Goodbye),
+    Side.PROXY: (
+        Refused,
+        Ping,
+        Pong,
+        LegAccepted,
+        SessionEnded,
+        Parked,
+        Received,
+        Drain,
+        Listening,
+        Incoming,
+        Goodbye,
+    ),
 }
 
 

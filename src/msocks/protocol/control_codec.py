@@ -44,15 +44,19 @@ from msocks.protocol.fields import (
     encode_fixed_host,
     require,
 )
+from msocks.protocol.inbound import MAX_LISTEN_TEXT_BYTES, Incoming, Listen, Listening, ListenStatus, Unlisten
+from msocks.values.endpoint import Endpoint
 from msocks.values.ids import ID_BYTES, AssociationId, SessionId
 
 HEADER_BYTES = 3
 MAX_BODY_BYTES = 16384
 
 _AT_END, _MIDDLEBOX = 0x01, 0x02
+_ONCE = 0x01
 _MESSAGE_TYPES = frozenset(MessageType)
 _END_REASONS = frozenset(EndReason)
 _REFUSAL_CODES = frozenset(RefusalCode)
+_LISTEN_STATUSES = frozenset(ListenStatus)
 
 
 def _u8(value: int) -> bytes:
@@ -135,6 +139,18 @@ def _encode_body(message: ControlMessage) -> tuple[MessageType, bytes]:
             return MessageType.DRAIN, encode_fixed_host(endpoint)
         case Goodbye():
             return MessageType.GOODBYE, b""
+        case Listen(number, port, once, peer):
+            flags = _ONCE if once else 0
+            return MessageType.LISTEN, _u32(number) + _u8(flags) + _u16(port) + encode_fixed_host(peer)
+        case Listening(number, status, bound, text):
+            data = text.encode()
+            head = _u32(number) + _u8(status) + encode_fixed_address(bound)
+            return MessageType.LISTENING, head + _u16(len(data)) + data
+        case Incoming(number, session, peer, bound):
+            ends = encode_fixed_address(peer) + encode_fixed_address(bound)
+            return MessageType.INCOMING, _u32(number) + session.value + ends
+        case Unlisten(number):
+            return MessageType.UNLISTEN, _u32(number)
 
 
 def _encode_stream(stream: ReceivedStream) -> bytes:
@@ -182,6 +198,17 @@ class _Body:
     def association(self) -> AssociationId:
         return AssociationId(self._id())
 
+    def listener(self) -> int:
+        number = self.number(4)
+        require(number > 0, f"the listener of a {self._name} has the number 0")
+        return number
+
+    def address(self) -> Endpoint:
+        address = decode_fixed_address(self.take(FIXED_ADDRESS_BYTES))
+        if address is None:
+            raise ProtocolError(ProtocolFault.FIELD, f"an address in a {self._name} is absent")
+        return address
+
 
 def decode_body(kind: MessageType, data: bytes) -> ControlMessage:
     """The message in a body.
@@ -228,6 +255,15 @@ def decode_body(kind: MessageType, data: bytes) -> ControlMessage:
             return Drain(decode_fixed_host(body.take(FIXED_HOST_BYTES)))
         case MessageType.GOODBYE:
             return Goodbye()
+        case MessageType.LISTEN:
+            number, flags, port = body.listener(), body.number(1), body.number(2)
+            return Listen(number, port, bool(flags & _ONCE), decode_fixed_host(body.take(FIXED_HOST_BYTES)))
+        case MessageType.LISTENING:
+            return _decode_listening(body)
+        case MessageType.INCOMING:
+            return Incoming(body.listener(), body.session(), body.address(), body.address())
+        case MessageType.UNLISTEN:
+            return Unlisten(body.listener())
 
 
 def _decode_stream(body: _Body) -> ReceivedStream:
@@ -235,6 +271,16 @@ def _decode_stream(body: _Body) -> ReceivedStream:
     session, generation = body.session(), body.number(4)
     received, flags = decode_offset(body.number(8), "the received bytes"), body.number(1)
     return ReceivedStream(session, generation, received, bool(flags & _AT_END), bool(flags & _MIDDLEBOX))
+
+
+def _decode_listening(body: _Body) -> Listening:
+    number, code = body.listener(), body.number(1)
+    status = ListenStatus(code) if code in _LISTEN_STATUSES else ListenStatus.FAILED
+    bound = decode_fixed_address(body.take(FIXED_ADDRESS_BYTES))
+    require(
+        (bound is None) is (status is not ListenStatus.OPEN), "a LISTENING has an address, and is not open, or none"
+    )
+    return Listening(number, status, bound, body.text(2, MAX_LISTEN_TEXT_BYTES))
 
 
 def _decode_hello(body: _Body) -> Hello:
@@ -260,9 +306,7 @@ def _decode_welcome(body: _Body) -> Welcome:
     key_up, key_down = body.take(KEY_BYTES), body.take(KEY_BYTES)
     require(key_up != key_down, "the keys in a WELCOME are equal")
     proxy_ms, detach_grace_s, max_sessions = body.number(8), body.number(4), body.number(4)
-    observed = decode_fixed_address(body.take(FIXED_ADDRESS_BYTES))
-    if observed is None:
-        raise ProtocolError(ProtocolFault.FIELD, "the observed address in a WELCOME is absent")
+    observed = body.address()
     return Welcome(
         version=version,
         association=association,

@@ -121,6 +121,8 @@ class DatapathReason(IntEnum):
     """The table or the port range of the splice is full."""
     TINY_WINDOW = 8
     """The server's window does not hold two of the segments that the mobile was told it may send."""
+    ACCEPTED = 9
+    """The server is a peer that has connected to the proxy, and what its connection agreed on is settled."""
     MIDDLEBOX = 16
     """Something on a leg's link ACKs in the client's place: a splice would pass such ACKs on to the server."""
 

@@ -137,6 +137,18 @@ class Socks5Server:
         self._outgoing += bytes((PASSWORD_VERSION, 1))
         self._state = _State.CLOSED
 
+    def listening(self, bound: Endpoint) -> None:
+        """Say the first of the two replies to BIND (RFC 1928 section 6); `reply` says the second.
+
+        Args:
+            bound: Where the peer has to connect.
+
+        Raises:
+            InvalidState: No request is waiting.
+        """
+        self._expect(_State.REPLY)
+        self._outgoing += bytes((VERSION, ReplyCode.SUCCEEDED, 0)) + encode_address(bound)
+
     def reply(self, code: ReplyCode, bound: Endpoint = NO_ADDRESS) -> None:
         """Answer the request. After any code but SUCCEEDED send `data_to_send` and close (within 10 s, RFC 1928).
 

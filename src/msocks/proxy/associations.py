@@ -27,6 +27,23 @@ class Channel(Protocol):
         """The association is gone: close, telling the client that its user was removed."""
 
 
+class AssociationListener(Protocol):
+    """What an association needs of a listener of its client."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is left."""
+
+    def say_state(self, channel: Channel) -> None:
+        """Say where it is open, if it is."""
+
+    def say_untaken(self, channel: Channel) -> None:
+        """Say which connections wait for their first leg."""
+
+    def close(self) -> None:
+        """The client is gone, or wants it no more."""
+
+
 class Association:
     """Keys and channels of one client process.
 
@@ -43,6 +60,7 @@ class Association:
         leg_numbers: Those that were used.
         udp_flows: The numbers of UDP flows that were used.
         channels: The open control channels, one per link of the client.
+        listeners: By number, those that the client has asked for.
     """
 
     __slots__ = (
@@ -51,6 +69,7 @@ class Association:
         "key_down",
         "key_up",
         "leg_numbers",
+        "listeners",
         "probe_key_down",
         "probe_key_up",
         "smallest_mtu",
@@ -73,6 +92,7 @@ class Association:
         self.leg_numbers = ReplayWindow()
         self.udp_flows = ReplayWindow()
         self.channels: set[Channel] = set()
+        self.listeners: dict[int, AssociationListener] = {}
 
     def told_mtu(self, mtu: int) -> None:
         """A HELLO told the smallest MTU of the links that its sender knew; 0 where it did not."""
@@ -194,5 +214,7 @@ class AssociationRegistry:
             others.remove(association)
             if not others:
                 del self._of_user[association.user]
+        for listener in tuple(association.listeners.values()):
+            listener.close()
         for channel in tuple(association.channels):
             channel.dismiss()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
@@ -14,6 +15,7 @@ from msocks.values.endpoint import Address, Endpoint
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
+_HIGHEST_PORT = 65535
 DEFAULT_SPLICE_PORTS = (16384, 32767)  # below what Linux gives to sockets that ask for any port
 
 
@@ -50,6 +52,9 @@ class ProxyLimits:
         resolutions: Host names being looked up; more wait.
         udp_associations: UDP associations in all, those of plain clients and of agents.
         udp_associations_per_user: The same of one user. Clients without password are no user.
+        listeners: Ports at which peers may connect, in all: those of BIND, and published ones.
+        listeners_per_user: The same of one user. Clients without password are no user.
+        waiting_per_listener: Connections that a published port has accepted and its client has not taken yet.
         tombstones: Ended sessions whose end is remembered for late requests.
     """
 
@@ -64,6 +69,9 @@ class ProxyLimits:
     resolutions: int = 32
     udp_associations: int = 4096
     udp_associations_per_user: int = 256
+    listeners: int = 1024
+    listeners_per_user: int = 32
+    waiting_per_listener: int = 64
     tombstones: int = 20_000
 
     def __post_init__(self) -> None:
@@ -94,6 +102,14 @@ class ProxyConfig:
         udp_idle_s: A UDP association of which nothing is heard for so long is ended.
         udp_address: Where plain clients are told to send their datagrams, if a NAT stands before the proxy: at most one
             address of each IP version. By default it is the one at which the client has reached the proxy.
+        bind: Whether BIND is carried out: for one connection, at a port that the kernel chooses.
+        bind_timeout_s: How long a BIND waits for its connection.
+        publish: Spans of ports (first and last) at which users may publish services, by the user's name; ``*`` stands
+            for everybody.
+        inbound_address: What clients are told of where peers find such ports, if a NAT stands before the proxy: at
+            most one address of each IP version. By default it is this host's address toward the peer or, where that is
+            not known, the one at which the client has reached the proxy.
+        take_timeout_s: How long a connection that a peer has made waits for its client, which may be without network.
         stop_grace_s: How long sessions may go on when the proxy stops.
         tombstone_s: How long the end of a session is remembered.
         limits: See `ProxyLimits`.
@@ -114,6 +130,11 @@ class ProxyConfig:
     channel_idle_s: float = 180.0
     udp_idle_s: float = 300.0
     udp_address: tuple[Address, ...] = ()
+    bind: bool = True
+    bind_timeout_s: float = 180.0
+    publish: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    inbound_address: tuple[Address, ...] = ()
+    take_timeout_s: float = 60.0
     stop_grace_s: float = 5.0
     tombstone_s: float = 3600.0
     limits: ProxyLimits = field(default_factory=ProxyLimits)
@@ -123,12 +144,20 @@ class ProxyConfig:
             raise ConfigurationError("the proxy has nothing to listen on", remedy="give --listen HOST:PORT")
         PortRange(*self.splice_ports)  # which says what is wrong with it
         durations = ("half_closed_s", "detach_grace_s", "handshake_timeout_s", "connect_timeout_s", "channel_idle_s")
-        for name in (*durations, "udp_idle_s", "tombstone_s"):
+        for name in (*durations, "udp_idle_s", "tombstone_s", "bind_timeout_s", "take_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}", remedy="give a duration above 0")
-        if len({each.version for each in self.udp_address}) < len(self.udp_address):
-            raise ConfigurationError(
-                "the proxy has several addresses of one IP version to tell for UDP", remedy="give one of each at most"
-            )
+        for told in (self.udp_address, self.inbound_address):
+            if len({each.version for each in told}) < len(told):
+                raise ConfigurationError(
+                    "the proxy has several addresses of one IP version to tell", remedy="give one of each at most"
+                )
+        for user, spans in self.publish.items():
+            for first, last in spans:
+                if not 1 <= first <= last <= _HIGHEST_PORT:
+                    raise ConfigurationError(
+                        f"{first}-{last} are no ports at which {user} could publish",
+                        remedy=f"give ports from 1 to {_HIGHEST_PORT}, the lower one first",
+                    )
         if self.stop_grace_s < 0:
             raise ConfigurationError(f"stop_grace_s is {self.stop_grace_s}", remedy="give 0 or more")

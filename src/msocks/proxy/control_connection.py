@@ -29,13 +29,16 @@ from msocks.protocol.control import (
     Welcome,
 )
 from msocks.protocol.control_channel import ControlChannel, Side
+from msocks.protocol.inbound import Listen, Unlisten
 from msocks.proxy.admission import Source
 from msocks.proxy.associations import Association, AssociationLimit, AssociationRegistry, AssociationTaken
 from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.incoming import Incoming
+from msocks.proxy.mobile_listener import MobileHost, listen
 from msocks.store.state_directory import StoreError
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.tls import TlsMachine
+from msocks.values.endpoint import Endpoint
 from msocks.version import __version__
 
 _log = structlog.get_logger("msocks.proxy.control")
@@ -55,7 +58,7 @@ class UserLimits:
     max_channels: int
 
 
-class ControlHost(Protocol):
+class ControlHost(MobileHost, Protocol):
     """What a control channel needs of the proxy."""
 
     @property
@@ -100,6 +103,8 @@ class ControlHost(Protocol):
 
 class ControlConnection:
     """Takes the socket of `incoming` over. Implements `Speaker` of `incoming` and `Channel` of associations."""
+
+    gives_up_at_eof = False
 
     def __init__(self, host: ControlHost, incoming: Incoming) -> None:
         self._host = host
@@ -187,6 +192,14 @@ class ControlConnection:
                 self.say(Parked(tuple(parked)))
             case Received(streams=streams) if self._association is not None:
                 self._confirm(self._association.user, streams)
+            case Listen() if self._association is not None:
+                near = Endpoint.from_sockaddr(self._incoming.sock.getsockname()).address
+                assert near is not None
+                listen(self._host, self._association, self, message, near, self._incoming.peer)
+            case Unlisten(number=number) if self._association is not None:
+                known = self._association.listeners.get(number)
+                if known is not None:
+                    known.close()
             case Goodbye():
                 self._close()
 
@@ -239,6 +252,8 @@ class ControlConnection:
             )
         )
         self._take_over()
+        for listener in tuple(association.listeners.values()):
+            listener.say_untaken(self)
         _log.info(
             "channel_opened",
             user=hello.user,

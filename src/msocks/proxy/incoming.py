@@ -29,6 +29,10 @@ class Speaker(Protocol):
     def wants_data(self) -> bool:
         """Whether bytes shall be read; while they are not, only a failure of the connection is told."""
 
+    @property
+    def gives_up_at_eof(self) -> bool:
+        """Whether the client is lost when it ends its direction while no data is wanted."""
+
     def receive(self, data: bytes) -> None:
         """Bytes have come, at least one."""
 
@@ -171,7 +175,8 @@ class Incoming:
         while not self._closed:
             speaker = self._speaker
             if speaker is not None and not speaker.wants_data:
-                if events & FAILED and self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                failed = events & FAILED and self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if failed or (events & select.EPOLLRDHUP and speaker.gives_up_at_eof and self._is_at_eof()):
                     self.abandon()
                 return
             try:
@@ -189,6 +194,14 @@ class Incoming:
                 self._take_first(data)
             if len(data) < _READ_BYTES and not events & _CLOSING:
                 return  # read empty; the next byte makes the next event
+
+    def _is_at_eof(self) -> bool:
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _take_first(self, data: bytes) -> None:
         self._first += data

@@ -66,6 +66,8 @@ class LegConnection:
         "sockaddr",
     )  # fmt: skip
 
+    gives_up_at_eof = False  # a program that has written all may end its direction early
+
     def __init__(self, host: LegHost, incoming: Incoming) -> None:
         self.gone = False
         self.sockaddr = incoming.sockaddr

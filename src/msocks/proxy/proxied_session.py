@@ -52,7 +52,7 @@ class ProxiedSession:
         Args:
             record: Of the session.
             host: Who keeps it.
-            leg: The one whose CONNECT opens it; None for a session that is adopted.
+            leg: The one whose CONNECT opens it; None where it has been opened without one.
             association: Of the newest leg.
             sockaddr: Where that comes from.
         """
@@ -77,6 +77,11 @@ class ProxiedSession:
     def client(self) -> Endpoint:
         """Where the newest leg comes from."""
         return Endpoint.from_sockaddr(self._sockaddr)
+
+    @property
+    def awaits_first_leg(self) -> bool:
+        """Whether it is a peer's connection that no leg has taken yet."""
+        return self.record.state is SessionState.PARKED and self.record.generation == 0
 
     @property
     def outlives_process(self) -> bool:
@@ -118,12 +123,20 @@ class ProxiedSession:
         if isinstance(result, DialFailure):
             self._refused(result, leg)
             return
-        self._bound = Endpoint.from_sockaddr(result.getsockname())
-        self._conduit = self._host.datapath.open(result, self, resumable=self.record.resumable)
+        self._begin(result, self._host.datapath.open(result, self, resumable=self.record.resumable), leg)
+
+    def accepted(self, server: socket.socket) -> None:
+        """A peer has connected, for the leg that waits for it, or for one that will come."""
+        leg, self._waiting = self._waiting, None
+        self._begin(server, self._host.datapath.open_accepted(server, self, resumable=self.record.resumable), leg)
+
+    def _begin(self, server: socket.socket, conduit: Conduit, leg: WaitingLeg | None) -> None:
+        self._bound = Endpoint.from_sockaddr(server.getsockname())
+        self._conduit = conduit
         if leg is not None and not leg.gone:
-            decision = consider_first(self.record, self._conduit, self._bound, leg)
+            decision = consider_first(self.record, conduit, self._bound, leg)
             if isinstance(decision, Grant):
-                self._attach(leg, self._conduit, decision)
+                self._attach(leg, conduit, decision)
                 return
             self.record.withdraw(leg.generation)
             leg.answer(decision)

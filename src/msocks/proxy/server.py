@@ -29,6 +29,7 @@ from msocks.proxy.control_connection import ControlConnection, KeepAlive, UserLi
 from msocks.proxy.datapath_choice import open_datapath
 from msocks.proxy.destination_rules import DestinationRules
 from msocks.proxy.dialler import Dialler
+from msocks.proxy.inbound import InboundRegistry
 from msocks.proxy.incoming import Incoming, Reception, Speaker, new_lingering
 from msocks.proxy.leg_connection import LegConnection
 from msocks.proxy.listener import Listener, open_listeners
@@ -177,6 +178,7 @@ class _Core:
         self._records = records
         self.sessions = SessionRegistry(reactor, config, self._dialler, datapath, records, self._users.fingerprint)
         self.udp = UdpRegistry(reactor, config, self._dialler, self.associations.find)
+        self.inbound = InboundRegistry(reactor, config, self._dialler)
         self._admission = Admission(
             loop,
             timeout_s=config.handshake_timeout_s,
@@ -219,6 +221,7 @@ class _Core:
         for listener in self._listeners:
             listener.stop()
         self._admission.close()
+        self.inbound.close()
         if leave:
             await asyncio.sleep(_PARTING_S)  # what this process alone has of them is said again meanwhile
             self.sessions.leave()
@@ -242,6 +245,7 @@ class _Core:
         for connection in self._lingering.take_all():
             connection.close()
         self._lingering.close()
+        self.inbound.close()
         self.udp.close()
         self.keep_alive.close()
         self.associations.close()
@@ -293,9 +297,18 @@ class _Core:
         return Socks5Server(allow_none=self._config.open, allow_password=self._users.accepts_passwords)
 
     def open_plain(self, leg: WaitingLeg, user: str, destination: Endpoint) -> ProxiedSession | None:
-        limits = self._config.limits
-        allowed = limits.sessions if user == ANYBODY else self._users.limits(user).max_sessions
-        return self.sessions.open_plain(leg, user, destination, allowed)
+        return self.sessions.open_plain(leg, user, destination, self._max_sessions(user))
+
+    def accept_plain(self, leg: WaitingLeg, user: str, sock: socket.socket, peer: Endpoint) -> ProxiedSession | None:
+        return self.sessions.accept_plain(leg, user, sock, peer, self._max_sessions(user))
+
+    def accept_mobile(
+        self, association: Association, client: Endpoint, sock: socket.socket, peer: Endpoint
+    ) -> ProxiedSession | None:
+        return self.sessions.accept_mobile(association, client, sock, peer, self._max_sessions(association.user))
+
+    def _max_sessions(self, user: str) -> int:
+        return self._config.limits.sessions if user == ANYBODY else self._users.limits(user).max_sessions
 
     # -- users ------------------------------------------------------------------------------------------------------
 
@@ -313,12 +326,15 @@ class _Core:
         """
         if not self._users.refresh():
             return
-        for user in {*self.associations.users(), *self.sessions.users(), *self.udp.users()} - {ANYBODY}:
+        for user in {*self.associations.users(), *self.sessions.users(), *self.udp.users(), *self.inbound.users()} - {
+            ANYBODY
+        }:
             if not self._users.is_same(user):
                 _log.info("user_removed", user=user)
                 self._users.forget(user)
                 self.sessions.end_user(user)
                 self.udp.end_user(user)
+                self.inbound.end_user(user)
                 self.associations.remove_user(user)
 
     async def _watch_users(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import structlog
 
@@ -171,24 +173,54 @@ class SessionRegistry:
         *,
         resumable: bool,
     ) -> ProxiedSession | None:
-        count = self._count_of_user.get(user, 0)
-        if count >= max_sessions or len(self._sessions) >= self._limits.sessions:
-            whose = "user" if count >= max_sessions else "proxy"
-            _log.warning(
-                "session_limit",
-                user=user,
-                whose=whose,
-                client=str(Endpoint.from_sockaddr(leg.sockaddr)),
-                destination=str(destination),
-            )
+        if not self._has_room(user, max_sessions, leg.sockaddr, destination):
             leg.answer(LegReply(status=LegStatus.LIMIT))
             return None
         record = SessionRecord(session, user, destination, self.now(), resumable)
         opened = ProxiedSession(record, self, leg, leg.association, leg.sockaddr)
-        self._sessions[user, session] = opened
-        self._count_of_user[user] = count + 1
+        self._enter(opened)
         opened.dialling(self._dialler.dial(destination, opened.prepare_server_leg, opened.on_dialled))
         return opened
+
+    def accept_plain(
+        self, leg: WaitingLeg, user: str, server: socket.socket, peer: Endpoint, max_sessions: int
+    ) -> ProxiedSession | None:
+        """A peer has connected for a plain BIND; None where a limit refuses it, which the leg has been told."""
+        if not self._has_room(user, max_sessions, leg.sockaddr, peer):
+            leg.answer(LegReply(status=LegStatus.LIMIT))
+            return None
+        record = SessionRecord(SessionId(random.randbytes(ID_BYTES)), user, peer, self.now(), False, inbound=True)
+        accepted = ProxiedSession(record, self, leg, None, leg.sockaddr)
+        self._enter(accepted)
+        accepted.accepted(server)
+        return accepted
+
+    def accept_mobile(
+        self, association: Association, client: Endpoint, server: socket.socket, peer: Endpoint, max_sessions: int
+    ) -> ProxiedSession | None:
+        """A peer has connected for a mobile node, whose first leg is yet to come; None where a limit refuses it."""
+        sockaddr = (str(client.host), client.port)
+        if not self._has_room(association.user, max_sessions, sockaddr, peer):
+            return None
+        record = SessionRecord(SessionId.generate(), association.user, peer, self.now(), inbound=True)
+        accepted = ProxiedSession(record, self, None, association, sockaddr)
+        self._enter(accepted)
+        accepted.accepted(server)
+        return accepted
+
+    def _has_room(self, user: str, max_sessions: int, sockaddr: tuple[Any, ...], destination: Endpoint) -> bool:
+        whole = len(self._sessions) >= self._limits.sessions
+        if not whole and self._count_of_user.get(user, 0) < max_sessions:
+            return True
+        client = str(Endpoint.from_sockaddr(sockaddr))
+        whose = "proxy" if whole else "user"
+        _log.warning("session_limit", user=user, whose=whose, client=client, destination=str(destination))
+        return False
+
+    def _enter(self, session: ProxiedSession) -> None:
+        record = session.record
+        self._sessions[record.user, record.session] = session
+        self._count_of_user[record.user] = self._count_of_user.get(record.user, 0) + 1
 
     # -- what an earlier process has left ---------------------------------------------------------------------------
 
@@ -196,8 +228,7 @@ class SessionRegistry:
         """Go on with a session that the datapath has carried on."""
         client = survivor.client
         session = ProxiedSession(record, self, None, association, (str(client.host), client.port))
-        self._sessions[record.user, record.session] = session
-        self._count_of_user[record.user] = self._count_of_user.get(record.user, 0) + 1
+        self._enter(session)
         session.adopted(self.datapath.adopt(survivor, session, resumable=record.resumable), survivor.bound)
         if record.state is SessionState.PARKED:
             self._parked.add(session)

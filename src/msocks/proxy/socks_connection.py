@@ -16,6 +16,7 @@ from msocks.protocol.socks5_wire import Command, ReplyCode
 from msocks.proxy.admission import Source
 from msocks.proxy.associations import Association
 from msocks.proxy.incoming import Incoming
+from msocks.proxy.plain_bind import BindHost, PlainBind
 from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.udp_registry import UdpRegistry
 from msocks.proxy.waiting_leg import Grant, WaitingLeg
@@ -28,7 +29,7 @@ ANYBODY = ""
 """The user of those who needed no authentication."""
 
 
-class SocksHost(Protocol):
+class SocksHost(BindHost, Protocol):
     """What a plain SOCKS5 connection needs of the proxy."""
 
     @property
@@ -46,9 +47,20 @@ class SocksHost(Protocol):
 
 
 class SocksConnection:
-    """Implements `msocks.proxy.incoming.Speaker` and `msocks.proxy.proxied_session.WaitingLeg`."""
+    """Implements `msocks.proxy.incoming.Speaker` and `msocks.proxy.plain_bind.BindingLeg`."""
 
-    __slots__ = ("_checking", "_host", "_incoming", "_machine", "_session", "_user", "gone", "sockaddr")
+    __slots__ = (
+        "_binding",
+        "_checking",
+        "_host",
+        "_incoming",
+        "_machine",
+        "_peer",
+        "_session",
+        "_user",
+        "gone",
+        "sockaddr",
+    )  # fmt: skip
 
     generation = 1
     leg_number = 0
@@ -63,6 +75,8 @@ class SocksConnection:
         self._machine = host.socks_machine()
         self._user = ANYBODY
         self._session: ProxiedSession | None = None
+        self._binding: PlainBind | None = None
+        self._peer: Endpoint | None = None  # who has connected for a BIND
         self._checking: asyncio.Task[None] | None = None
 
     # -- Speaker ----------------------------------------------------------------------------------------------------
@@ -70,6 +84,10 @@ class SocksConnection:
     @property
     def wants_data(self) -> bool:
         return self._machine.wants_data
+
+    @property
+    def gives_up_at_eof(self) -> bool:
+        return self._binding is not None
 
     def receive(self, data: bytes) -> None:
         try:
@@ -83,6 +101,8 @@ class SocksConnection:
         self.gone = True
         if self._checking is not None:
             self._checking.cancel()
+        if self._binding is not None:
+            self._binding.cancel()
         if self._session is not None:
             self._session.leg_gone(self)
 
@@ -101,15 +121,9 @@ class SocksConnection:
                     self._session = self._host.open_plain(self, self._user, destination)
                 case CommandRequested(command=Command.UDP_ASSOCIATE, destination=announced):
                     self._associate(announced)
-                case CommandRequested(command=command, destination=destination):
-                    _log.info(
-                        "command_not_supported",
-                        user=self._user,
-                        client=str(self._incoming.peer),
-                        command=command.name.lower(),
-                        destination=str(destination),
-                    )
-                    self._answer(ReplyCode.COMMAND_NOT_SUPPORTED)
+                case CommandRequested(command=Command.BIND, destination=peer):
+                    self._incoming.established()
+                    self._binding = PlainBind(self._host, self, self._user, peer)
                 case PasswordOffered():
                     self._checking = asyncio.get_running_loop().create_task(self._check(event))
 
@@ -161,6 +175,19 @@ class SocksConnection:
         self._machine.reply(code)
         self._incoming.answer_and_close(self._machine.data_to_send())
 
+    # -- BindingLeg -------------------------------------------------------------------------------------------------
+
+    def listening(self, bound: Endpoint) -> None:
+        self._machine.listening(bound)
+        self._incoming.send(self._machine.data_to_send())
+
+    def called_by(self, peer: Endpoint) -> None:
+        self._peer = peer
+
+    def cannot_bind(self, code: ReplyCode) -> None:
+        self._binding = None
+        self._answer(code)
+
     # -- WaitingLeg -------------------------------------------------------------------------------------------------
 
     @property
@@ -169,7 +196,8 @@ class SocksConnection:
 
     def grant(self, grant: Grant) -> Attachment:
         machine = self._machine
-        machine.reply(ReplyCode.SUCCEEDED, grant.bound)
+        machine.reply(ReplyCode.SUCCEEDED, self._peer or grant.bound)
+        self._binding = None
         return grant.attachment(self._incoming.give_away(), machine.data_to_send(), machine.take_trailing())
 
     def discard(self) -> None:

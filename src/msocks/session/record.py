@@ -39,6 +39,7 @@ class SessionRecord:
         destination: What the client asked for.
         opened_at: When.
         resumable: Whether another leg can follow when one is lost: not for plain SOCKS5 clients.
+        inbound: Whether the server is a peer that has connected to the proxy; `destination` is the peer's address then.
         state: See the module.
         generation: That of the newest leg that was accepted; 0 before the first.
         detached_at: Since when it is parked; None in the other states.
@@ -52,6 +53,7 @@ class SessionRecord:
     destination: Endpoint
     opened_at: float
     resumable: bool = True
+    inbound: bool = False
     state: SessionState = SessionState.CONNECTING
     generation: int = 0
     detached_at: float | None = None

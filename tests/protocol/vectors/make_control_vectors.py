@@ -103,6 +103,18 @@ def control_body(fields: Case) -> tuple[int, bytes]:
             return 0x0A, fixed_host(fields["endpoint"])
         case "GOODBYE":
             return 0x0B, b""
+        case "LISTEN":
+            head = struct.pack(">IBH", fields["number"], fields["once"], fields["port"])
+            return 0x11, head + fixed_host(fields["peer"])
+        case "LISTENING":
+            text = fields["text"].encode()
+            head = struct.pack(">IB", fields["number"], fields["status"]) + fixed_address(fields["bound"])
+            return 0x12, head + struct.pack(">H", len(text)) + text
+        case "INCOMING":
+            ends = fixed_address(fields["peer"]) + fixed_address(fields["bound"])
+            return 0x13, struct.pack(">I", fields["number"]) + session + ends
+        case "UNLISTEN":
+            return 0x14, struct.pack(">I", fields["number"])
     raise ValueError(fields["type"])
 
 
@@ -130,6 +142,15 @@ def control() -> Case:
         "server_version": "1.0",
     }
     stream = {"session": SESSION.hex(), "generation": 2, "received": 1000, "at_end": False, "middlebox": False}
+    listen: Case = {"type": "LISTEN", "number": 3, "once": False, "port": 2222, "peer": "0.0.0.0:0"}
+    listening: Case = {"type": "LISTENING", "number": 3, "status": 0, "bound": "192.0.2.1:2222", "text": ""}
+    incoming: Case = {
+        "type": "INCOMING",
+        "number": 3,
+        "session": SESSION.hex(),
+        "peer": "198.51.100.7:40000",
+        "bound": "192.0.2.1:2222",
+    }
     messages: list[Case] = [
         hello,
         {**hello, "link": "", "agent_name": "", "agent_version": "", "smallest_mtu": 0},
@@ -162,11 +183,20 @@ def control() -> Case:
         },
         {"type": "DRAIN", "endpoint": "proxy2.example:443"},
         {"type": "GOODBYE"},
+        listen,
+        {**listen, "once": True, "port": 0, "peer": "ftp.example:21"},
+        {**listen, "number": 2**32 - 1, "port": 65535, "peer": "[2001:db8::7]:0"},
+        listening,
+        {**listening, "status": 1, "bound": None, "text": "ask the operator: häh?"},
+        incoming,
+        {**incoming, "peer": "[2001:db8::7]:40000", "bound": "[2001:db8::1]:2222"},
+        {"type": "UNLISTEN", "number": 3},
     ]
     bodies = {fields["type"]: control_body(fields) for fields in reversed(messages)}
     hello_body, park_body = bodies["HELLO"][1], bodies["PARK"][1]
     welcome_body = bodies["WELCOME"][1]
     received_body = control_body({"type": "RECEIVED", "streams": [stream]})[1]
+    listen_body, listening_body, incoming_body = (control_body(each)[1] for each in (listen, listening, incoming))
     user_at = 1 + 16 + 32 + 2
     lenient = [
         ("WELCOME with bytes of a later version behind it", frame(0x02, welcome_body + b"later"), welcome),
@@ -184,6 +214,12 @@ def control() -> Case:
             "unknown flags in a RECEIVED",
             frame(0x10, b"\0\x01" + SESSION + struct.pack(">IQB", 2, 1000, 0xFC)),
             {"type": "RECEIVED", "streams": [stream]},
+        ),
+        ("unknown flags in a LISTEN", frame(0x11, altered(listen_body, (4, b"\xfe"))), listen),
+        (
+            "unknown status in a LISTENING",
+            frame(0x12, b"\0\0\0\x03\xff" + bytes(22)),
+            {**listening, "status": 4, "bound": None},
         ),
         ("unknown refusal code", frame(0x03, b"\xff\0\0"), {"type": "REFUSED", "code": 0, "text": ""}),
     ]
@@ -210,6 +246,16 @@ def control() -> Case:
         ("RECEIVED of 513 sessions", frame(0x10, struct.pack(">H", 513)), "field"),
         ("RECEIVED that lists more than it has", frame(0x10, b"\0\x02" + received_body[2:31]), "length"),
         ("RECEIVED beyond 2^63-1", frame(0x10, altered(received_body, (22, b"\x80"))), "field"),
+        ("LISTEN with the number 0", frame(0x11, altered(listen_body, (0, bytes(4)))), "field"),
+        ("LISTEN one byte short", frame(0x11, listen_body[:-1]), "length"),
+        ("LISTEN for a malformed name", frame(0x11, listen_body[:7] + fixed_host("a..b:1")), "address"),
+        ("LISTENING that is open nowhere", frame(0x12, altered(listening_body, (5, bytes(20)))), "field"),
+        ("LISTENING that is refused somewhere", frame(0x12, altered(listening_body, (4, b"\x01"))), "field"),
+        ("LISTENING with a text of 1025 bytes", frame(0x12, listening_body[:25] + b"\x04\x01" + b"a" * 1025), "length"),
+        ("LISTENING with a line feed", frame(0x12, listening_body[:25] + b"\0\x01\n"), "field"),
+        ("INCOMING without a peer", frame(0x13, altered(incoming_body, (20, bytes(20)))), "field"),
+        ("INCOMING with a session id of zeros", frame(0x13, altered(incoming_body, (4, bytes(16)))), "field"),
+        ("UNLISTEN with the number 0", frame(0x14, bytes(4)), "field"),
         ("DRAIN one byte short", frame(0x0A, fixed_host("a.example:1")[:-1]), "length"),
         ("DRAIN to a malformed name", frame(0x0A, fixed_host("a..b:1")), "address"),
     ]

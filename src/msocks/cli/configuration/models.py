@@ -19,6 +19,8 @@ from msocks.proxy.config import DEFAULT_SPLICE_PORTS, DatapathChoice, ProxyLimit
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 
+_HIGHEST_PORT = 65535
+
 
 def _link_name(value: str) -> str:
     if not is_link_name(value):
@@ -35,6 +37,17 @@ def _port_range(value: str) -> tuple[int, int]:
         raise ConfigurationError(f"{value!r} is no range of ports", remedy='write "FIRST-LAST"')
     found = int(first), int(last)
     PortRange(*found)  # which says what is wrong with it
+    return found
+
+
+def _port_span(value: str) -> tuple[int, int]:
+    first, dash, last = value.partition("-")
+    parts = (first, last if dash else first)
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ConfigurationError(f"{value!r} is no port and no range of ports", remedy='write "PORT" or "FIRST-LAST"')
+    found = int(parts[0]), int(parts[1])
+    if not 1 <= found[0] <= found[1] <= _HIGHEST_PORT:
+        raise ConfigurationError(f"{value!r} is no range of ports", remedy=f"ports go from 1 to {_HIGHEST_PORT}")
     return found
 
 
@@ -75,6 +88,8 @@ TagText = Annotated[str, text(_tag, "a tag")]
 InterfaceText = Annotated[str, text(parse_interface, "an interface's name")]
 LinkName = Annotated[str, text(_link_name, "a link's name")]
 PathText = Annotated[Path, text(_path, "a path")]
+
+PortSpanText = Annotated[tuple[int, int], text(_port_span, "a port or a range of ports")]
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -127,6 +142,9 @@ class ProxyLimitsTable(Table):
     resolutions: Count = Field(default=_PROXY_LIMITS.resolutions, examples=["32"])
     udp_associations: Count = Field(default=_PROXY_LIMITS.udp_associations, examples=["4096"])
     udp_associations_per_user: Count = Field(default=_PROXY_LIMITS.udp_associations_per_user, examples=["256"])
+    listeners: Count = Field(default=_PROXY_LIMITS.listeners, examples=["1024"])
+    listeners_per_user: Count = Field(default=_PROXY_LIMITS.listeners_per_user, examples=["32"])
+    waiting_per_listener: Count = Field(default=_PROXY_LIMITS.waiting_per_listener, examples=["64"])
     tombstones: Count = Field(default=_PROXY_LIMITS.tombstones, examples=["20000"])
 
 
@@ -150,6 +168,13 @@ class ProxyTable(Table):
     udp_address: Annotated[list[AddressText], AfterValidator(_one_of_each)] = Field(
         default=[], examples=['["192.0.2.1"]']
     )
+    bind: bool = Field(default=True, examples=["true"])
+    bind_timeout_s: Seconds = Field(default=180.0, examples=["180"])
+    publish: dict[str, list[PortSpanText]] = Field(default={}, examples=['{ alice = ["2222", "8000-8099"] }'])
+    inbound_address: Annotated[list[AddressText], AfterValidator(_one_of_each)] = Field(
+        default=[], examples=['["192.0.2.1"]']
+    )
+    take_timeout_s: Seconds = Field(default=60.0, examples=["60"])
     stop_grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=5.0, examples=["5"])
     tombstone_s: Seconds = Field(default=3600.0, examples=["3600"])
     limits: ProxyLimitsTable = Field(default_factory=ProxyLimitsTable, examples=["{ sessions = 20000 }"])

@@ -247,6 +247,9 @@ class RelayDatapath:
         # A plain client's RST reaches the owner like any other leg's end, and the owner then closes.
         return RelayConduit(self._reactor, self._sweep, server, owner, self._reason)
 
+    def open_accepted(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> RelayConduit:
+        return self.open(server, owner, resumable=resumable)
+
     async def troubles(self) -> dict[str, dict[str, int]]:
         return {}
 

@@ -58,10 +58,15 @@ class SpliceConduit:
         preparation: Preparation | None,
         *,
         resumable: bool,
+        unprepared: DatapathReason = DatapathReason.NO_ROOM,
     ) -> None:
         self._host = host
         # Until they are one.
-        self._first = FirstPair(host, server, preparation, resumable=resumable) if server is not None else None
+        self._first = (
+            FirstPair(host, server, preparation, resumable=resumable, unprepared=unprepared)
+            if server is not None
+            else None
+        )
         self._owner = owner
         self._preparation = preparation
         self._resumable = resumable
@@ -190,7 +195,7 @@ class SpliceConduit:
                 self._refuse(leg)
                 return
         if self._relay is not None:
-            if leg.generation > 1:  # it may have come with a RECONNECT
+            if leg.generation > 1 or self._preparation is None:  # it may have come with a RECONNECT
                 flows.uncap(self._host.tables, leg.sock)
             self._relay.attach(leg)
             return

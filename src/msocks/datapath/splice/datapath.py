@@ -136,6 +136,10 @@ class SpliceDatapath:
     def open(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
         return SpliceConduit(self, server, owner, self.server_legs.claim(server), resumable=resumable)
 
+    def open_accepted(self, server: socket.socket, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
+        """Its options were agreed on before there was a mobile leg, and its packets were not noted: it is relayed."""
+        return SpliceConduit(self, server, owner, None, resumable=resumable, unprepared=DatapathReason.ACCEPTED)
+
     async def troubles(self) -> dict[str, dict[str, int]]:
         """`dropped` by the programs, `refused` by the kernel of what was crafted, by the `firewall`, and more."""
         found = {

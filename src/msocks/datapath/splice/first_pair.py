@@ -29,16 +29,23 @@ class FirstPair:
         server: The server leg's socket.
     """
 
-    __slots__ = ("_host", "_is_entered", "_preparation", "_resumable", "_server_side", "server")
+    __slots__ = ("_host", "_is_entered", "_preparation", "_resumable", "_server_side", "_unprepared", "server")
 
     def __init__(
-        self, host: SpliceHost, server: socket.socket, preparation: Preparation | None, *, resumable: bool
+        self,
+        host: SpliceHost,
+        server: socket.socket,
+        preparation: Preparation | None,
+        *,
+        resumable: bool,
+        unprepared: DatapathReason,
     ) -> None:
-        """Without a preparation there is no room for it in the splice."""
+        """Without a preparation it is relayed, since it is `unprepared`."""
         self.server = server
         self._host = host
         self._preparation = preparation
         self._resumable = resumable
+        self._unprepared = unprepared
         self._server_side: Side | None = None
         self._is_entered = False  # by the one call
 
@@ -70,7 +77,7 @@ class FirstPair:
     def _why_not(self, mobile: Side) -> DatapathReason | None:
         """Why they cannot be spliced."""
         if self._preparation is None:
-            return DatapathReason.NO_ROOM
+            return self._unprepared
         try:
             server = self._server_side = Side.of(self.server, unread=False)
         except OSError:
