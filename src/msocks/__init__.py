@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from msocks.client.blocking import MobileSocket, create_connection
     from msocks.client.datagrams import MobileDatagrams, open_datagrams
     from msocks.client.events import Ended, Event, Moved, Parked, Resumed
+    from msocks.client.listener import MobileListener, listen
     from msocks.client.node import MobileNode
     from msocks.client.shared_node import close_nodes
     from msocks.client.streams import MobileStreamWriter, open_connection
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         DestinationError,
         LinkUnavailable,
+        ListenError,
         MsocksError,
         PinMismatch,
         SessionEnded,
@@ -45,7 +47,9 @@ _HOMES = {
     "Ended": "msocks.client.events",
     "Event": "msocks.client.events",
     "LinkUnavailable": "msocks.errors",
+    "ListenError": "msocks.errors",
     "MobileDatagrams": "msocks.client.datagrams",
+    "MobileListener": "msocks.client.listener",
     "MobileNode": "msocks.client.node",
     "MobileSocket": "msocks.client.blocking",
     "MobileStreamWriter": "msocks.client.streams",
@@ -59,6 +63,7 @@ _HOMES = {
     "SessionReset": "msocks.errors",
     "close_nodes": "msocks.client.shared_node",
     "create_connection": "msocks.client.blocking",
+    "listen": "msocks.client.listener",
     "open_connection": "msocks.client.streams",
     "open_datagrams": "msocks.client.datagrams",
 }
@@ -71,7 +76,9 @@ __all__ = [
     "Ended",
     "Event",
     "LinkUnavailable",
+    "ListenError",
     "MobileDatagrams",
+    "MobileListener",
     "MobileNode",
     "MobileSocket",
     "MobileStreamWriter",
@@ -86,6 +93,7 @@ __all__ = [
     "__version__",
     "close_nodes",
     "create_connection",
+    "listen",
     "open_connection",
     "open_datagrams",
 ]

@@ -228,6 +228,18 @@ class DestinationTimedOut(DestinationError, TimeoutError):
     """The destination did not answer in time."""
 
 
+class ListenError(MsocksError, OSError):
+    """The proxy gives no port to listen at, or has taken it back.
+
+    Attributes:
+        errno: As a bind() of this host's would have given: EACCES, EADDRINUSE or, for limits and all else, None.
+    """
+
+    def __init__(self, what: str, *, remedy: str = "", number: int | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.errno = number
+
+
 class ControlUnavailable(MsocksError, ConnectionError):
     """No control channel to the proxy can be had, so no leg can be authenticated."""
 

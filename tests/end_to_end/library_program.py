@@ -142,6 +142,26 @@ async def datagrams(access: str, certificate: str) -> dict[str, Any]:
     return {"seen": seen, "sources": sources, "events": events, "ended": ended, "dropped": udp.dropped}
 
 
+async def accepting(access: str, port: str) -> dict[str, Any]:
+    """Echo 256 kB blocks to a peer that has connected to the proxy, each sent back over another link."""
+    async with await msocks.listen(int(port), access=access) as listener:
+        print(json.dumps(listener.address), flush=True)
+        reader, writer = await listener.accept()
+        for link in ("lte", "wifi", "lte"):
+            first = await reader.readexactly(1)
+            await writer.move(link)
+            writer.write(first + await reader.readexactly(255_999))
+        assert await reader.read() == b""
+        writer.close()
+        events = [type(event).__name__ async for event in writer.events()]
+        try:
+            await msocks.listen(1, access=access)
+        except msocks.ListenError as error:
+            refused = [type(error).__name__, error.errno, error.what.partition(": ")[2][:30]]
+    await msocks.close_nodes()
+    return {"peer": writer.get_extra_info("peername"), "events": events, "refused": refused}
+
+
 def blocking(access: str, certificate: str) -> dict[str, Any]:
     kinds: list[str] = []
     seen = []
@@ -167,7 +187,7 @@ def blocking(access: str, certificate: str) -> dict[str, Any]:
 
 def main() -> None:
     name, access, certificate, loop = sys.argv[1:]
-    programs = (streams, tls, start_tls, refused, miscounting, datagrams, blocking)
+    programs = (streams, tls, start_tls, refused, miscounting, datagrams, accepting, blocking)
     program = {program.__name__: program for program in programs}[name]
     result = program(access, certificate)
     if asyncio.iscoroutine(result):

@@ -11,6 +11,7 @@ from msocks.client.leg_question import leg_request
 from msocks.client.network import ConnectionListener, Network
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
 from msocks.protocol.control import ParkedLeg
+from msocks.protocol.inbound import Incoming
 from msocks.protocol.leg import DatapathKind, DatapathReason, LegStatus, ReceivedReply
 from msocks.protocol.leg_request_codec import encode_request
 from msocks.session import mobile_effects as mobile
@@ -27,19 +28,26 @@ class Connection:
     """A session with its stream; see the module. All calls on the event loop's thread."""
 
     def __init__(
-        self, network: Network, destination: Endpoint, stream: LegStream, listener: ConnectionListener
+        self,
+        network: Network,
+        destination: Endpoint,
+        stream: LegStream,
+        listener: ConnectionListener,
+        incoming: Incoming | None = None,
     ) -> None:
-        self.session = SessionId.generate()
+        """`destination` is the server or, with `incoming`, the peer that has connected to the proxy."""
+        self.session = SessionId.generate() if incoming is None else incoming.session
         self.destination = destination
         self.stream = stream
-        self.bound: Endpoint | None = None
+        self.bound = None if incoming is None else incoming.bound
         self.told_split = False  # the proxy goes by this side's word on the live leg, and not by ACKs
         self.datapath = DatapathKind.NONE
         self.datapath_reason = DatapathReason.UNSPECIFIED
         self._network = network
         self._listener = listener
-        self._machine = MobileSession(str(destination))
+        self._machine = MobileSession(str(destination), inbound=incoming is not None)
         self._attempts: dict[int, LegAttempt] = {}
+        self._is_inbound = incoming is not None
         self._accepted: list[tuple[LegAttempt, ReceivedReply]] = []  # abandoned before any leg was known to stand
         self._handover_link: str | None = None  # of the leg that hands over, or did last
         self._live: socket.socket | None = None
@@ -317,7 +325,7 @@ class Connection:
         late = attempt.late_reply()
         if late is not None and late.verified and late.reply.status is LegStatus.OK:
             try:
-                if self._connected.done():
+                if self._connected.done() or self._is_inbound:
                     self._receive_on(attempt, late)
                 else:
                     self._accepted.append((attempt, late))

@@ -21,7 +21,7 @@ from msocks.client.control_connection import ping
 from msocks.client.link_channel import ChannelContext, ChannelStatus, ControlOwner, LinkChannel
 from msocks.client.path_watch import PathWatch
 from msocks.link_monitor.table import LinkChange
-from msocks.protocol.control import Hello, Park, Received
+from msocks.protocol.control import ControlMessage, Hello
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
 from msocks.transport.tls import client_context
@@ -83,7 +83,7 @@ class ControlChannels:
             channel.stop(goodbye=True)
         await asyncio.gather(*(channel.task for channel in channels), return_exceptions=True)
 
-    def send(self, message: Park | Received, *, avoid: str | None = None) -> str | None:
+    def send(self, message: ControlMessage, *, avoid: str | None = None) -> str | None:
         """Say something to the proxy over the link that will bring it soonest.
 
         Args:
@@ -97,6 +97,12 @@ class ControlChannels:
             if name != avoid and self._channels[name].send(message):
                 return name
         return None
+
+    def send_over(self, link: str, message: ControlMessage) -> None:
+        """Say something over that link and no other; where no channel is open there, nothing is said."""
+        channel = self._channels.get(link)
+        if channel is not None:
+            channel.send(message)
 
     def status(self) -> Mapping[str, ChannelStatus]:
         """The channels by link."""

@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 import time
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from msocks.errors import ControlClosed, ControlUnavailable, InvalidState, MsocksError, ProtocolError
 from msocks.protocol.control import (
@@ -26,6 +26,7 @@ from msocks.protocol.control import (
     Welcome,
 )
 from msocks.protocol.control_channel import ControlChannel, Side
+from msocks.protocol.inbound import Incoming, Listening
 from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.tls import TlsMachine
@@ -34,6 +35,9 @@ from msocks.values.endpoint import Address, Endpoint
 _READ_BYTES = 64 * 1024
 _UNSENT_LIMIT_BYTES = 1024 * 1024
 _VERIFY_S = 15.0
+
+ProxyWord: TypeAlias = LegAccepted | SessionEnded | Parked | Received | Drain | Listening | Incoming
+"""What the proxy says on an open channel about sessions and listeners."""
 
 
 class ControlListener(Protocol):
@@ -51,8 +55,8 @@ class ControlListener(Protocol):
     def on_pong(self, pong: Pong) -> None:
         """The answer to a PING."""
 
-    def on_word(self, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
-        """The proxy's word on a session."""
+    def on_word(self, message: ProxyWord) -> None:
+        """The proxy's word on a session, or on a listener."""
 
     def on_lost(self, error: MsocksError | OSError) -> None:
         """The channel is gone. Nothing more is called."""
@@ -208,7 +212,7 @@ class ControlConnection:
                 self._listener.on_pong(message)
             case Goodbye():
                 self._lose(ControlClosed("the proxy said goodbye"))
-            case LegAccepted() | SessionEnded() | Parked() | Received() | Drain():
+            case LegAccepted() | SessionEnded() | Parked() | Received() | Drain() | Listening() | Incoming():
                 self._listener.on_word(message)
 
     def _say(self, message: ControlMessage) -> None:

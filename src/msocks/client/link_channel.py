@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from msocks.client.association import Association
-from msocks.client.control_connection import ControlConnection
+from msocks.client.control_connection import ControlConnection, ProxyWord
 from msocks.client.path_watch import PathWatch
 from msocks.errors import (
     AuthenticationError,
@@ -26,19 +26,7 @@ from msocks.errors import (
     PinMismatch,
     ProtocolError,
 )
-from msocks.protocol.control import (
-    Drain,
-    Hello,
-    LegAccepted,
-    Park,
-    Parked,
-    Pong,
-    Received,
-    RefusalCode,
-    Refused,
-    SessionEnded,
-    Welcome,
-)
+from msocks.protocol.control import ControlMessage, Hello, Pong, RefusalCode, Refused, Welcome
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
 from msocks.transport.tls import TlsMachine
@@ -97,7 +85,7 @@ class ChannelStatus:
 class ControlOwner(Protocol):
     """Who is told what the proxy says. The calls come from the loop; none may block."""
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
+    def on_control_message(self, link: str, message: ProxyWord) -> None:
         """The proxy's word. LegAccepted and SessionEnded come once on every channel."""
 
     def on_control_open(self, link: str, welcome: Welcome) -> None:
@@ -147,7 +135,7 @@ class LinkChannel:
         self._close(goodbye=goodbye)
         self.task.cancel()
 
-    def send(self, message: Park | Received) -> bool:
+    def send(self, message: ControlMessage) -> bool:
         """Say something; False where the channel is not open."""
         return self.connection is not None and self.connection.send(message)
 
@@ -221,7 +209,7 @@ class LinkChannel:
         self._context.watch.answered(self.link.name, pong.nonce, time.monotonic() - pong.time / 1e6)
         self._context.association.confirmed()
 
-    def on_word(self, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
+    def on_word(self, message: ProxyWord) -> None:
         self._context.owner.on_control_message(self.link.name, message)
 
     def on_lost(self, error: MsocksError | OSError) -> None:

@@ -12,7 +12,9 @@ from msocks.client.association import Association
 from msocks.client.confirmations import Confirmations
 from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
+from msocks.client.control_connection import ProxyWord
 from msocks.client.ended_sessions import EndedSession, EndedSessions
+from msocks.client.inbound import Inbound
 from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
@@ -32,6 +34,7 @@ from msocks.protocol.control import (
     SessionEnded,
     Welcome,
 )
+from msocks.protocol.inbound import Incoming, Listening
 from msocks.transport.dial import Dialer
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
@@ -70,12 +73,13 @@ class MobileNode:
             self._dialer,
             self._association,
             legs=self._legs_on,
-            wanted=lambda: bool(self.connections or self.udp),
+            wanted=lambda: bool(self.connections or self.udp or self.inbound.listeners),
             rebound=self._on_rebound,
         )
         self._channels = ControlChannels(
             self.reactor, self._dialer, self._watch, self._association, access, owner=self, agent_name=agent_name
         )
+        self.inbound = Inbound(self._channels)
         self._authority = NodeAuthority(self._association, loop)
         self._closer = SessionCloser(self, loop)
         self._confirmations = Confirmations(loop, lambda: list(self.connections.values()), self, self._say_received)
@@ -96,6 +100,7 @@ class MobileNode:
 
     async def close(self) -> None:
         """Reset what is left, say goodbye to the proxy (two seconds at most), and let go of everything."""
+        self.inbound.close_all()
         for connection in self._all():
             connection.abort()
         await self._closer.drain(_CLOSING_S)
@@ -259,11 +264,12 @@ class MobileNode:
 
     def on_control_open(self, link: str, welcome: Welcome) -> None:
         """The proxy has accepted this node on one link: legs may go over any."""
-        del link, welcome
+        del welcome
         self._problem = None
         self._offer_links()
         for connection in self._all():
             connection.keys_changed(self._authority.key_up)
+        self.inbound.on_channel(link)
 
     def on_control_lost(self, link: str, error: MsocksError | OSError | None) -> None:
         """A control channel is gone; what it has established stays."""
@@ -275,30 +281,29 @@ class MobileNode:
         if refusal is not None:
             for connection in self._all():
                 connection.give_up(refusal)
+            self.inbound.on_refused(refusal)
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
+    def on_control_message(self, link: str, message: ProxyWord) -> None:
         """The proxy's word on a session."""
         del link
         match message:
             case LegAccepted(session=session, generation=generation):
-                connection = self.connections.get(session)
-                if connection is not None:
+                if connection := self.connections.get(session):
                     connection.leg_accepted(generation)
             case SessionEnded(session=session, reason=reason):
-                connection = self.connections.get(session)
-                if connection is not None:
+                if connection := self.connections.get(session):
                     connection.proxy_ended(reason)
             case Parked(sessions=sessions):
                 lost = OSError(errno.ECONNRESET, "the proxy has lost the leg")
                 for session, generation in sessions:
-                    connection = self.connections.get(session)
-                    if connection is not None:
+                    if connection := self.connections.get(session):
                         connection.leg_lost(generation, lost)
             case Received(streams=streams):
                 for stream in streams:
-                    connection = self.connections.get(stream.session)
-                    if connection is not None:
+                    if connection := self.connections.get(stream.session):
                         connection.stream.confirm(stream.received, stream.at_end)
+            case Listening() | Incoming():
+                self.inbound.on_message(message)
             case Drain():
                 pass  # nothing depends on it yet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl as ssl_module
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Self, cast
 
 from msocks.client.access import Access, resolve_access
 from msocks.client.connection import Connection
@@ -14,15 +14,33 @@ from msocks.client.node import MobileNode
 from msocks.client.shared_node import shared_node
 from msocks.client.transport import MobileTransport
 from msocks.errors import ConfigurationError
+from msocks.protocol.inbound import Incoming
 from msocks.values.endpoint import Endpoint
 
-_LIMIT_BYTES = 64 * 1024
+LIMIT_BYTES = 64 * 1024
 
 
 class MobileStreamWriter(asyncio.StreamWriter):
     """An `asyncio.StreamWriter` that also knows where its connection runs, and can move it."""
 
     _mobile: MobileTransport
+
+    @classmethod
+    def of(
+        cls, node: MobileNode, destination: Endpoint, limit: int, incoming: Incoming | None = None
+    ) -> tuple[asyncio.StreamReader, Self]:
+        """The streams of a new connection that the node does not carry yet; see `Connection` for the arguments."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport = MobileTransport(node, node.sweep, destination, protocol, incoming)
+        writer = cls(transport, protocol, reader, loop)
+        writer._mobile = transport
+        return reader, writer
+
+    def begin(self) -> None:
+        """The connection stands, and whoever is to read it is there."""
+        self._mobile.begin()
 
     @property
     def session(self) -> str:
@@ -94,7 +112,7 @@ async def open_connection(
     link: str | None = None,
     ssl: ssl_module.SSLContext | bool | None = None,
     server_hostname: str | None = None,
-    limit: int = _LIMIT_BYTES,
+    limit: int = LIMIT_BYTES,
     node: MobileNode | None = None,
 ) -> tuple[asyncio.StreamReader, MobileStreamWriter]:
     """Open a TCP connection that outlives its network; like `asyncio.open_connection`.
@@ -121,17 +139,14 @@ async def open_connection(
         raise ConfigurationError("server_hostname goes with ssl", remedy="pass ssl=True or a context")
     if node is None:
         node = await shared_node(resolve_access(access))
-    reader = asyncio.StreamReader(limit=limit, loop=asyncio.get_running_loop())
-    protocol = asyncio.StreamReaderProtocol(reader, loop=asyncio.get_running_loop())
-    transport = MobileTransport(node, node.sweep, destination, protocol)
+    reader, writer = MobileStreamWriter.of(node, destination, limit)
+    transport, protocol = writer._mobile, cast(asyncio.StreamReaderProtocol, writer.transport.get_protocol())
     try:
         await node.connect(transport.connection, link=link)
     except BaseException:
         transport.abort()
         raise
-    transport.begin()
-    writer = MobileStreamWriter(transport, protocol, reader, asyncio.get_running_loop())
-    writer._mobile = transport
+    writer.begin()
     if ssl:
         try:
             await _wrap_tls(writer, protocol, ssl, server_hostname or host, None)

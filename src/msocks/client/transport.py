@@ -10,6 +10,7 @@ from msocks.client.connection import Connection
 from msocks.client.events import EventLog
 from msocks.client.network import Network
 from msocks.errors import MsocksError
+from msocks.protocol.inbound import Incoming
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport.leg_stream import LegStream
@@ -31,7 +32,14 @@ class MobileTransport(asyncio.Transport):
     # asyncio wraps TLS around any transport that says so (loop.start_tls).
     _start_tls_compatible = True
 
-    def __init__(self, network: Network, sweep: Sweep, destination: Endpoint, protocol: asyncio.Protocol) -> None:
+    def __init__(
+        self,
+        network: Network,
+        sweep: Sweep,
+        destination: Endpoint,
+        protocol: asyncio.Protocol,
+        incoming: Incoming | None = None,
+    ) -> None:
         super().__init__()
         self._reactor = network.reactor
         self._loop = network.reactor.loop
@@ -45,7 +53,7 @@ class MobileTransport(asyncio.Transport):
         self._acknowledged = False
         self._protocol_paused = False
         self._high = UNSENT_LIMIT_BYTES
-        self.connection = Connection(network, destination, self._stream, self)
+        self.connection = Connection(network, destination, self._stream, self, incoming)
 
     # -- asyncio.Transport ------------------------------------------------------------------------------------------
 
@@ -55,7 +63,7 @@ class MobileTransport(asyncio.Transport):
         self.resume_reading()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`peername` is the destination, `sockname` the proxy's address toward it, `msocks` the connection."""
+        """`peername` is the destination, or the peer; `sockname` the proxy's address; `msocks` the connection."""
         match name:
             case "peername":
                 return (str(self.connection.destination.host), self.connection.destination.port)

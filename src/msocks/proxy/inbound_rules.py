@@ -30,7 +30,7 @@ class InboundRules:
         if not spans:
             return (
                 f"the proxy's operator lets {user} publish nothing; "
-                f"ask for a line such as {user} = [{port or 8000}] in [proxy.publish]"
+                f'ask for a line such as {user} = ["{port or 8000}"] in [proxy.publish]'
             )
         if port and not any(first <= port <= last for first, last in spans):
             return (

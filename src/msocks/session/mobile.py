@@ -79,10 +79,11 @@ class MobileSession:
     is due (None: not at all); calling it earlier or more often does no harm.
     """
 
-    def __init__(self, destination: str, *, reconnect: bool = True) -> None:
-        """`destination` appears in errors. With `reconnect` False, the session ends with its first leg."""
+    def __init__(self, destination: str, *, reconnect: bool = True, inbound: bool = False) -> None:
+        """`destination` is for errors. Without `reconnect` it ends with its first leg. `inbound`: begun by a peer."""
         self._destination = destination
         self._may_reconnect = reconnect
+        self._inbound = inbound
         self._links: tuple[str, ...] = ()
         self._rtt_s: dict[str, float] = {}
         self._hold_down_s = HOLD_DOWN_S
@@ -205,8 +206,8 @@ class MobileSession:
         """The attempt's connection stands and its request is on the way."""
         if self._pending is not None and self._pending.generation == generation:
             self._pending.said = True
-            patience = self._patience(self._pending.link) if self._was_live else CONNECT_REPLY_S
-            self._pending.deadline = now + patience
+            is_open = self._was_live or self._inbound
+            self._pending.deadline = now + (self._patience(self._pending.link) if is_open else CONNECT_REPLY_S)
 
     def disowned(self, generation: int) -> None:
         """Whoever was asked by the attempt of `generation` did not know how: it has changed nothing."""
@@ -332,7 +333,7 @@ class MobileSession:
         handover_from = self._leg.generation if self._leg is not None else 0
         deadline = now + self._patience(link)
         self._pending = _Pending(self._generation, link, cause, deadline, handover=handover_from != 0)
-        return [Attempt(self._generation, link, reconnect=self._was_live, handover_from=handover_from)]
+        return [Attempt(self._generation, link, reconnect=self._was_live or self._inbound, handover_from=handover_from)]
 
     def _back_off(self, now: float) -> None:
         self._failures += 1
