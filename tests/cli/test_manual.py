@@ -11,8 +11,8 @@ from tests.cli.conftest import CommandLine
 import msocks as package
 
 VERBS = [
-    "proxy", "agent", "status", "links", "flows", "move", "why", "pin", "unpin", "reload", "run", "nc", "user",
-    "sessions", "doctor", "check-config",
+    "proxy", "agent", "status", "links", "flows", "move", "why", "pin", "unpin", "reload", "run", "publish", "nc",
+    "user", "sessions", "doctor", "check-config",
 ]  # fmt: skip
 USER_VERBS = ["add", "list", "remove", "password"]
 
@@ -65,6 +65,7 @@ def test_the_options_that_others_rely_on_exist(msocks: CommandLine):
             "--user",
             "--control",
         ],
+        "publish": ["--at", "--access-file", "--link", "--json"],
         "doctor": ["--json", "--discard-splice-state"],
         "check-config": ["--json"],
     }
@@ -98,6 +99,8 @@ def test_what_is_not_needed_is_not_loaded(arguments: list[str]):
         (["proxy", "--listen", "127.0.0.1:0"], "--state DIR"),
         (["proxy", "--listen", "::1:80", "--state", "s"], "in brackets"),
         (["proxy", "--listen", "127.0.0.1:0", "--state", "s", "--allow", "10.1.2.3/8"], "10.0.0.0/8"),
+        (["publish", "0"], "1 to 65535"),
+        (["publish", "[::1"], "HOST:PORT"),
         (["nc", "server.example"], "usage: msocks nc"),
         (["nc", "server.example", "http"], "port number"),
         (["nc", "server.example\r\nX: y", "80"], "host name"),

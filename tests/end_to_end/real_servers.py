@@ -10,6 +10,7 @@ from pathlib import Path
 from demo.world import NGINX, SSHD
 from tests.end_to_end.conftest import MSOCKS, Field
 
+from msocks_lab import Host
 from msocks_lab.certificate import self_signed
 
 WEB_PORT, SSH_PORT, DATABASE_PORT, REDIS_PORT, GIT_PORT = 8080, 2222, 5432, 6379, 8443
@@ -28,16 +29,17 @@ def start_nginx(field: Field, content: bytes) -> Path:
     return file
 
 
-def start_sshd(field: Field) -> None:
-    """Root may come in, with the key that `ssh_options` gives."""
+def start_sshd(field: Field, host: Host | None = None) -> None:
+    """On the server host, or another. Root may come in, with the key that `ssh_options` gives."""
+    host = host or field.lab.server
     directory = field.directory
     for name in ("host_key", "user_key"):
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
         subprocess.run(keygen, check=True, timeout=20)
     (directory / "sshd.conf").write_text(SSHD.format(directory=directory, port=SSH_PORT))
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd refuses to start without it
-    field.lab.server.popen([shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", str(directory / "sshd.conf")])
-    field.lab.server.wait_listening(SSH_PORT)
+    host.popen([shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", str(directory / "sshd.conf")])
+    host.wait_listening(SSH_PORT)
 
 
 def ssh_options(field: Field) -> list[str]:

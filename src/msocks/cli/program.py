@@ -36,6 +36,7 @@ _SECTIONS: dict[str, list[_Entry]] = {
         _Entry("pin", "policy_verbs:pin", "Let a flow use one link and no other."),
         _Entry("unpin", "policy_verbs:unpin", "Let the policy decide about a flow again."),
         _Entry("reload", "policy_verbs:reload", "Have the agent take the policy of its changed file."),
+        _Entry("publish", "publish_verb:publish", "Let others reach a local service at the proxy's address."),
         _Entry("nc", "nc_verb:nc", "Open one connection on standard input and output, for ssh."),
     ],
     "On the server": [
