@@ -100,7 +100,7 @@ def test_what_is_not_needed_is_not_loaded(arguments: list[str]):
         (["proxy", "--listen", "::1:80", "--state", "s"], "in brackets"),
         (["proxy", "--listen", "127.0.0.1:0", "--state", "s", "--allow", "10.1.2.3/8"], "10.0.0.0/8"),
         (["publish", "0"], "1 to 65535"),
-        (["publish", "[::1"], "HOST:PORT"),
+        (["publish", "[::1"], "write [address]:port"),
         (["nc", "server.example"], "usage: msocks nc"),
         (["nc", "server.example", "http"], "port number"),
         (["nc", "server.example\r\nX: y", "80"], "host name"),
