@@ -232,7 +232,8 @@ class ListenError(MsocksError, OSError):
     """The proxy gives no port to listen at, or has taken it back.
 
     Attributes:
-        errno: As a bind() of this host's would have given: EACCES, EADDRINUSE or, for limits and all else, None.
+        errno: As a bind() of this host's would have given: EACCES, EADDRINUSE, or ETIMEDOUT where nobody
+            has connected in time; None for limits and all else.
     """
 
     def __init__(self, what: str, *, remedy: str = "", number: int | None = None) -> None:

@@ -117,7 +117,6 @@ async def test_everything_at_once_and_byte_by_byte_are_the_same(echo_agent: Echo
 # -- what is refused ------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "bind": (GREETING + bytes.fromhex("05020001 7f000001 0050".replace(" ", "")), "0507"),
     "unknown command": (GREETING + bytes.fromhex("05090001 7f000001 0050".replace(" ", "")), "0507"),
     "unknown address type": (GREETING + bytes.fromhex("05010009 7f000001 0050".replace(" ", "")), "0508"),
     "empty name": (GREETING + bytes.fromhex("0501000300 0050".replace(" ", "")), "0501"),

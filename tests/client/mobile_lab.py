@@ -12,11 +12,12 @@ from pathlib import Path
 
 from msocks.client.association import Association
 from msocks.client.control_channel import ControlChannels
+from msocks.client.control_connection import ProxyWord
 from msocks.client.path_watch import PathWatch
 from msocks.errors import MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
-from msocks.protocol.control import Drain, LegAccepted, Parked, Received, SessionEnded, Welcome
+from msocks.protocol.control import Welcome
 from msocks.store.administration import add_user
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
@@ -64,9 +65,9 @@ class Told:
     def __init__(self) -> None:
         self.opened: list[str] = []
         self.lost: list[tuple[str, MsocksError | OSError | None]] = []
-        self.messages: list[tuple[str, LegAccepted | SessionEnded | Parked | Received | Drain]] = []
+        self.messages: list[tuple[str, ProxyWord]] = []
 
-    def on_control_message(self, link: str, message: LegAccepted | SessionEnded | Parked | Received | Drain) -> None:
+    def on_control_message(self, link: str, message: ProxyWord) -> None:
         self.messages.append((link, message))
 
     def on_control_open(self, link: str, welcome: Welcome) -> None:

@@ -38,7 +38,7 @@ class Proxy:
         self.heard.append((link, message))
 
     def listen(self, port: int = 0) -> Wanted:
-        return self.inbound.listen(port, self.incoming.append, self._changed)
+        return self.inbound.listen(port, self.incoming.append, self.changed)
 
     def open(self, wanted: Wanted) -> None:
         self.inbound.on_message(Listening(wanted.number, ListenStatus.OPEN, BOUND))
@@ -46,7 +46,7 @@ class Proxy:
     def refuse(self, wanted: Wanted, status: ListenStatus, text: str = "") -> None:
         self.inbound.on_message(Listening(wanted.number, status, None, text))
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
         self.changes += 1
 
 
@@ -122,3 +122,17 @@ async def test_a_user_that_is_refused_need_not_wait(proxy: Proxy):
     proxy.inbound.on_refused(AuthenticationError("no such user"))
     assert isinstance(waiting.error, AuthenticationError)
     assert standing.error is None
+
+
+async def test_a_listener_for_one_peer_is_over_without_a_word_that_would_reset_it(proxy: Proxy):
+    peer = Endpoint.of("203.0.113.9", 0)
+    wanted = proxy.inbound.listen(0, proxy.incoming.append, proxy.changed, once=True, peer=peer)
+    proxy.open(wanted)
+    proxy.inbound.on_channel("lte")
+    news = Incoming(wanted.number, SessionId(random.randbytes(16)), Endpoint.of("203.0.113.9", 4711), BOUND)
+    for _ in range(2):
+        proxy.inbound.on_message(news)
+    proxy.inbound.close(wanted)
+    asked = Listen(1, 0, True, peer)
+    assert proxy.heard == [(None, asked), ("lte", asked)]
+    assert proxy.incoming == [news]

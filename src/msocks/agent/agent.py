@@ -16,6 +16,7 @@ import structlog
 
 from msocks.agent.answers import ConnectTimeout, Overload
 from msocks.agent.any_flow import AnyFlow
+from msocks.agent.binds import Binds
 from msocks.agent.control_api import ControlApi
 from msocks.agent.control_json import error_as_json
 from msocks.agent.control_path import RUN_SUFFIX, SESSIONS_SUFFIX, default_control_paths
@@ -68,7 +69,8 @@ class Agent:
         self.events = EventFeed()
         self._budget = ByteBudget(settings.limits.held_mib * _MIB)
         self._farewells = Farewells(self.node.reactor)
-        self._port = LocalPort(self.node.reactor, settings.limits, self._farewells, self._on_request)
+        self._binds = Binds(self.node, self._farewells, self._on_request)
+        self._port = LocalPort(self.node.reactor, settings.limits, self._farewells, self._binds.on_request)
         self._runs = RunPort(
             self.node.reactor,
             settings.access.addresses,
@@ -149,6 +151,7 @@ class Agent:
     async def close(self) -> None:
         """Stop accepting, reset every flow at both ends, say goodbye to the proxy; takes some 4 s at most."""
         self._port.close()
+        self._binds.close()
         self._runs.close()
         if self.reload is not None:
             await self.reload.close()
@@ -172,6 +175,7 @@ class Agent:
             await self.close()
             return
         self._port.close()
+        self._binds.close()
         self._runs.close()
         self.steering.close()
         await self._api.close()
@@ -224,23 +228,21 @@ class Agent:
             raise LinkUnavailable.unknown(hand.pin)
 
     def _on_request(self, request: ProgramRequest) -> None:
-        if self.flows.is_full:
-            overload = Overload(self.settings.limits.flows)
-            _log.warning("program_refused", destination=str(request.destination), reason=str(overload))
-            self._farewells.say(request.sock, request.dialogue.refuse(overload))
-            return
         try:
+            if self.flows.is_full:
+                raise Overload(self.settings.limits.flows)
             facts, hand = facts_of(request), hand_of(request.wish)
             self._check_hand(hand)
         except MsocksError as error:
-            _log.info("program_refused", destination=str(request.destination), reason=str(error))
+            log = _log.warning if isinstance(error, Overload) else _log.info
+            log("program_refused", destination=str(request.destination), reason=str(error))
             self._farewells.say(request.sock, request.dialogue.refuse(error))
             return
         flow: AnyFlow
         if request.command is Command.UDP_ASSOCIATE:
             flow = UdpFlow(self.node, request, self, self._farewells)
         else:
-            flow = Flow(self.node, request, self, self._farewells, self._budget, self._keeper.new())
+            flow = Flow(self.node, request, self, self._farewells, self._budget, self._keeper.new(request))
             self._keeper.opened(flow.session)
         self.flows.add(flow)
         self.steering.add(flow, facts, hand)

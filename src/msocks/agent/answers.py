@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 from http import HTTPStatus
 
 from msocks.agent.policy_errors import NoLinkAllowed
@@ -14,6 +15,7 @@ from msocks.errors import (
     DestinationError,
     EndReason,
     LinkUnavailable,
+    ListenError,
     MsocksError,
     ProtocolError,
     SessionEnded,
@@ -70,8 +72,10 @@ def reply_code_of(error: MsocksError) -> ReplyCode:
             return ReplyCode(code)
         case SessionEnded(reason=reason):
             return _REPLY_OF_END.get(reason, ReplyCode.GENERAL_FAILURE)
-        case AuthenticationError():
+        case AuthenticationError() | ListenError(errno=errno.EACCES):
             return ReplyCode.NOT_ALLOWED
+        case ListenError(errno=errno.ETIMEDOUT):
+            return ReplyCode.TTL_EXPIRED
         case NoLinkAllowed(barred=True):
             return ReplyCode.NOT_ALLOWED
         case LinkUnavailable() | ControlUnavailable() | ConnectTimeout(no_network=True) | NoLinkAllowed():

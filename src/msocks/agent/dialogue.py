@@ -67,13 +67,8 @@ class SocksDialogue:
             # Passwords are not allowed, so nothing else can come.
             assert isinstance(event, CommandRequested)
             self.command = event.command
-            if event.command is Command.UDP_ASSOCIATE:
-                return event.destination
             if event.command is not Command.CONNECT:
-                self._machine.reply(ReplyCode.COMMAND_NOT_SUPPORTED)
-                raise ProtocolError(
-                    ProtocolFault.COMMAND, f"{event.command.name} is not supported; CONNECT and UDP ASSOCIATE are"
-                )
+                return event.destination
             if event.destination.port == 0:
                 self._machine.reply(ReplyCode.GENERAL_FAILURE)
                 raise _port_zero(event.destination)
@@ -85,6 +80,11 @@ class SocksDialogue:
 
     def grant(self, bound: Endpoint | None) -> bytes:
         self._machine.reply(ReplyCode.SUCCEEDED, bound or NO_ADDRESS)
+        return self._machine.data_to_send()
+
+    def listening(self, bound: Endpoint) -> bytes:
+        """The first answer to BIND: `bound` is where the peer has to connect. The second is `grant` or `refuse`."""
+        self._machine.listening(bound)
         return self._machine.data_to_send()
 
     def refuse(self, error: MsocksError) -> bytes:

@@ -148,7 +148,7 @@ class Flow:
         self._pump: SocketPump
         if kept is None:
             self._pump = SocketPump(node.reactor, request.sock, self, node.sweep, budget)
-            self.connection = Connection(node, request.destination, self._pump.stream, self)
+            self.connection = Connection(node, request.destination, self._pump.stream, self, request.incoming)
         else:
             self._pump = kept.pump(node, request.sock, self, budget)
             self.connection = kept.connection(node, request.destination, self._pump.stream, self)
@@ -276,7 +276,8 @@ class Flow:
         try:
             # After two bytes of SOCKS at most, so the empty send buffer takes it whole. It must be first: the pump
             # writes the server's bytes behind it.
-            request.sock.send(request.dialogue.grant(self.connection.bound))
+            bound = self.connection.bound if request.incoming is None else request.incoming.peer  # RFC 1928 section 6
+            request.sock.send(request.dialogue.grant(bound))
         except OSError as error:
             self.on_socket_failed(error)
             return

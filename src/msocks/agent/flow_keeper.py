@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from msocks.agent.kept_flow import AdoptedFlow, Hands, KeptFlow, Stored, flow_name, leg_name, sort_inherited
+from msocks.agent.local_port import ProgramRequest
 from msocks.agent.open_sessions import OpenSessions
 from msocks.client.node import MobileNode
 from msocks.transport.descriptor_store import DescriptorStore, take_inherited
@@ -54,9 +55,9 @@ class FlowKeeper:
                 remedy="if this agent is killed, servers learn of it late; give it a control socket of its own",
             )
 
-    def new(self) -> KeptFlow | None:
-        """For a new flow; None where nothing is kept."""
-        if self._store is None:
+    def new(self, request: ProgramRequest) -> KeptFlow | None:
+        """For a new flow; None where nothing is kept, and for a peer's connection, which ends with this process."""
+        if self._store is None or request.incoming is not None:
             return None
         try:
             return KeptFlow(self._store, self._hands)

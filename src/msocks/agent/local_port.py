@@ -17,6 +17,7 @@ from msocks.agent.dialogue import Answer, Dialogue, dialogue_for
 from msocks.agent.farewell import Farewells
 from msocks.agent.settings import AgentLimits
 from msocks.errors import ConfigurationError, ProtocolError
+from msocks.protocol.inbound import Incoming
 from msocks.protocol.socks5_wire import Command
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
@@ -38,11 +39,13 @@ class ProgramRequest:
     Attributes:
         sock: Its connection, non-blocking; whoever takes the request owns it.
         dialogue: Takes the answer, and has the bytes that came early.
-        destination: Where to; names are not resolved. With UDP ASSOCIATE, where the program sends from.
+        destination: Where to; names are not resolved. With UDP ASSOCIATE, where the program sends from; with BIND,
+            who shall connect.
         origin: The program, where whoever brought the connection here knows it.
         wish: What the program's user asks for it.
         waits_in_connect: `sock` is not connected before the dialogue has granted.
-        command: CONNECT or UDP ASSOCIATE.
+        command: CONNECT, BIND or UDP ASSOCIATE.
+        incoming: The peer's connection to the proxy that the program has waited for; `destination` is the peer then.
     """
 
     sock: socket.socket
@@ -52,6 +55,7 @@ class ProgramRequest:
     wish: Wish | None = None
     waits_in_connect: bool = False
     command: Command = Command.CONNECT
+    incoming: Incoming | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msocks.errors import ListenError, MsocksError
 from msocks.protocol.control import ControlMessage
-from msocks.protocol.inbound import Incoming, Listen, Listening, ListenStatus, Unlisten
+from msocks.protocol.inbound import ANYBODY, Incoming, Listen, Listening, ListenStatus, Unlisten
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
 
@@ -21,7 +21,11 @@ _RETRY_S = 2.0
 _REMEMBERED = 4096
 
 _PASSING = frozenset({ListenStatus.IN_USE, ListenStatus.LIMIT, ListenStatus.FAILED})
-_NUMBERS = {ListenStatus.NOT_ALLOWED: errno.EACCES, ListenStatus.IN_USE: errno.EADDRINUSE}
+_NUMBERS = {
+    ListenStatus.NOT_ALLOWED: errno.EACCES,
+    ListenStatus.IN_USE: errno.EADDRINUSE,
+    ListenStatus.TIMED_OUT: errno.ETIMEDOUT,
+}
 
 
 class Channels(Protocol):
@@ -39,16 +43,26 @@ class Wanted:
 
     Attributes:
         port: Which of the proxy's ports is asked for; 0 until the proxy has chosen one.
+        once: Whether it is for one connection.
+        peer: The only host that may connect.
         bound: Where peers reach it, as the proxy says; None before it says so.
         error: Why it is over; None while it is not, and after `Inbound.close`.
         opened: Set once the proxy listens, or will not.
     """
 
     def __init__(
-        self, number: int, port: int, on_incoming: Callable[[Incoming], None], on_change: Callable[[], None]
+        self,
+        number: int,
+        port: int,
+        on_incoming: Callable[[Incoming], None],
+        on_change: Callable[[], None],
+        once: bool,
+        peer: Endpoint,
     ) -> None:
         self.number = number
         self.port = port
+        self.once = once
+        self.peer = peer
         self.bound: Endpoint | None = None
         self.error: MsocksError | None = None
         self.opened = asyncio.Event()
@@ -59,7 +73,7 @@ class Wanted:
     @property
     def message(self) -> Listen:
         """What asks for it."""
-        return Listen(self.number, self.port)
+        return Listen(self.number, self.port, self.once, self.peer)
 
 
 class Inbound:
@@ -71,15 +85,25 @@ class Inbound:
         self._numbers = itertools.count(1)
         self._known: OrderedDict[SessionId, None] = OrderedDict()
 
-    def listen(self, port: int, on_incoming: Callable[[Incoming], None], on_change: Callable[[], None]) -> Wanted:
+    def listen(
+        self,
+        port: int,
+        on_incoming: Callable[[Incoming], None],
+        on_change: Callable[[], None],
+        *,
+        once: bool = False,
+        peer: Endpoint = ANYBODY,
+    ) -> Wanted:
         """Ask for a port of the proxy, now and after every change of network or proxy.
 
         Args:
             port: Which; 0 for any that the user may have, which is kept from then on.
             on_incoming: Called once for each peer that has connected.
             on_change: Called when `bound` or `error` has changed.
+            once: It is for one connection, at any port; then it is over without a word.
+            peer: The only host that may connect; by default anybody may.
         """
-        wanted = Wanted(next(self._numbers), port, on_incoming, on_change)
+        wanted = Wanted(next(self._numbers), port, on_incoming, on_change, once, peer)
         self.listeners[wanted.number] = wanted
         self._channels.send(wanted.message)
         return wanted
@@ -110,18 +134,22 @@ class Inbound:
     def on_message(self, message: Listening | Incoming) -> None:
         """The proxy's word on a listener."""
         wanted = self.listeners.get(message.number)
+        if isinstance(message, Incoming) and message.session in self._known:
+            return  # over another channel
         if wanted is None:
             if isinstance(message, Incoming) or message.status is ListenStatus.OPEN:
                 self._channels.send(Unlisten(message.number))  # the first one has not arrived, or was overtaken
         elif isinstance(message, Incoming):
-            if message.session not in self._known:
-                self._known[message.session] = None
-                if len(self._known) > _REMEMBERED:
-                    self._known.popitem(last=False)
-                wanted.on_incoming(message)
+            self._known[message.session] = None
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+            if wanted.once:  # no UNLISTEN, which would reset the connection
+                self._quiet(wanted)
+                del self.listeners[wanted.number]
+            wanted.on_incoming(message)
         elif message.bound is not None:
             self._opened(wanted, message.bound)
-        elif message.status in _PASSING and wanted.bound is not None:
+        elif message.status in _PASSING and wanted.bound is not None and not wanted.once:
             self._quiet(wanted)
             wanted.retry = asyncio.get_running_loop().call_later(_RETRY_S, self._channels.send, wanted.message)
         else:
@@ -131,7 +159,7 @@ class Inbound:
 
     def _opened(self, wanted: Wanted, bound: Endpoint) -> None:
         self._quiet(wanted)
-        wanted.port = bound.port
+        wanted.port = 0 if wanted.once else bound.port
         changed, wanted.bound = wanted.bound != bound, bound
         wanted.opened.set()
         if changed:
