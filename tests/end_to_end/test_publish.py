@@ -106,7 +106,7 @@ def test_ssh_to_a_host_that_moves(world: Field) -> None:
     """Two sessions at once; an upload through one of them is under way when wifi goes, and when it is back."""
     lab = world.lab
     start_sshd(world, lab.mobile)
-    data = random.Random(1).randbytes(4_000_000)
+    data = random.Random(1).randbytes(3_000_000)
     (world.directory / "up").write_bytes(data)
     options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
     ssh = ["ssh", "-i", str(world.directory / "user_key"), "-p", str(AT), *[w for o in options for w in ("-o", o)]]
@@ -143,6 +143,7 @@ def test_it_is_published_again_by_a_proxy_that_was_restarted(world: Field) -> No
         published.hear("published")
         with call(world, 4030) as peer, pytest.raises(ConnectionResetError):  # nobody listens at SERVER_PORT there
             read(peer, 1)
+        assert "event=service_unreachable" in published.process.tail()
         world.kill_proxy()
         world.start_proxy("--config", str(world.directory / "proxy.toml"))
         world.lab.proxy.wait_listening(4030)

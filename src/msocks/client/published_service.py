@@ -8,10 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import structlog
+
 from msocks.client.events import Event
 from msocks.client.listener import MobileListener
 from msocks.client.streams import MobileStreamWriter
 from msocks.values.endpoint import Endpoint
+
+_log = structlog.get_logger("msocks.client.published_service")
 
 _CHUNK_BYTES = 128 * 1024
 
@@ -59,7 +63,13 @@ class PublishedService:
         telling = asyncio.get_running_loop().create_task(self._tell(writer))
         try:
             local_reader, local_writer = await asyncio.open_connection(str(self._service.host), self._service.port)
-        except OSError:
+        except OSError as error:
+            _log.warning(
+                "service_unreachable",
+                service=str(self._service),
+                reason=error.strerror or str(error),
+                remedy="start the service, or name the port at which it listens",
+            )
             writer.transport.abort()  # the peer gets the reset that it would have got here
         else:
             await self._couple(reader, writer, local_reader, local_writer)
