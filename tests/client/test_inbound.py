@@ -122,6 +122,12 @@ async def test_a_user_that_is_refused_need_not_wait(proxy: Proxy):
     proxy.inbound.on_refused(AuthenticationError("no such user"))
     assert isinstance(waiting.error, AuthenticationError)
     assert standing.error is None
+    late = proxy.listen(3)
+    await until(lambda: late.error is waiting.error)
+    proxy.inbound.on_channel("wifi")
+    hopeful = proxy.listen(4)
+    await asyncio.sleep(0.01)
+    assert hopeful.error is None
 
 
 async def test_a_listener_for_one_peer_is_over_without_a_word_that_would_reset_it(proxy: Proxy):

@@ -84,6 +84,7 @@ class Inbound:
         self._channels = channels
         self._numbers = itertools.count(1)
         self._known: OrderedDict[SessionId, None] = OrderedDict()
+        self._refusal: MsocksError | None = None  # of the user, until a channel opens after all
 
     def listen(
         self,
@@ -106,6 +107,8 @@ class Inbound:
         wanted = Wanted(next(self._numbers), port, on_incoming, on_change, once, peer)
         self.listeners[wanted.number] = wanted
         self._channels.send(wanted.message)
+        if (refusal := self._refusal) is not None:
+            asyncio.get_running_loop().call_soon(self._refuse, wanted, refusal)
         return wanted
 
     def close(self, wanted: Wanted) -> None:
@@ -123,13 +126,15 @@ class Inbound:
 
     def on_channel(self, link: str) -> None:
         """A channel has opened, perhaps to a proxy that knows nothing any more."""
+        self._refusal = None
         for wanted in self.listeners.values():
             self._channels.send_over(link, wanted.message)
 
     def on_refused(self, error: MsocksError) -> None:
         """The proxy does not accept this user: there is no hope for what does not listen yet."""
-        for wanted in [wanted for wanted in self.listeners.values() if wanted.bound is None]:
-            self._end(wanted, error)
+        self._refusal = error
+        for wanted in list(self.listeners.values()):
+            self._refuse(wanted, error)
 
     def on_message(self, message: Listening | Incoming) -> None:
         """The proxy's word on a listener."""
@@ -164,6 +169,10 @@ class Inbound:
         wanted.opened.set()
         if changed:
             wanted.on_change()
+
+    def _refuse(self, wanted: Wanted, error: MsocksError) -> None:
+        if wanted.bound is None and wanted.number in self.listeners:
+            self._end(wanted, error)
 
     def _end(self, wanted: Wanted, error: MsocksError) -> None:
         self._quiet(wanted)
