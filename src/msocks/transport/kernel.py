@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import socket
 import struct
@@ -59,12 +60,12 @@ def deafen(sock: socket.socket) -> None:
 
     From then on nothing is ACKed that was not received before. What was stays readable. Packets must have a TTL that
     none has that Linux has sent, or that has passed a router (IP_MINTTL, RFC 5082). A socket filter would do the same,
-    but some kernels want privilege for one.
+    but some kernels want privilege for one. A socket that is closed already hears nothing in any case.
     """
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, _LARGEST_TTL)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, _LARGEST_TTL)
+    ipv6 = sock.family == socket.AF_INET6
+    level, option = (socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT) if ipv6 else (socket.IPPROTO_IP, _IP_MINTTL)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(level, option, _LARGEST_TTL)
 
 
 def limit_rate(sock: socket.socket, bytes_per_second: float | None) -> None:
