@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
 import structlog
 
-from msocks.agent.acceptor import Acceptor
 from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.dialogue import Answer, Dialogue, dialogue_for
 from msocks.agent.farewell import Farewells
@@ -19,6 +19,7 @@ from msocks.agent.settings import AgentLimits
 from msocks.errors import ConfigurationError, ProtocolError
 from msocks.protocol.inbound import Incoming
 from msocks.protocol.socks5_wire import Command
+from msocks.transport.acceptor import Acceptor
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.origin import Origin, Wish
@@ -79,7 +80,7 @@ class LocalPort:
         self._reactor = reactor
         self._farewells = farewells
         self._on_request = on_request
-        self._acceptor = Acceptor(reactor, lambda sock: self._begin(_Handshake(sock)))
+        self._acceptor = Acceptor(reactor, self._accepted, cannot_accept)
         self._handshakes = DeadlineQueue[_Handshake](
             reactor.loop, patience_s=limits.handshake_timeout_s, limit=limits.handshakes, expire=self._drop
         )
@@ -116,6 +117,10 @@ class LocalPort:
         self._acceptor.close()
         for handshake in self._handshakes.clear():
             self._drop(handshake)
+
+    def _accepted(self, sock: socket.socket, _peer: tuple[Any, ...]) -> None:
+        without_delay(sock)
+        self._begin(_Handshake(sock))
 
     # -- the dialogue -----------------------------------------------------------------------------------------------
 
@@ -158,6 +163,17 @@ class LocalPort:
     def _drop(self, handshake: _Handshake) -> None:
         self._reactor.unwatch(handshake.sock.fileno())
         handshake.sock.close()
+
+
+def cannot_accept(error: OSError) -> None:
+    """Say that there is no descriptor, or no memory, for a program's connection."""
+    _log.warning("cannot_accept", reason=error.strerror, remedy="raise LimitNOFILE")
+
+
+def without_delay(sock: socket.socket) -> None:
+    """What is written to a program goes to it at once (TCP_NODELAY)."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _listeners(endpoint: Endpoint, *, allow_remote: bool) -> list[socket.socket]:

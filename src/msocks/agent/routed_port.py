@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from msocks.agent.acceptor import Acceptor
-from msocks.agent.local_port import ProgramRequest
+from msocks.agent.local_port import ProgramRequest, cannot_accept, without_delay
 from msocks.errors import ConfigurationError, MsocksError
+from msocks.transport.acceptor import Acceptor
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
 from msocks.values.origin import Origin
@@ -68,7 +69,7 @@ class RoutedPort:
         self._own = {each.getsockname()[:2] for each in given}
         for each in given:
             each.setblocking(False)
-        self._acceptor = Acceptor(reactor, self._accepted)
+        self._acceptor = Acceptor(reactor, self._accepted, cannot_accept)
         self._acceptor.add(given)
 
     @property
@@ -80,15 +81,12 @@ class RoutedPort:
         """Stop listening."""
         self._acceptor.close()
 
-    def _accepted(self, sock: socket.socket) -> None:
-        try:
-            meant, peer = sock.getsockname(), sock.getpeername()
-        except OSError:  # gone already
-            sock.close()
-            return
+    def _accepted(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
+        meant = sock.getsockname()
         if meant[:2] in self._own:  # somebody of this host has found the port; it would lead here again
             sock.close()
             return
+        without_delay(sock)
         with contextlib.suppress(OSError):  # another host may vanish without a word, unlike a program
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         origin = Origin(tag=self._tag, source=Endpoint.from_sockaddr(peer).address)

@@ -6,20 +6,18 @@ import errno
 import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import structlog
 
+from msocks.transport.acceptor import Acceptor
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
 
 _log = structlog.get_logger("msocks.proxy.inbound")
 
 _BACKLOG = 128
-_BATCH = 16
 _PORT_ATTEMPTS = 16
-# Out of descriptors: nothing tells when there are some again.
-_RETRY_ACCEPT_S = 0.1
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _WILDCARDS = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))
 _NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
@@ -36,50 +34,31 @@ class InboundPort:
 
         Port 0 takes a free one. Raises OSError.
         """
-        self._reactor = reactor
         self._on_accepted = on_accepted
-        self._sockets: list[socket.socket] = []
+        self._acceptor = Acceptor(reactor, self._accepted, _cannot_accept)
+        listening: list[socket.socket] = []
         for attempt in range(_PORT_ATTEMPTS):
             try:
-                self._sockets = _listen(port)
+                listening = _listen(port)
             except OSError as error:
                 # A port that is free in one IP version may be taken in the other.
                 if port or error.errno != errno.EADDRINUSE or attempt == _PORT_ATTEMPTS - 1:
                     raise
                 continue
             break
-        self.port: int = self._sockets[0].getsockname()[1]
-        for listening in self._sockets:
-            self._watch(listening)
+        self.port: int = listening[0].getsockname()[1]
+        self._acceptor.add(listening)
 
     def close(self) -> None:
-        """Accept nothing more."""
-        sockets, self._sockets = self._sockets, []
-        for listening in sockets:
-            self._reactor.unwatch(listening.fileno())
-            listening.close()
+        """Accept nothing more; may be called by who is given a connection."""
+        self._acceptor.close()
 
-    def _watch(self, listening: socket.socket) -> None:
-        if listening in self._sockets:
-            self._reactor.watch(listening.fileno(), lambda _events: self._accept(listening))
+    def _accepted(self, sock: socket.socket, sockaddr: tuple[Any, ...]) -> None:
+        self._on_accepted(sock, Endpoint.from_sockaddr(sockaddr))
 
-    def _accept(self, listening: socket.socket) -> None:
-        for _ in range(_BATCH):
-            if listening not in self._sockets:
-                return  # enough, says the owner
-            try:
-                sock, sockaddr = listening.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    _log.error("accept_failed", reason=error.strerror, remedy="raise the limit of open files")
-                    self._reactor.loop.call_later(_RETRY_ACCEPT_S, self._accept, listening)
-                    return
-                continue  # that connection was gone before it was accepted
-            sock.setblocking(False)
-            self._on_accepted(sock, Endpoint.from_sockaddr(sockaddr))
-        self._reactor.call_soon(lambda: self._accept(listening))
+
+def _cannot_accept(error: OSError) -> None:
+    _log.error("accept_failed", reason=error.strerror, remedy="raise the limit of open files")
 
 
 def address_toward(peer: Address) -> Address | None:
