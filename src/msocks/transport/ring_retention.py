@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 from msocks.session.byte_budget import ByteBudget
+from msocks.session.retention import RetentionMarks
 
 _SEND_BATCH = 256 * 1024
 # What has arrived is given back to the kernel in pieces of this size, and what is left when nothing is retained.
@@ -20,7 +21,7 @@ _TRIM_BYTES = 1024 * 1024
 _TRIM_WHEN_EMPTY_BYTES = 64 * 1024
 
 
-class RingRetention:
+class RingRetention(RetentionMarks):
     """Has the interface of `msocks.session.retention.Retention`, over `size` bytes of `memory` from `begins` on.
 
     Both are multiples of the page size. `on_base` is called with a new base before the room behind it is used again.
@@ -29,16 +30,13 @@ class RingRetention:
     def __init__(
         self, memory: mmap.mmap, begins: int, size: int, on_base: Callable[[int], None], budget: ByteBudget | None
     ) -> None:
+        super().__init__(budget)
         self._memory = memory
         self._view = memoryview(memory)
         self._begins = begins
         self._size = size
         self._on_base = on_base
-        self._budget = budget
         self._trimmed = 0  # nothing before takes up memory
-        self.base = 0
-        self.sent = 0
-        self.end = 0
 
     def resume_at(self, base: int, sent: int, end: int) -> None:
         """Go on with what another process has left. Before anything is appended. Raises ValueError if it cannot be."""
@@ -48,16 +46,6 @@ class RingRetention:
         self._trimmed = base - base % mmap.PAGESIZE
         if self._budget is not None:
             self._budget.take(self.retained)
-
-    @property
-    def retained(self) -> int:
-        """Bytes held."""
-        return self.end - self.base
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that no leg has taken yet."""
-        return self.end - self.sent
 
     @property
     def free(self) -> int:
@@ -90,11 +78,6 @@ class RingRetention:
         self._view[self._begins : self._begins + len(data) - first] = data[first:]
         self._grown(len(data))
 
-    def _grown(self, count: int) -> None:
-        self.end += count
-        if self._budget is not None:
-            self._budget.take(count)
-
     def next_unsent(self) -> memoryview | None:
         """See `Retention`."""
         if self.sent == self.end:
@@ -107,29 +90,13 @@ class RingRetention:
         """See `Retention`."""
         self.sent += count
 
-    def release(self, offset: int) -> None:
-        """See `Retention`. Raises ValueError when `offset` lies beyond what was ever written."""
-        if offset > self.end:
-            raise ValueError(f"offset {offset} was acknowledged, but only {self.end} bytes were ever written")
-        if offset <= self.base:
-            return
-        if self._budget is not None:
-            self._budget.give_back(offset - self.base)
-        self.base = offset
+    def _released(self, offset: int) -> None:
         self.sent = max(self.sent, offset)
         self._on_base(offset)
         if offset - self._trimmed >= (_TRIM_BYTES if self.retained else _TRIM_WHEN_EMPTY_BYTES):
             self._trim()
 
-    def discard(self) -> None:
-        """Let go of everything: no leg will come any more."""
-        self.release(self.end)
-        self._budget = None
-
-    def rewind(self, offset: int) -> None:
-        """See `Retention`. Raises ValueError unless ``base <= offset <= end``."""
-        if not self.base <= offset <= self.end:
-            raise ValueError(f"cannot begin a leg at offset {offset}: bytes {self.base} to {self.end} are retained")
+    def _rewound(self, offset: int) -> None:
         self.sent = offset
 
     def _trim(self) -> None:
