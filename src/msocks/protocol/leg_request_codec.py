@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import struct
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from msocks.errors import ProtocolError, ProtocolFault
 from msocks.protocol.fields import (
@@ -188,6 +189,16 @@ class LegRequestDecoder:
         return SHORTEST_REQUEST_BYTES if command is None else REQUEST_BYTES[LegCommand(command)]
 
 
+class _Common(TypedDict):
+    """The fields of every request."""
+
+    association: AssociationId
+    leg_number: int
+    expires_ms: int
+    session: SessionId
+    generation: int
+
+
 def _decode_request(signed: bytes) -> LegRequest:
     start = len(LEG_GREETING)
     _, code, flags, generation, association, number, expires_ms, session = _HEADER.unpack_from(signed, start)
@@ -198,35 +209,29 @@ def _decode_request(signed: bytes) -> LegRequest:
     require(any(session), "the session id is all zero")
     if command in (LegCommand.CONNECT, LegCommand.BIND, LegCommand.RECONNECT):
         require(generation >= FIRST_GENERATION, "the generation of a leg is zero")
-    association_id, session_id = AssociationId(association), SessionId(session)
+    common: _Common = {
+        "association": AssociationId(association),
+        "leg_number": number,
+        "expires_ms": expires_ms,
+        "session": SessionId(session),
+        "generation": generation,
+    }
     match command:
         case LegCommand.CONNECT:
             return Connect(
-                association=association_id,
-                leg_number=number,
-                expires_ms=expires_ms,
-                session=session_id,
-                generation=generation,
+                **common,
                 destination=decode_fixed_host(body),
                 middlebox=bool(flags & MIDDLEBOX),
             )
         case LegCommand.BIND:
             return Bind(
-                association=association_id,
-                leg_number=number,
-                expires_ms=expires_ms,
-                session=session_id,
-                generation=generation,
+                **common,
                 destination=decode_fixed_host(body),
             )
         case LegCommand.RECONNECT:
             received, upstream_from, down_fin_at, up_fin_at, handover_from = _RECONNECT.unpack(body)
             return Reconnect(
-                association=association_id,
-                leg_number=number,
-                expires_ms=expires_ms,
-                session=session_id,
-                generation=generation,
+                **common,
                 received=decode_offset(received, "R"),
                 upstream_from=decode_offset(upstream_from, "A"),
                 down_fin_at=unpack_fin(flags, DOWN_FIN, down_fin_at, "down_fin_at"),
@@ -236,11 +241,7 @@ def _decode_request(signed: bytes) -> LegRequest:
             )
         case LegCommand.QUERY:
             return Query(
-                association=association_id,
-                leg_number=number,
-                expires_ms=expires_ms,
-                session=session_id,
-                generation=generation,
+                **common,
             )
         case LegCommand.CLOSE:
             mode, up_fin_at = _CLOSE.unpack(body)
@@ -248,11 +249,7 @@ def _decode_request(signed: bytes) -> LegRequest:
             require(mode in _CLOSE_MODES, f"the CLOSE mode {mode} is not defined")
             require(bool(flags & UP_FIN) is (mode == CloseMode.GRACEFUL), "the CLOSE mode and its FIN flag disagree")
             return Close(
-                association=association_id,
-                leg_number=number,
-                expires_ms=expires_ms,
-                session=session_id,
-                generation=generation,
+                **common,
                 mode=CloseMode(mode),
                 up_fin_at=unpack_fin(flags, UP_FIN, up_fin_at, "up_fin_at"),
             )
