@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from msocks.cli.exit_status import ExitStatus
-from msocks.cli.parameters import ENDPOINT
+from msocks.cli.parameters import ENDPOINT, links_option
 from msocks.cli.verb import EXIT_STATUSES, Invocation, Verb
 from msocks.values.endpoint import Endpoint
 
@@ -47,14 +47,7 @@ from msocks.values.endpoint import Endpoint
     help="Where programs connect, by SOCKS5 or HTTP CONNECT; may be given several times. Port 0 takes a free one, "
     "which `msocks status` shows. By default 127.0.0.1:1080.",
 )
-@click.option(
-    "--link",
-    "links",
-    multiple=True,
-    metavar="NAME",
-    help="A network interface that may be used; given several times, the first is preferred. By default all that have "
-    "a route.",
-)
+@links_option
 @click.option(
     "--control",
     metavar="PATH",

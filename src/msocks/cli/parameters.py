@@ -1,4 +1,4 @@
-"""Types of arguments: endpoints and networks, refused with the reason."""
+"""Arguments of several verbs: endpoints and networks, refused with the reason; links."""
 
 from __future__ import annotations
 
@@ -53,3 +53,12 @@ class InterfaceParameter(click.ParamType[str]):
 INTERFACE = InterfaceParameter()
 ENDPOINT = EndpointParameter()
 NETWORK = NetworkParameter()
+
+links_option = click.option(
+    "--link",
+    "links",
+    multiple=True,
+    metavar="NAME",
+    help="A network interface that may be used; given several times, the first is preferred. By default all that have "
+    "a route.",
+)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from msocks.cli.exit_status import ExitStatus
-from msocks.cli.parameters import ENDPOINT
+from msocks.cli.parameters import ENDPOINT, links_option
 from msocks.cli.verb import EXIT_STATUSES, SCHEMA, Invocation, Verb
 from msocks.values.endpoint import Endpoint
 
@@ -64,14 +64,7 @@ class _ServiceParameter(click.ParamType[Endpoint]):
     help="File that holds the access link, the one line that `msocks user add` printed. By default the one that "
     "$MSOCKS_ACCESS_FILE names.",
 )
-@click.option(
-    "--link",
-    "links",
-    multiple=True,
-    metavar="NAME",
-    help="A network interface that may be used; given several times, the first is preferred. By default all that have "
-    "a route.",
-)
+@links_option
 @click.option("--json", "as_json", is_flag=True, help='Print each line as a JSON object; it has "schema": 1.')
 @click.pass_obj
 def publish(
