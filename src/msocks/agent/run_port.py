@@ -5,7 +5,6 @@ The keeper of a router brings listening sockets instead.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import errno
@@ -186,8 +185,9 @@ class RunPort:
             self._look_timer.cancel()
             self._look_timer = None
         wanting = [each for each in self._registrations if each.greeting is not None and each.greeting.reach]
+        usable = self._reaches()
         for registration in wanting:
-            if registration.told_reach is not (usable := self._reaches()):
+            if registration.told_reach is not usable:
                 registration.told_reach = usable
                 self._say(registration, Reach(usable))
         if wanting:
@@ -239,12 +239,7 @@ class RunPort:
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[socket.socket]]:
     """A packet, and the sockets that came with it. Raises OSError, BlockingIOError."""
-    size = array.array("i").itemsize * _MOST_SOCKETS
-    packet, ancillary, _, _ = sock.recvmsg(messages.MAX_BYTES, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
-    descriptors = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    packet, descriptors, _, _ = socket.recv_fds(sock, messages.MAX_BYTES, _MOST_SOCKETS, socket.MSG_CMSG_CLOEXEC)
     return packet, [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
 

@@ -46,7 +46,7 @@ class SplitPath:
 
     def on_whole(self, rtt_s: float, busy_s: float = 0.0) -> None:
         """The proxy's program has answered a probe; a busy connection has measured `busy_s` meanwhile, or 0."""
-        queued_s = busy_s - self._tcp_s if busy_s > self._tcp_s else 0.0
+        queued_s = max(0.0, busy_s - self._tcp_s)
         self._samples += 1
         self._whole_s = min(self._whole_s, max(0.0, rtt_s - queued_s))
 
@@ -62,5 +62,6 @@ class SplitPath:
 
     @property
     def _may_be_split(self) -> bool:
-        unknown = math.isinf(self._tcp_s) or math.isinf(self._whole_s)
-        return (unknown and self._samples < NEEDED) or (self.is_slow(self._whole_s) and self._whole_s < math.inf)
+        if math.isinf(self._tcp_s) or math.isinf(self._whole_s):
+            return self._samples < NEEDED
+        return self.is_slow(self._whole_s)

@@ -6,7 +6,6 @@ has to `remove` it as well, and whichever of the two comes last ends the connect
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import socket
@@ -85,9 +84,8 @@ class DescriptorStore:
     def _send_waiting(self) -> None:
         while self._waiting:
             message, descriptors = self._waiting[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             try:
-                self._sock.sendmsg([message], rights)
+                socket.send_fds(self._sock, [message], descriptors) if descriptors else self._sock.send(message)
             except (BlockingIOError, TimeoutError):
                 return  # EPOLLOUT will tell
             except OSError:
