@@ -117,6 +117,8 @@ class Node:
 
     def forget(self, connection: Connection) -> None: ...
 
+    def carries(self) -> None: ...
+
     def on_carried(self, carried: Carried) -> None:
         self.carried.append(carried.generation)
 

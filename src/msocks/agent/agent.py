@@ -63,7 +63,9 @@ class Agent:
         self.settings = settings
         self._started_at = time.time()
         self.control = Path(settings.control or default_control_paths()[0])
-        self.node = MobileNode(settings.access, links=settings.links, agent_name="msocks agent")
+        self.node = MobileNode(
+            settings.access, links=settings.links, agent_name="msocks agent", spare_legs=settings.spare_legs
+        )
         loop = self.node.reactor.loop
         self.flows = FlowTable(loop, settings.limits)
         self.events = EventFeed()

@@ -63,6 +63,7 @@ class AgentSettings:
         control: Path of the control socket; None for the default place.
         allow_remote: Whether `listen` may have other than loopback addresses. Whoever reaches such a port uses the
             access link.
+        spare_legs: Whether a connection to the proxy is kept open over each link that flows may have to move to.
         limits: See `AgentLimits`.
         policy: Which link carries which flow.
         state: Directory for what outlives the agent: what metered links have carried. None for the default place.
@@ -76,6 +77,7 @@ class AgentSettings:
     links: tuple[str, ...] | None = None
     control: str | None = None
     allow_remote: bool = False
+    spare_legs: bool = True
     limits: AgentLimits = field(default_factory=AgentLimits)
     policy: Policy = NO_POLICY
     state: str | None = None

@@ -61,6 +61,12 @@ from msocks.values.endpoint import Endpoint
     help="Allow --listen on addresses that other hosts can reach. Whoever reaches the port uses your access, without a "
     "password: keep others out with a firewall.",
 )
+@click.option(
+    "--spare-legs/--no-spare-legs",
+    default=None,
+    help="Keep a connection to the proxy open over each link that carries nothing and is not metered, which saves a "
+    "round trip when flows have to move there. By default it does.",
+)
 @click.pass_obj
 def agent(
     invocation: Invocation,
@@ -70,6 +76,7 @@ def agent(
     links: tuple[str, ...],
     control: str | None,
     allow_remote: bool | None,
+    spare_legs: bool | None,
 ) -> None:
     """Run the agent in the foreground, until SIGTERM or SIGINT. It needs no privilege.
 
@@ -101,6 +108,7 @@ def agent(
         "links": list(links) or None,
         "control": None if control is None else str(Path(control).absolute()),
         "allow_remote": allow_remote,
+        "spare_legs": spare_legs,
     }
     settings, secret = agent_settings(config, overrides)
     configure_log(verbose=invocation.is_verbose)

@@ -73,6 +73,11 @@ class Connection:
         return self._machine.carried_by
 
     @property
+    def usable_links(self) -> tuple[str, ...]:
+        """The links that it may use and that can be used now."""
+        return self._machine.links
+
+    @property
     def generation(self) -> int:
         """The generation of the live leg."""
         return self._machine.generation
@@ -359,6 +364,7 @@ class Connection:
             if not waiting.done():
                 waiting.set_result(None)
         self._live = self.stream.live_socket
+        self._network.carries()
         if not self._connected.done():
             self._connected.set_result(self.bound)
         if carried.from_link != carried.link or carried.cause is not mobile.MoveCause.REQUESTED:

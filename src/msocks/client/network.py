@@ -62,6 +62,9 @@ class Network(Protocol):
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
 
+    def carries(self) -> None:
+        """A connection has got a leg, perhaps over another link."""
+
     def park(self, leg: ParkedLeg) -> None:
         """Tell the proxy, if it can be told now, that a leg is gone."""
 

@@ -13,27 +13,19 @@ from msocks.client.confirmations import Confirmations
 from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
 from msocks.client.control_connection import ProxyWord
-from msocks.client.ended_sessions import EndedSession, EndedSessions
+from msocks.client.ended_sessions import EndedSession
 from msocks.client.inbound import Inbound
+from msocks.client.lost_legs import LostLegs
 from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
 from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
+from msocks.client.spare_legs import SpareLegs
 from msocks.client.udp_connection import UdpConnection
 from msocks.errors import LinkCaptive, LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
-from msocks.protocol.control import (
-    MAX_LISTED_SESSIONS,
-    Drain,
-    LegAccepted,
-    Park,
-    Parked,
-    ParkedLeg,
-    Received,
-    SessionEnded,
-    Welcome,
-)
+from msocks.protocol.control import Drain, LegAccepted, Parked, ParkedLeg, Received, SessionEnded, Welcome
 from msocks.protocol.inbound import Incoming, Listening
 from msocks.transport.dial import Dialer
 from msocks.transport.leg_stream import LegStream
@@ -55,9 +47,17 @@ class MobileNode:
     """
 
     def __init__(
-        self, access: AccessLink, *, links: Sequence[str] | None = None, agent_name: str = "msocks library"
+        self,
+        access: AccessLink,
+        *,
+        links: Sequence[str] | None = None,
+        agent_name: str = "msocks library",
+        spare_legs: bool = True,
     ) -> None:
-        """`links` are interface names in order of preference; by default all that have a route to the proxy."""
+        """`links` are interface names in order of preference; by default all that have a route to the proxy.
+
+        With `spare_legs`, a connection is kept open over each link that a session may have to move to.
+        """
         loop = asyncio.get_running_loop()
         self.access = access
         self.reactor = Reactor(loop)
@@ -74,7 +74,7 @@ class MobileNode:
             self._association,
             legs=self._legs_on,
             wanted=lambda: bool(self.connections or self.udp or self.inbound.listeners),
-            rebound=self._on_rebound,
+            rebound=lambda link: self._lost.on_rebound(link),
         )
         self._channels = ControlChannels(
             self.reactor, self._dialer, self._watch, self._association, access, owner=self, agent_name=agent_name
@@ -83,12 +83,12 @@ class MobileNode:
         self._authority = NodeAuthority(self._association, loop)
         self._closer = SessionCloser(self, loop)
         self._confirmations = Confirmations(loop, lambda: list(self.connections.values()), self, self._say_received)
-        self._ended = EndedSessions(loop.time)
+        self._lost = LostLegs(self, self._channels, self._closer)
         self._unsubscribe = self._watch.subscribe(self._on_links)
         self._usable: tuple[str, ...] = ()
         self.router: Router | None = None
         """Decides for each connection; by default each may use all links in their order."""
-        self._gone: list[ParkedLeg] = []  # legs of which the proxy is to be told in the next turn of the loop
+        self._spares = SpareLegs(self.reactor, self._dial_anew, self._spare_links) if spare_legs else None
         self._problem: MsocksError | None = None
 
     async def start(self) -> None:
@@ -108,6 +108,8 @@ class MobileNode:
             await asyncio.wait_for(self._channels.close(), _CLOSING_S)
         self._unsubscribe()
         self._confirmations.close()
+        if self._spares is not None:
+            self._spares.close()
         self._authority.close()
         self._watch.close()
         self._monitor.close()
@@ -210,21 +212,21 @@ class MobileNode:
 
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises LinkUnavailable, OSError."""
+        spare = None if self._spares is None else self._spares.take(self._known(link))
+        return spare or await self._dial_anew(link)
+
+    async def _dial_anew(self, link: str) -> socket.socket:
+        return await self._dialer.dial(self._known(link), timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
+
+    def _known(self, link: str) -> Link:
         known = self._watch.links().get(link)
         if known is None:
             raise LinkUnavailable.unknown(link)
-        return await self._dialer.dial(known, timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
+        return known
 
     def park(self, leg: ParkedLeg) -> None:
-        """Tell the proxy that a leg is gone, over whatever link still brings it; legs of one cause go together."""
-        if not self._gone:
-            self.reactor.loop.call_soon(self._tell_gone)
-        self._gone.append(leg)
-
-    def _tell_gone(self) -> None:
-        gone, self._gone = self._gone, []
-        for first in range(0, len(gone), MAX_LISTED_SESSIONS):
-            self._channels.send(Park(tuple(gone[first : first + MAX_LISTED_SESSIONS])))
+        """Tell the proxy that a leg is gone."""
+        self._lost.park(leg)
 
     def close_session(self, session: SessionId, generation: int) -> None:
         """Have the proxy reset a session, as soon as it can be told."""
@@ -232,7 +234,7 @@ class MobileNode:
 
     def finished(self, link: str, ended: EndedSession) -> None:
         """A session is over in good order; its last leg was on `link`."""
-        self._ended.note(link, ended)
+        self._lost.ended.note(link, ended)
 
     def sent(self, link: str) -> None:
         """Bytes left on a leg of this link."""
@@ -241,15 +243,26 @@ class MobileNode:
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
         self.connections.pop(connection.session, None)
+        self.carries()
+
+    def carries(self) -> None:
+        """Which links carry sessions may have changed, and so where a spare leg is needed."""
+        if self._spares is not None:
+            self._spares.reconsider()
+
+    def _spare_links(self) -> tuple[list[str], tuple[str, ...]]:
+        """The idle links that a session may have to move to, metered ones left out; and all that can be used."""
+        connections = list(self.connections.values()) if self.authorised else []
+        allowed = {link for connection in connections for link in connection.usable_links}
+        allowed -= {connection.link for connection in connections}
+        idle = [name for name in self._usable if name in allowed and not self._watch.is_metered(name)]
+        return idle, self._usable if connections else ()
 
     # -- UdpNetwork: what UDP flows need besides ----------------------------------------------------------------------
 
     def open_udp(self, link: str, turn: int) -> socket.socket:
         """A UDP socket through a link to one of the proxy's addresses, each in turn. Raises OSError, MsocksError."""
-        known = self._watch.links().get(link)
-        if known is None:
-            raise LinkUnavailable.unknown(link)
-        return self._dialer.open_udp(known, turn)
+        return self._dialer.open_udp(self._known(link), turn)
 
     def addresses(self, link: str) -> tuple[Address, ...]:
         """The link's own addresses."""
@@ -313,40 +326,14 @@ class MobileNode:
         for change in changes:
             after = change.after
             if after is not None and change.before != after:
-                self._check_addresses(after)
+                self._lost.check_addresses(after)
         self._offer_links()
         for change in changes:
             before, after = change.before, change.after
             if before is not None and (
                 after is None or not self._can_carry(after) or before.addresses != after.addresses
             ):
-                self._confirm_ends(before.name)
-
-    def _on_rebound(self, link: str) -> None:
-        """The link's NAT has forgotten its mappings: what the legs there send reaches nobody who knows them."""
-        error = OSError(errno.ECONNRESET, f"the NAT of {link} has forgotten its mappings")
-        for connection in list(self.connections.values()):
-            if connection.leg is not None and connection.link == link:
-                connection.leg_lost(connection.generation, error)
-        for flow in list(self.udp.values()):
-            flow.rebound(link)
-        self._confirm_ends(link)
-
-    def _confirm_ends(self, link: str) -> None:
-        """What was said last on the link may have been lost."""
-        for ended in self._ended.take(link):
-            self._closer.close(ended.session, ended.generation, ended.up_end)
-
-    def _check_addresses(self, link: Link) -> None:
-        """A leg whose own address has left its link carries nothing more, although no error tells of it."""
-        kept = {str(address) for address in link.addresses}
-        for connection in list(self.connections.values()):
-            leg = connection.leg
-            if leg is None or connection.link != link.name:
-                continue
-            address = str(Endpoint.from_sockaddr(leg.getsockname()).host)
-            if kept and address not in kept:
-                connection.leg_lost(connection.generation, OSError(f"{address} is no longer an address of {link.name}"))
+                self._lost.confirm_ends(before.name)
 
     def _offer_links(self) -> None:
         usable = tuple(name for name, link in self._watch.links().items() if self._can_carry(link))
@@ -357,6 +344,7 @@ class MobileNode:
             rtt_s = self._rtt_s()
             for connection in self._all():
                 self._offer(connection, rtt_s)
+        self.carries()
 
     def offer(self, connection: Connection | UdpConnection) -> None:
         """Have the router decide anew about one connection."""

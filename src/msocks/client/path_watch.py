@@ -250,6 +250,11 @@ class PathWatch:
             if path.health is not None:
                 path.health.tariff = self._tariff(path)
 
+    def is_metered(self, name: str) -> bool:
+        """Whether the link of that name costs money, as far as anybody has said."""
+        path = self._paths.get(name)
+        return path is not None and self._tariff(path) is Tariff.METERED
+
     def _tariff(self, path: LinkPath) -> Tariff:
         return Tariff.METERED if path.link.metered or self._is_metered(path.link.name) else Tariff.FREE
 

@@ -84,7 +84,7 @@ class MobileSession:
         self._destination = destination
         self._may_reconnect = reconnect
         self._inbound = inbound
-        self._links: tuple[str, ...] = ()
+        self.links: tuple[str, ...] = ()  # that can be used now
         self._rtt_s: dict[str, float] = {}
         self._hold_down_s = HOLD_DOWN_S
         self._chosen: str | None = None  # by move(): preferred above all as long as it is there
@@ -153,8 +153,8 @@ class MobileSession:
         A session that is well goes to a better link when that has been the better one for `hold_down_s`.
         """
         self._hold_down_s = hold_down_s
-        appeared = set(links) - set(self._links)
-        self._links = links
+        appeared = set(links) - set(self.links)
+        self.links = links
         self._rtt_s = rtt_s
         effects: list[Effect] = []
         if self._ended:
@@ -186,7 +186,7 @@ class MobileSession:
             return [MoveFailed(link, SessionEnded(EndReason.UNKNOWN))]
         if self._leg is not None and self._leg.link != link and not self._may_reconnect:
             return [MoveFailed(link, SessionEnded(EndReason.UNKNOWN))]
-        if link not in self._links:
+        if link not in self.links:
             return [MoveFailed(link, LinkUnavailable(link, "it is down, silent, or has no route to the proxy"))]
         effects: list[Effect] = []
         if self._requested is not None and self._requested != link:
@@ -282,7 +282,7 @@ class MobileSession:
         """Begin an attempt where one is called for and none is under way."""
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
-        if self._ended or self._pending is not None or not self._links:
+        if self._ended or self._pending is not None or not self.links:
             return []
         if self._leg is None:
             if self._was_live and not self._may_reconnect:
@@ -305,12 +305,12 @@ class MobileSession:
         return self._attempt(now, best, MoveCause.PREFERRED)
 
     def _best_link(self) -> str:
-        return self._chosen if self._chosen in self._links and self._chosen is not None else self._links[0]
+        return self._chosen if self._chosen in self.links and self._chosen is not None else self.links[0]
 
     def _next_link(self) -> str:
         """The best link; after failures, each of the others in turn."""
         best = self._best_link()
-        order = [best, *(link for link in self._links if link != best)]
+        order = [best, *(link for link in self.links if link != best)]
         if self._failures and self._last_link in order:
             return order[(order.index(self._last_link) + 1) % len(order)]
         return best
@@ -324,7 +324,7 @@ class MobileSession:
             return ATTEMPT_S
         # A proxy that a thousand sessions ask at once answers the last of them late: who asks again as soon each time
         # makes it later still, and no answer ever comes in time.
-        rounds = self._failures // max(1, len(self._links))
+        rounds = self._failures // max(1, len(self.links))
         return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * (1 << min(rounds, 10)))
 
     def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
@@ -338,7 +338,7 @@ class MobileSession:
     def _back_off(self, now: float) -> None:
         self._failures += 1
         if self._leg is None:
-            rounds = (self._failures - 1) // max(1, len(self._links))
+            rounds = (self._failures - 1) // max(1, len(self.links))
             self._retry_at = now + min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(rounds, 10))
         else:
             self._better_since = None
@@ -383,7 +383,7 @@ class MobileSession:
         assert self._pending is not None
         link, had_leg = self._pending.link, self._leg is not None
         effects = self._abandon()
-        if self._requested == link and (had_leg or link not in self._links):
+        if self._requested == link and (had_leg or link not in self.links):
             self._requested = None
             if self._chosen == link:
                 self._chosen = None

@@ -276,6 +276,7 @@ def _agent(table: AgentTable, access: AccessLink, base: Path, policy: Policy) ->
         links=None if table.links is None else tuple(table.links),
         control=None if table.control is None else str(base / table.control),
         allow_remote=table.allow_remote,
+        spare_legs=table.spare_legs,
         limits=AgentLimits(**table.limits.model_dump()),
         policy=policy,
         state=None if table.state is None else str(base / table.state),

@@ -124,6 +124,7 @@ class AgentTable(Table):
     links: list[LinkName] | None = Field(default=None, min_length=1, examples=['["wlan0", "usb0"]'])
     control: PathText | None = Field(default=None, examples=['"/run/msocks/agent.sock"'])
     allow_remote: bool = Field(default=False, examples=["false"])
+    spare_legs: bool = Field(default=True, examples=["true"])
     state: PathText | None = Field(default=None, examples=['"/var/lib/msocks-agent"'])
     limits: AgentLimitsTable = Field(default_factory=AgentLimitsTable, examples=["{ flows = 4096 }"])
 
