@@ -41,7 +41,7 @@ TAKING_PART: dict[str, tuple[type[Contender], ...]] = {
     "latency": (Forwarding, Msocks, Beside, Dante, Haproxy),
     "programs": (Msocks,),
     "throughput": (Forwarding, Msocks, Dante, Haproxy),
-    "rate": (Forwarding, Msocks, Dante, Microsocks, Haproxy),
+    "rate": (Msocks, Dante, Microsocks),
     "memory": (Forwarding, Msocks, Dante, Microsocks, Haproxy),
     "hold": (Forwarding, MsocksOfMany),
     "churn": (Msocks,),

@@ -68,7 +68,7 @@ _RATE = """\
 SOCKS CONNECT, one byte there and back, close (by the server, so that TIME-WAIT is at its end and never takes a proxy's
 ports); 32 at a time, for {seconds:g} s, between 64 addresses of each end. The time of a connection is from connect(2)
 to the byte's return. *Proxy* is processor time of the proxy's processes for each connection, *machine* that of
-everything. IP forwarding shows what the two ends alone can do.
+everything.
 
 ![Connections per second](splice-rate.svg)
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -247,3 +248,25 @@ def test_a_full_ring_takes_no_more_until_it_is_read(writer: tuple[BpfMap, int]):
         buffer.consume(seen.append)
         assert len(seen) == verdicts.count(0)
         assert write(program, 1) == 0
+
+
+def test_an_edge_triggered_reader_is_told_of_every_record(writer: tuple[BpfMap, int]):
+    ring, program = writer
+    records = 100_000
+    with contextlib.closing(RingBuffer(ring)) as buffer, contextlib.closing(select.epoll()) as poll:
+        poll.register(buffer.fileno(), select.EPOLLIN | select.EPOLLET)
+        child = os.fork()
+        if not child:
+            for mark in range(records):
+                while write(program, mark):
+                    pass
+            os._exit(0)
+        seen: list[bytes] = []
+        try:
+            while len(seen) < records:
+                assert poll.poll(2), f"nothing is told after {len(seen)} of {records} records"
+                buffer.consume(seen.append)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert [struct.unpack("=I", record)[0] for record in seen] == list(range(records))

@@ -252,16 +252,31 @@ static struct msocks_ring *msocks_ring_open(int fd)
 	return ring;
 }
 
-/* How many records there were, or a negated error number. */
+/*
+ * How many records there were, or a negated error number.
+ *
+ * The kernel wakes the reader only if it sees that everything before a new record has been read. Without a fence the
+ * reader may look for the next record before its own position has become visible: then neither side sees the other,
+ * and whoever waits for a change, as an edge-triggered epoll does, is not told of this record or any later one.
+ */
 static int msocks_ring_read(struct msocks_ring *ring)
 {
+	int count = 0, more;
+
 	ring->used = 0;
 	if (ring->room > KEPT_ROOM) {
 		free(ring->records);
 		ring->records = NULL;
 		ring->room = 0;
 	}
-	return ring_buffer__consume(ring->ring);
+	do {
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		more = ring_buffer__consume(ring->ring);
+		if (more < 0)
+			return more;
+		count += more;
+	} while (more);
+	return count;
 }
 
 static const char *msocks_ring_records(const struct msocks_ring *ring, size_t *size)
