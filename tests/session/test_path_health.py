@@ -46,7 +46,8 @@ class Road:
     """A path with a proxy at its end, and the clock that goes with it.
 
     `jitter` and `loss` hold for each direction; `queue` is what waiting adds to the round-trip time of a probe that
-    is sent at a moment. Traffic runs every `every` seconds; `heard` says whether something comes back for it.
+    is sent at a moment. Traffic runs every `every` seconds while it `flows`; `heard` says whether something
+    comes back for it.
     """
 
     rtt: float = 0.005
@@ -57,6 +58,7 @@ class Road:
     udp_passes: Callable[[float], bool] = always
     has_control: bool = True
     every: float | None = None
+    flows: Callable[[float], bool] = always
     heard: bool = True
     tariff: Tariff = Tariff.FREE
     seed: int = 1
@@ -127,9 +129,10 @@ class Road:
 
     def _traffic(self) -> None:
         assert self.every is not None
-        self.health.on_traffic(self.now)
-        if self.heard and self.lives(self.now):
-            self.health.on_heard(self.now)
+        if self.flows(self.now):
+            self.health.on_traffic(self.now)
+            if self.heard and self.lives(self.now):
+                self.health.on_heard(self.now)
         self.at(self.now + self.every, self._traffic)
 
 
@@ -138,7 +141,7 @@ DOWNLOAD = 0.003
 
 
 @pytest.mark.parametrize(
-    ("rtt", "half", "worst"), [(0.005, 0.30, 0.38), (0.05, 0.50, 0.65)], ids=["rtt=5ms", "rtt=50ms"]
+    ("rtt", "half", "worst"), [(0.005, 0.22, 0.28), (0.05, 0.30, 0.40)], ids=["rtt=5ms", "rtt=50ms"]
 )
 @pytest.mark.parametrize(("every", "heard"), [(DOWNLOAD, True), (TYPING, True), (0.05, False)])
 def test_silence_is_found_within_the_time_of_the_goal(rtt: float, half: float, worst: float, every: float, heard: bool):
@@ -191,6 +194,25 @@ def test_silence_behind_a_full_queue_is_found_too():
     road = Road(0.005, 0.002, every=0.01, queue=lambda _now: 0.5, lives=until(60))
     road.run(70)
     assert 60 < road.silences[0] < 61.5
+
+
+@pytest.mark.parametrize("full", [0.1, 0.5])
+def test_silence_of_a_download_is_found_as_soon_although_it_fills_a_queue(full: float):
+    for seed in range(10):
+        cut = 30 + 0.0437 * seed
+        road = Road(0.005, 0.002, every=DOWNLOAD, lives=until(cut), seed=seed)
+        road.queue = lambda now: full if now > 1 else 0.0
+        road.run(cut + 5)
+        assert len(road.silences) == 1
+        assert 0 < road.silences[0] - cut < 0.28
+
+
+def test_behind_somebody_elses_queue_a_download_that_pauses_raises_no_alarm():
+    """A film that comes in portions, and another host's download from the first minute on: answers still come."""
+    road = Road(0.005, 0.002, every=DOWNLOAD, flows=lambda now: now % 10 < 6)
+    road.queue = lambda now: 0.4 if now > 64 else 0.0
+    road.run(600)
+    assert not road.silences
 
 
 def test_a_path_that_is_late_once_is_given_more_time_and_less_again_later():

@@ -5,6 +5,9 @@ a row have stayed unanswered past a deadline that follows the measured round-tri
 since the first of them was sent. Everything that arrives, a byte, an ACK, an answer however late, excuses the probes
 sent before it: a queue that fills makes answers late, but then they do come.
 
+Where bytes have come densely until a moment ago, a queue is no excuse for silence: what is ahead of the answer in it
+would be heard, or its ACKs. There the deadline follows the round-trip time of calm moments.
+
 How often to ask follows from how long ago traffic was seen: a path that carried something a moment ago is asked within
 a few round trips; one idle for minutes, every 15 s; an idle metered one, not at all. What has arrived just now is as
 good as an answer, so a busy path costs next to no probes.
@@ -15,8 +18,9 @@ Times are seconds of one monotonic clock, which the caller reads.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum, Flag, StrEnum
+
+from msocks.session.path_samples import Arrivals, RoundTripTime, SentProbe
 
 NEEDED_LEAST = 4
 NEEDED_MOST = 8
@@ -39,6 +43,10 @@ BUSY_LEAST_S = 0.05
 BUSY_MOST_S = 0.25
 BURST_LEAST_S = 0.02
 BURST_MOST_S = 0.1
+HUSH = 3
+"""For so many intervals after its last traffic, a busy path that is quiet is asked in a burst."""
+DENSE_S = 0.03
+"""No pause of late was longer where bytes come densely."""
 SAMPLE_S = 0.1
 """While other bytes arrive, a probe is sent this often to measure the round-trip time."""
 IDLE_SHARE = 8
@@ -93,33 +101,6 @@ class Tariff(Enum):
     METERED = "metered"
 
 
-@dataclass(slots=True)
-class _Probe:
-    sent_at: float
-    over_udp: bool
-    is_cold: bool  # sent after a pause
-    counts: bool  # towards silence
-    tells_loss: bool  # sent while the path lived
-    was_overdue: bool = False
-
-
-class RoundTripTime:
-    """Smoothed round-trip time and its variation (RFC 6298 section 2)."""
-
-    def __init__(self) -> None:
-        self.smoothed_s: float | None = None
-        self.variation_s = 0.0
-
-    def sample(self, rtt_s: float) -> None:
-        """Take one measurement into account."""
-        if self.smoothed_s is None:
-            self.smoothed_s = rtt_s
-            self.variation_s = rtt_s / 2
-        else:
-            self.variation_s += (abs(self.smoothed_s - rtt_s) - self.variation_s) / 4
-            self.smoothed_s += (rtt_s - self.smoothed_s) / 8
-
-
 class PathHealth:
     """See the module. Call `advance` whenever `next_event` is due, or earlier.
 
@@ -141,7 +122,7 @@ class PathHealth:
         self.alone = False
         self.tariff = tariff
         self._began_at = now
-        self._probes: dict[int, _Probe] = {}
+        self._probes: dict[int, SentProbe] = {}
         self._sent_at = -math.inf
         self.heard_at = -math.inf
         self._heard_tcp_at = -math.inf  # anything but an answer to a UDP probe
@@ -155,6 +136,7 @@ class PathHealth:
         self._loss = 0.0
         self._margin_s = MARGIN_S
         self._margin_raised_at = now
+        self._arrivals = Arrivals()
         self._silent_since = math.inf
         self._silent_ended_at = -math.inf
         self._flaps = 0
@@ -174,10 +156,11 @@ class PathHealth:
         else:
             self._control_asked_at = now
         self._sent_at = now
-        self._probes[number] = _Probe(
+        self._probes[number] = SentProbe(
             now,
             over_udp,
             is_cold=now - self.heard_at > COLD_AFTER_S,
+            is_calm=now - self.heard_at > DENSE_S,
             counts=not (over_udp and self.udp_blocked),
             tells_loss=self.state is PathState.ALIVE and not self.udp_blocked,
         )
@@ -194,7 +177,7 @@ class PathHealth:
         rtt_s = now - probe.sent_at
         beyond_s = rtt_s - (self.rtt.smoothed_s or 0.0) - 4 * self.rtt.variation_s
         if self._is_measurement(probe, rtt_s):
-            self.rtt.sample(rtt_s)
+            self.rtt.sample(now, rtt_s, calm=probe.is_calm)
         self._loss -= self._loss / 32
         if probe.over_udp:
             self.udp_blocked = False
@@ -229,6 +212,7 @@ class PathHealth:
     def advance(self, now: float) -> Means:
         """Draw the conclusions that time has made possible, and say what to send now."""
         self._forget_probes(now)
+        self._arrivals.look(now, self.heard_at)
         overdue = self._overdue(now)
         for probe in self._probes.values():
             if not probe.was_overdue and now >= probe.sent_at + self._patience_s(probe):
@@ -259,24 +243,29 @@ class PathHealth:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _patience_s(self, probe: _Probe) -> float:
+    def _patience_s(self, probe: SentProbe) -> float:
         """How long the answer may take."""
         if self.rtt.smoothed_s is None:
             return DEADLINE_UNPROVEN_S
-        usual = self._usual_patience_s(self.rtt.smoothed_s)
+        usual = self._with_margin(self._usual_s())
         return max(usual, DEADLINE_COLD_S) if probe.is_cold else usual
 
-    def _usual_patience_s(self, smoothed_s: float) -> float:
-        usual = smoothed_s + 4 * self.rtt.variation_s + self._margin_s
-        return min(max(usual, DEADLINE_LEAST_S), DEADLINE_MOST_S)
+    def _usual_s(self) -> float:
+        """The most that a round trip takes as long as nothing else is heard."""
+        usual = (self.rtt.smoothed_s or DEADLINE_UNPROVEN_S) + 4 * self.rtt.variation_s
+        pause_s = self._arrivals.longest_pause_s(self.heard_at)
+        return min(usual, self.rtt.calm_s(self.heard_at) + 2 * pause_s) if pause_s <= DENSE_S else usual
 
-    def _is_measurement(self, probe: _Probe, rtt_s: float) -> bool:
+    def _with_margin(self, usual_s: float) -> float:
+        return min(max(usual_s + self._margin_s, DEADLINE_LEAST_S), DEADLINE_MOST_S)
+
+    def _is_measurement(self, probe: SentProbe, rtt_s: float) -> bool:
         """Not where something else was measured: how long a radio takes to wake up, or TCP to send a ping again."""
         if self.rtt.smoothed_s is None or (probe.over_udp and not probe.is_cold):
             return True
-        return rtt_s <= self._usual_patience_s(self.rtt.smoothed_s)
+        return rtt_s <= self._with_margin(self.rtt.smoothed_s + 4 * self.rtt.variation_s)
 
-    def _overdue(self, now: float) -> list[_Probe]:
+    def _overdue(self, now: float) -> list[SentProbe]:
         """The probes that speak for silence: unanswered past their deadline, and nothing was received since."""
         since = max(self.heard_at, self._excused_until)
         return [
@@ -309,14 +298,20 @@ class PathHealth:
             return self._silent_interval_s()
         smoothed = self.rtt.smoothed_s
         if suspicious:
-            if smoothed is None or now - self.heard_at > COLD_AFTER_S:
-                return BURST_MOST_S
-            return min(max(smoothed / 2, BURST_LEAST_S), BURST_MOST_S)
-        busy = BUSY_LEAST_S if smoothed is None else min(max(smoothed, BUSY_LEAST_S), BUSY_MOST_S)
+            return BURST_MOST_S if now - self.heard_at > COLD_AFTER_S else self._burst_s()
+        busy = BUSY_LEAST_S if smoothed is None else min(max(self._soonest_s(), BUSY_LEAST_S), BUSY_MOST_S)
         idle_for = self._sent_at - self._traffic_at
+        if self.tariff is Tariff.FREE and self._sent_at > self.heard_at and idle_for < HUSH * busy:
+            return self._burst_s()
         if self.tariff is Tariff.METERED and idle_for > IDLE_SHARE * IDLE_MOST_S:
             return IDLE_METERED_S if self._legs else math.inf
         return min(max(idle_for / IDLE_SHARE, busy), IDLE_MOST_S)
+
+    def _burst_s(self) -> float:
+        return min(max(self._soonest_s() / 2, BURST_LEAST_S), BURST_MOST_S)
+
+    def _soonest_s(self) -> float:
+        return min(self.rtt.smoothed_s or BURST_MOST_S, self._usual_s())
 
     def _silent_interval_s(self) -> float:
         if self._answers:
@@ -376,14 +371,13 @@ class PathHealth:
         """The alarm was false: what was late came after all. Be so patient with this path that it would not have been.
 
         `beyond_s` is by how much the answer came after the usual time. A path whose round trips grow by half a second
-        now and then (a cell that is changed, a radio link that sends again) so raises one such alarm, not one for
-        each step of the margin; what it costs is patience, up to MARGIN_MOST_S, when that path falls silent next.
+        now and then (a cell that is changed, a radio link that sends again) so raises one such alarm, not many.
         """
         if now - self._margin_raised_at > 1.0 or self._margin_s == MARGIN_S:
             self._margin_s = min(max(self._margin_s * 2, beyond_s), MARGIN_MOST_S)
             self._margin_raised_at = now
 
-    def _on_udp_lost(self, probe: _Probe) -> None:
+    def _on_udp_lost(self, probe: SentProbe) -> None:
         self._udp_lost.append(probe.sent_at)
         if len(self._udp_lost) >= UDP_GIVEN_UP_AFTER and self._heard_tcp_at > self._udp_lost[0]:
             self.udp_blocked = True
