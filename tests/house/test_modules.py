@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 MODULES = sorted(SOURCE.rglob("*.py"))
+C_FILES = sorted([*SOURCE.rglob("*.c"), *SOURCE.rglob("*.h")])
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LONGEST_MODULE = 400  # lines
@@ -43,9 +44,10 @@ def imported_packages(module: Path) -> Iterator[str]:
 
 def test_there_are_modules():
     assert {module.relative_to(SOURCE).parts[0] for module in MODULES} == {"msocks", "msocks_lab"}
+    assert C_FILES
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(SOURCE)))
+@pytest.mark.parametrize("module", [*MODULES, *C_FILES], ids=lambda module: str(module.relative_to(SOURCE)))
 def test_module_has_a_size_and_a_name(module: Path):
     lines = module.read_text().count("\n")
     assert lines <= LONGEST_MODULE, f"{lines} lines: find the second job in it and give that a module of its own"
