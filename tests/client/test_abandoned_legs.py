@@ -117,6 +117,9 @@ class Node:
 
     def forget(self, connection: Connection) -> None: ...
 
+    def ask_position(self, link: str, session: SessionId) -> bool:
+        return False
+
     def carries(self) -> None: ...
 
     def on_carried(self, carried: Carried) -> None:

@@ -392,6 +392,7 @@ async def test_only_the_proxys_own_answers_count(lab: Lab, access: AccessLink):
             node.link("wifi"),
             Endpoint.of(lab.proxy.ipv4, SINK_PORT),
             lambda answer, _received_at: answers.append(answer),
+            lambda _position: None,
             lambda: refused.append(True),
         )
         for mode in ("garbage", "echo", "forged", "stranger"):

@@ -88,6 +88,8 @@ st.register_type_strategy(leg.LegReply, replies())
 PROBES = st.builds(probe.Probe, ASSOCIATIONS, U64, U64) | st.builds(
     probe.ProbeAnswer, ASSOCIATIONS, U64, U64, ADDRESS_ENDPOINTS
 )
+PROBES |= st.builds(probe.PositionQuery, ASSOCIATIONS, U64, SESSIONS)
+PROBES |= st.builds(probe.Position, ASSOCIATIONS, U64, SESSIONS, OFFSETS)
 st.register_type_strategy(probe.Probe, PROBES)
 
 HELLOS = st.builds(

@@ -7,9 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msocks.errors import ProtocolError
-from msocks.protocol.probe import PROBE_BYTES, Probe, ProbeAnswer, ProbeMessage, decode_probe, encode_probe, probe_key
+from msocks.protocol.probe import (
+    PROBE_BYTES,
+    Position,
+    PositionQuery,
+    Probe,
+    ProbeAnswer,
+    ProbeMessage,
+    decode_probe,
+    encode_probe,
+    probe_key,
+)
 from msocks.values.endpoint import Endpoint
-from msocks.values.ids import AssociationId
+from msocks.values.ids import AssociationId, SessionId
 
 ASSOCIATION = AssociationId(b"a" * 16)
 KEY = b"k" * 32
@@ -54,6 +64,9 @@ def test_a_truncated_datagram_is_refused(message: ProbeMessage, size: int):
 def test_an_answer_is_as_long_as_its_probe():
     answer = ProbeAnswer(ASSOCIATION, 1, 2, Endpoint(IPv4Address(1), 3))
     assert len(encode_probe(answer, KEY)) == len(encode_probe(Probe(ASSOCIATION, 1, 2), KEY)) == 72
+    session = SessionId(b"s" * 16)
+    assert len(encode_probe(PositionQuery(ASSOCIATION, 1, session), KEY)) == 72
+    assert len(encode_probe(Position(ASSOCIATION, 1, session, 9), KEY)) == 72
 
 
 def test_impossible_probes():
@@ -63,6 +76,8 @@ def test_impossible_probes():
         Probe(ASSOCIATION, 0, -1)
     with pytest.raises(ValueError, match="is a name"):
         ProbeAnswer(ASSOCIATION, 0, 0, Endpoint("a.example", 1))
+    with pytest.raises(ValueError, match="received"):
+        Position(ASSOCIATION, 0, SessionId(b"s" * 16), 2**63)
 
 
 def test_vectors(vectors):
@@ -80,6 +95,15 @@ def test_vectors(vectors):
         datagram = bytes.fromhex(case["bytes"])
         assert encode_probe(expected, key) == datagram, case["name"]
         assert decode_probe(datagram).message == expected, case["name"]
+        assert decode_probe(datagram).verify(key), case["name"]
+    for case in content["positions"]:
+        fields = case["fields"]
+        ids = AssociationId.from_hex(fields["association"]), fields["sequence"], SessionId.from_hex(fields["session"])
+        position: ProbeMessage = Position(*ids, fields["received"]) if "received" in fields else PositionQuery(*ids)
+        key = down if isinstance(position, Position) else up
+        datagram = bytes.fromhex(case["bytes"])
+        assert encode_probe(position, key) == datagram, case["name"]
+        assert decode_probe(datagram).message == position, case["name"]
         assert decode_probe(datagram).verify(key), case["name"]
     for case in content["forged"]:
         assert not decode_probe(bytes.fromhex(case["bytes"])).verify(up), case["name"]

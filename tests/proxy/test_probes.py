@@ -7,11 +7,20 @@ import socket
 
 import pytest
 from tests.proxy.conftest import RunningProxy, StartProxy
-from tests.proxy.mobile_node import MobileNode
+from tests.proxy.mobile_node import MobileNode, reset, send, server_on
 
-from msocks.protocol.probe import PROBE_BYTES, Probe, ProbeAnswer, decode_probe, encode_probe, probe_key
+from msocks.protocol.probe import (
+    PROBE_BYTES,
+    Position,
+    PositionQuery,
+    Probe,
+    ProbeAnswer,
+    decode_probe,
+    encode_probe,
+    probe_key,
+)
 from msocks.values.endpoint import Endpoint
-from msocks.values.ids import AssociationId
+from msocks.values.ids import AssociationId, SessionId
 
 
 async def exchange(node: MobileNode, datagram: bytes, to: str | None = None) -> tuple[bytes, tuple, tuple]:
@@ -62,6 +71,41 @@ async def test_ipv6_probes_are_answered(start_proxy: StartProxy):
     assert isinstance(message, ProbeAnswer)
     assert source[:2] == ("::1", proxy.endpoint.port)
     assert message.observed == Endpoint.of("::1", local[1])
+
+
+def position_query(node: MobileNode, session: SessionId) -> bytes:
+    return encode_probe(PositionQuery(node.association, 7, session), probe_key(node.keys.key_up))
+
+
+async def test_a_client_is_told_how_far_a_sessions_upstream_has_come(proxy: RunningProxy):
+    node = await proxy.node()
+    async with server_on() as server:
+        session, leg = await node.open_session(server.endpoint)
+        await server.accept()
+        await send(leg.sock, b"a" * 1000)
+        for _ in range(50):
+            answer, _, _ = await exchange(node, position_query(node, session))
+            signed = decode_probe(answer)
+            assert signed.verify(probe_key(node.keys.key_down))
+            assert isinstance(signed.message, Position)
+            if signed.message.received == 1000:
+                break
+            await asyncio.sleep(0.01)
+        assert signed.message == Position(node.association, 7, session, 1000)
+        reset(leg.sock)  # the session waits for a leg now
+        await asyncio.sleep(0.05)
+        answer, _, _ = await exchange(node, position_query(node, session))
+        assert decode_probe(answer).message == Position(node.association, 7, session, 1000)
+
+
+async def test_nobody_is_told_of_sessions_that_are_not_his(proxy: RunningProxy):
+    node, other = await proxy.node(), await proxy.node("bob")
+    async with server_on() as server:
+        session, _ = await node.open_session(server.endpoint)
+        for asking, about in ((other, session), (node, SessionId.generate())):
+            with pytest.raises(TimeoutError):
+                await exchange(asking, position_query(asking, about))
+        await exchange(node, position_query(node, session))
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "mac", "association", "answer", "empty"])

@@ -9,6 +9,7 @@ from msocks.client.ended_sessions import EndedSession
 from msocks.client.leg_attempt import LegAttempt
 from msocks.client.leg_question import leg_request
 from msocks.client.network import ConnectionListener, Network
+from msocks.client.upstream_position import UpstreamPosition
 from msocks.errors import EndReason, LinkUnavailable, MsocksError, ProtocolError, SessionEnded
 from msocks.protocol.control import ParkedLeg
 from msocks.protocol.inbound import Incoming
@@ -54,6 +55,7 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._connected: asyncio.Future[Endpoint | None] = network.reactor.loop.create_future()
         self._moves: dict[str, list[asyncio.Future[None]]] = {}
+        self.position = UpstreamPosition(network, self.session, stream)
         stream.on_sent = self._sent
         stream.watches_handovers = True
 
@@ -233,7 +235,8 @@ class Connection:
 
     async def _dial(self, attempt: LegAttempt, effect: mobile.Attempt) -> None:
         try:
-            sock = await self._network.dial(attempt.link)
+            asks = effect.reconnect and not effect.handover_from
+            sock = await self.position.dial(attempt.link, ask=asks)
         except (OSError, MsocksError) as error:
             self._on_failure(attempt, error)
             return
@@ -242,7 +245,7 @@ class Connection:
         try:
             if authority is None:
                 raise LinkUnavailable(attempt.link, "the association with the proxy is being renewed")
-            begins_at = self.stream.freeze() if effect.reconnect else 0
+            begins_at = self.position.beginning() if effect.reconnect else 0
             attempt.handover = self.stream.sends_on(effect.handover_from)
             if attempt.handover:
                 begins_at = self.stream.sent_now

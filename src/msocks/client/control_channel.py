@@ -111,24 +111,24 @@ class ControlChannels:
     # -- ControlPath ------------------------------------------------------------------------------------------------
 
     def ping(self, link: str, number: int) -> bool:
-        """See `msocks.client.path_watch.ControlPath`."""
+        """See `msocks.client.control_path.ControlPath`."""
         channel = self._channels.get(link)
         connection = None if channel is None else channel.connection
         return connection is not None and connection.send(ping(number))
 
     def socket_of(self, link: str) -> socket.socket | None:
-        """See `msocks.client.path_watch.ControlPath`."""
+        """See `msocks.client.control_path.ControlPath`."""
         channel = self._channels.get(link)
         connection = None if channel is None else channel.connection
         return connection.sock if connection is not None and connection.is_pinned else None
 
     def verify_all(self) -> None:
-        """See `msocks.client.path_watch.ControlPath`."""
+        """See `msocks.client.control_path.ControlPath`."""
         for channel in self._channels.values():
             channel.verify()
 
     def retry(self, link: str) -> None:
-        """See `msocks.client.path_watch.ControlPath`."""
+        """See `msocks.client.control_path.ControlPath`."""
         channel = self._channels.get(link)
         if channel is not None:
             channel.retry()

@@ -27,6 +27,7 @@ from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
 from msocks.protocol.control import Drain, LegAccepted, Parked, ParkedLeg, Received, SessionEnded, Welcome
 from msocks.protocol.inbound import Incoming, Listening
+from msocks.protocol.probe import Position
 from msocks.transport.dial import Dialer
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
@@ -74,7 +75,8 @@ class MobileNode:
             self._association,
             legs=self._legs_on,
             wanted=lambda: bool(self.connections or self.udp or self.inbound.listeners),
-            rebound=lambda link: self._lost.on_rebound(link),
+            rebound=self._on_rebound,
+            on_position=self._on_position,
         )
         self._channels = ControlChannels(
             self.reactor, self._dialer, self._watch, self._association, access, owner=self, agent_name=agent_name
@@ -224,6 +226,11 @@ class MobileNode:
             raise LinkUnavailable.unknown(link)
         return known
 
+    def ask_position(self, link: str, session: SessionId) -> bool:
+        """Ask over a link how far a session's upstream has come; whether to wait for an answer while dialling."""
+        stands = self._spares is not None and self._spares.stands(link)
+        return not stands and self._watch.ask_position(link, session)
+
     def park(self, leg: ParkedLeg) -> None:
         """Tell the proxy that a leg is gone."""
         self._lost.park(leg)
@@ -334,6 +341,13 @@ class MobileNode:
                 after is None or not self._can_carry(after) or before.addresses != after.addresses
             ):
                 self._lost.confirm_ends(before.name)
+
+    def _on_rebound(self, link: str) -> None:
+        self._lost.on_rebound(link)
+
+    def _on_position(self, position: Position) -> None:
+        if connection := self.connections.get(position.session):
+            connection.position.told(position.received)
 
     def _offer_links(self) -> None:
         usable = tuple(name for name, link in self._watch.links().items() if self._can_carry(link))

@@ -9,10 +9,21 @@ from collections.abc import Callable, Sequence
 
 from msocks.client.association import Association, AssociationKeys
 from msocks.errors import ProtocolError
-from msocks.protocol.probe import PROBE_BYTES, Probe, ProbeAnswer, decode_probe, encode_probe, probe_key
+from msocks.protocol.probe import (
+    PROBE_BYTES,
+    Position,
+    PositionQuery,
+    Probe,
+    ProbeAnswer,
+    ProbeMessage,
+    decode_probe,
+    encode_probe,
+    probe_key,
+)
 from msocks.transport.dial import bound_socket
 from msocks.transport.reactor import READABLE, Reactor
 from msocks.values.endpoint import Address, Endpoint
+from msocks.values.ids import SessionId
 from msocks.values.link import Family, Link
 
 _SO_TIMESTAMPNS = 35
@@ -60,6 +71,7 @@ class ProbeSocket:
         link: Link,
         endpoint: Endpoint,
         on_answer: Callable[[ProbeAnswer, float], None],
+        on_position: Callable[[Position], None],
         on_refused: Callable[[], None],
     ) -> None:
         """
@@ -71,6 +83,7 @@ class ProbeSocket:
             endpoint: Where to; an address.
             on_answer: Called with each answer of the proxy, and the time.monotonic() at which the kernel received it:
                 how long this process took to look must not count as round-trip time.
+            on_position: Called with each answer to `ask_position`.
             on_refused: Called when an ICMP error says that nobody listens there.
 
         Raises:
@@ -82,6 +95,7 @@ class ProbeSocket:
         self._association = association
         self._keys = keys
         self._on_answer = on_answer
+        self._on_position = on_position
         self._on_refused = on_refused
         self._sock = bound_socket(link, Family.of(endpoint.address), socket.SOCK_DGRAM)
         try:
@@ -95,11 +109,18 @@ class ProbeSocket:
 
     def send(self, number: int, time_us: int) -> bool:
         """Send the probe of that number; False where it cannot be sent."""
+        return self._send(Probe(self._association.id, number, time_us))
+
+    def ask_position(self, number: int, session: SessionId) -> bool:
+        """Ask how far a session's upstream has come; the number is one of a probe. False where it cannot be sent."""
+        return self._send(PositionQuery(self._association.id, number, session))
+
+    def _send(self, message: ProbeMessage) -> bool:
         keys = self._keys.pair()
         if keys is None:
             return False
         try:
-            self._sock.send(encode_probe(Probe(self._association.id, number, time_us), keys[0]))
+            self._sock.send(encode_probe(message, keys[0]))
         except ConnectionRefusedError:  # an earlier one
             self._on_refused()
             return False
@@ -125,19 +146,22 @@ class ProbeSocket:
             except OSError:
                 continue  # an ICMP error, now fetched
             answer = self._verified(datagram)
-            if answer is not None:
+            if isinstance(answer, ProbeAnswer):
                 self._on_answer(answer, time.monotonic() - _age_s(ancillary))
+            elif answer is not None:
+                self._on_position(answer)
 
     def _on_events(self, events: int) -> None:
         if events & READABLE:
             self.receive()
 
-    def _verified(self, datagram: bytes) -> ProbeAnswer | None:
+    def _verified(self, datagram: bytes) -> ProbeAnswer | Position | None:
         keys = self._keys.pair()
         try:
             signed = decode_probe(datagram)
         except ProtocolError:
             return None
-        if keys is None or not isinstance(signed.message, ProbeAnswer) or not signed.verify(keys[1]):
+        message = signed.message
+        if keys is None or not isinstance(message, ProbeAnswer | Position) or not signed.verify(keys[1]):
             return None
-        return signed.message if signed.message.association == self._association.id else None
+        return message if message.association == self._association.id else None

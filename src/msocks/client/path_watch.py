@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol
 
 from msocks.client.association import Association
+from msocks.client.control_path import ControlPath
 from msocks.client.leg_signs import LegSigns
 from msocks.client.link_path import LinkPath
 from msocks.client.path_probe import ProbeKeys, ProbeSocket
@@ -26,11 +26,12 @@ from msocks.errors import LinkCaptive
 from msocks.link_monitor.link_kind import link_kind
 from msocks.link_monitor.monitor import LinkMonitor, Subscriber
 from msocks.link_monitor.table import LinkChange, changes
-from msocks.protocol.probe import ProbeAnswer
+from msocks.protocol.probe import Position, ProbeAnswer
 from msocks.session.path_health import REFUSED_S, Means, PathHealth, PathState, Tariff
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
+from msocks.values.ids import SessionId
 from msocks.values.link import Link, LinkKind, LinkState
 
 _WAKE_S = 0.25
@@ -38,22 +39,6 @@ _LEAST_S = 0.001
 # No NAT forgets a UDP mapping within these times because of idleness: RFC 4787 asks for 2 min, many take 30 s.
 _IN_USE_S = 5.0
 _KEPT_S = 25.0
-
-
-class ControlPath(Protocol):
-    """The control channels, as a means to ask the proxy."""
-
-    def ping(self, link: str, number: int) -> bool:
-        """Send a ping over the channel of that link; False where none is open. `PathWatch.answered` tells the rest."""
-
-    def socket_of(self, link: str) -> socket.socket | None:
-        """The socket of that link's channel, if that stands and its other end has proved to be the proxy."""
-
-    def verify_all(self) -> None:
-        """Make sure that each channel still lives."""
-
-    def retry(self, link: str) -> None:
-        """Something has changed on that link: whatever waits for a next attempt there shall not wait."""
 
 
 class PathWatch:
@@ -69,6 +54,7 @@ class PathWatch:
         legs: Callable[[str], Iterable[socket.socket]],
         wanted: Callable[[], bool],
         rebound: Callable[[str], None] | None = None,
+        on_position: Callable[[Position], None] | None = None,
     ) -> None:
         """
         Args:
@@ -80,6 +66,7 @@ class PathWatch:
             wanted: Whether any session lives: a silent link is then asked more often.
             rebound: Called with a link's name when its NAT has lost a mapping that was in use: its connections are in
                 all likelihood dead as well, although nothing tells. They are checked in any case, which takes longer.
+            on_position: Called with each answer to `ask_position`.
         """
         self.control: ControlPath | None = None
         """Set by the control channels: the means to ask where UDP is blocked."""
@@ -91,6 +78,7 @@ class PathWatch:
         self._legs = legs
         self.wanted = wanted
         self._rebound = rebound
+        self._on_position = on_position or (lambda _position: None)
         self._signs = LegSigns(reactor)
         self._is_metered: Callable[[str], bool] = lambda name: link_kind(name) is LinkKind.CELLULAR
         self._paths: dict[str, LinkPath] = {}
@@ -169,6 +157,18 @@ class PathWatch:
             path.health.on_traffic(now)
             if path.due - now > _WAKE_S:
                 self._arm(path)
+
+    def ask_position(self, name: str, session: SessionId) -> bool:
+        """Ask over a link how far a session's upstream has come; whether an answer can be expected."""
+        path = self._paths.get(name)
+        if path is None or path.health is None or path.health.udp_blocked or self._association.keys is None:
+            return False
+        candidates = self._dialer.candidates(path.link)
+        with contextlib.suppress(OSError):
+            if candidates:
+                number = self._association.next_probe_number()
+                return self._probe_socket(path, candidates[0]).ask_position(number, session)
+        return False
 
     # -- for the control channels -----------------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class PathWatch:
             )
             link, keys = path.link, self._keys
             path.probes[endpoint] = ProbeSocket(
-                self._reactor, self._association, keys, link, endpoint, on_answer, on_refused
+                self._reactor, self._association, keys, link, endpoint, on_answer, self._on_position, on_refused
             )
         return path.probes[endpoint]
 

@@ -1,7 +1,8 @@
 """Path probes: UDP datagrams of 72 bytes to the proxy's port, answered with as many.
 
-A probe finds out whether a path lives and how long it takes, and under which address the proxy sees the client. It
-moves nothing: no state of a session depends on one.
+A probe finds out whether a path lives and how long it takes, and under which address the proxy sees the client. A
+position query asks what has arrived of a session's upstream, while the connection for the next leg is still being made.
+Neither moves anything: no state of a session depends on one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TypeAlias
 from msocks.errors import ProtocolFault
 from msocks.protocol.fields import (
     FIXED_ADDRESS_BYTES,
+    MAX_OFFSET,
     MAX_U64,
     check_range,
     decode_fixed_address,
@@ -21,7 +23,7 @@ from msocks.protocol.fields import (
     require,
 )
 from msocks.values.endpoint import Endpoint
-from msocks.values.ids import AssociationId
+from msocks.values.ids import AssociationId, SessionId
 
 PROBE_VERSION = 1
 PROBE_MAC_BYTES = 16
@@ -29,9 +31,13 @@ KEY_LABEL = b"msocks probe v1"
 
 # version, type, 2 reserved, association, sequence, time, observed address
 _PROBE = struct.Struct(f">BB2x16sQQ{FIXED_ADDRESS_BYTES}s")
+# version, type, 2 reserved, association, sequence, session, offset, 4 reserved
+_POSITION = struct.Struct(">BB2x16sQ16sQ4x")
 PROBE_BYTES = _PROBE.size + PROBE_MAC_BYTES
+assert _POSITION.size == _PROBE.size
 
-_REQUEST, _ANSWER = 1, 2
+_REQUEST, _ANSWER, _QUERY, _POSITION_OF = 1, 2, 8, 9
+_KINDS = (_REQUEST, _ANSWER, _QUERY, _POSITION_OF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,46 @@ class ProbeAnswer:
             raise ValueError(f"the observed address {self.observed} is a name")
 
 
-ProbeMessage: TypeAlias = Probe | ProbeAnswer
+@dataclass(frozen=True, slots=True)
+class PositionQuery:
+    """Client to proxy: how far has this session's upstream come?
+
+    Attributes:
+        association: Whose keys authenticate it, and whose user has the session.
+        sequence: As in a probe, of the same numbers.
+        session: Which.
+    """
+
+    association: AssociationId
+    sequence: int
+    session: SessionId
+
+    def __post_init__(self) -> None:
+        check_range(self.sequence, MAX_U64, "the sequence number")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Proxy to client: so far. There is no answer about a session that the user has not.
+
+    Attributes:
+        association: As in the query.
+        sequence: As in the query.
+        session: As in the query.
+        received: U, as in `msocks.protocol.leg`: it only grows, so that an old answer says too little at worst.
+    """
+
+    association: AssociationId
+    sequence: int
+    session: SessionId
+    received: int
+
+    def __post_init__(self) -> None:
+        check_range(self.sequence, MAX_U64, "the sequence number")
+        check_range(self.received, MAX_OFFSET, "the received bytes")
+
+
+ProbeMessage: TypeAlias = Probe | ProbeAnswer | PositionQuery | Position
 
 
 def probe_key(leg_key: bytes) -> bytes:
@@ -94,15 +139,17 @@ def _mac(key: bytes, signed: bytes) -> bytes:
 
 def encode_probe(message: ProbeMessage, key: bytes) -> bytes:
     """The datagram of a probe or an answer, with `key` from `probe_key` of the direction it goes."""
-    kind, observed = (_ANSWER, message.observed) if isinstance(message, ProbeAnswer) else (_REQUEST, None)
-    signed = _PROBE.pack(
-        PROBE_VERSION,
-        kind,
-        message.association.value,
-        message.sequence,
-        message.time,
-        encode_fixed_address(observed),
-    )
+    match message:
+        case Probe(association, sequence, time):
+            rest = association.value, sequence, time, encode_fixed_address(None)
+            signed = _PROBE.pack(PROBE_VERSION, _REQUEST, *rest)
+        case ProbeAnswer(association, sequence, time, observed):
+            rest = association.value, sequence, time, encode_fixed_address(observed)
+            signed = _PROBE.pack(PROBE_VERSION, _ANSWER, *rest)
+        case PositionQuery(association, sequence, session):
+            signed = _POSITION.pack(PROBE_VERSION, _QUERY, association.value, sequence, session.value, 0)
+        case Position(association, sequence, session, received):
+            signed = _POSITION.pack(PROBE_VERSION, _POSITION_OF, association.value, sequence, session.value, received)
     return signed + _mac(key, signed)
 
 
@@ -132,16 +179,30 @@ def decode_probe(datagram: bytes) -> SignedProbe:
         ProtocolError: It is malformed: ignore it, and answer nothing.
     """
     require(len(datagram) == PROBE_BYTES, f"a probe has {len(datagram)} bytes", ProtocolFault.LENGTH)
-    version, kind, association, sequence, time, address = _PROBE.unpack_from(datagram)
+    version, kind = datagram[:2]
     require(version == PROBE_VERSION, f"the probe version {version} is not spoken here", ProtocolFault.VERSION)
-    require(kind in (_REQUEST, _ANSWER), f"the probe type {kind} is not defined", ProtocolFault.TYPE)
+    require(kind in _KINDS, f"the probe type {kind} is not defined", ProtocolFault.TYPE)
     require(datagram[2:4] == b"\0\0", "reserved bytes of a probe are not zero")
+    message = _decode_probe(datagram) if kind in (_REQUEST, _ANSWER) else _decode_position(datagram)
+    return SignedProbe(message, datagram[: _PROBE.size], datagram[_PROBE.size :])
+
+
+def _decode_probe(datagram: bytes) -> Probe | ProbeAnswer:
+    _, kind, association, sequence, time, address = _PROBE.unpack_from(datagram)
     require(any(association), "the association id is all zero")
     observed = decode_fixed_address(address)
     require((observed is None) is (kind == _REQUEST), "a probe has an observed address, or an answer has none")
-    message: ProbeMessage
     if observed is None:
-        message = Probe(AssociationId(association), sequence, time)
-    else:
-        message = ProbeAnswer(AssociationId(association), sequence, time, observed)
-    return SignedProbe(message, datagram[: _PROBE.size], datagram[_PROBE.size :])
+        return Probe(AssociationId(association), sequence, time)
+    return ProbeAnswer(AssociationId(association), sequence, time, observed)
+
+
+def _decode_position(datagram: bytes) -> PositionQuery | Position:
+    _, kind, association, sequence, session, offset = _POSITION.unpack_from(datagram)
+    require(any(association) and any(session), "an id is all zero")
+    require(not any(datagram[_POSITION.size - 4 : _POSITION.size]), "reserved bytes of a position are not zero")
+    if kind == _QUERY:
+        require(not offset, "a position query has an offset")
+        return PositionQuery(AssociationId(association), sequence, SessionId(session))
+    require(offset <= MAX_OFFSET, "an offset is too large")
+    return Position(AssociationId(association), sequence, SessionId(session), offset)

@@ -1,4 +1,4 @@
-"""Answers path probes: UDP datagrams that prove their sender's key, from the address to which they came.
+"""Answers path probes and position queries: UDP datagrams that prove their sender's key, from where they came to.
 
 What comes to the same port and belongs to a UDP flow is passed on.
 """
@@ -10,14 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 from msocks.errors import ProtocolError
-from msocks.protocol.probe import Probe, ProbeAnswer, decode_probe, encode_probe
+from msocks.protocol.probe import (
+    Position,
+    PositionQuery,
+    Probe,
+    ProbeAnswer,
+    ProbeMessage,
+    decode_probe,
+    encode_probe,
+)
 from msocks.protocol.udp_flow import is_udp_flow
 from msocks.proxy.associations import Association
 from msocks.proxy.datagram_way import ANCILLARY_BYTES, DatagramWay
 from msocks.transport.datagram_socket import MOST_BYTES
 from msocks.transport.reactor import READABLE, Reactor
 from msocks.values.endpoint import Endpoint
-from msocks.values.ids import AssociationId
+from msocks.values.ids import AssociationId, SessionId
 
 _BATCH = 64
 
@@ -33,6 +41,7 @@ class ProbeResponder:
         reactor: Reactor,
         sock: socket.socket,
         find: Callable[[AssociationId], Association | None],
+        received: Callable[[str, SessionId], int | None],
         on_flow: Callable[[bytes, DatagramWay], None],
     ) -> None:
         """
@@ -40,11 +49,13 @@ class ProbeResponder:
             reactor: Watches the socket.
             sock: From `msocks.proxy.listener`; it stays the listener's.
             find: Gives the association of an id.
+            received: U of a user's session; None where there is no such session.
             on_flow: Called with what is to be read as a datagram of a UDP flow.
         """
         self._reactor = reactor
         self._sock = sock
         self._find = find
+        self._received = received
         self._on_flow = on_flow
         reactor.watch(sock.fileno(), self._on_events)
 
@@ -76,10 +87,19 @@ class ProbeResponder:
             signed = decode_probe(datagram)
         except ProtocolError:
             return None
-        probe = signed.message
-        association = self._find(probe.association)
-        if association is None or not isinstance(probe, Probe) or not signed.verify(association.probe_key_up):
+        question = signed.message
+        association = self._find(question.association)
+        if association is None or not signed.verify(association.probe_key_up):
             return None
-        observed = Endpoint.from_sockaddr(sockaddr)
-        answer = ProbeAnswer(probe.association, probe.sequence, probe.time, observed)
+        answer: ProbeMessage
+        match question:
+            case Probe(_, sequence, time):
+                answer = ProbeAnswer(question.association, sequence, time, Endpoint.from_sockaddr(sockaddr))
+            case PositionQuery(_, sequence, session):
+                received = self._received(association.user, session)
+                if received is None:
+                    return None
+                answer = Position(question.association, sequence, session, received)
+            case _:
+                return None
         return encode_probe(answer, association.probe_key_down)

@@ -304,6 +304,11 @@ class ProxiedSession:
         state = conduit.state()
         return ReceivedStream(record.session, record.generation, state.up_taken, state.up_fin is not None)
 
+    @property
+    def received(self) -> int | None:
+        """U: how much of the upstream has arrived; None where nothing carries the session yet, or any more."""
+        return None if self._conduit is None else self._conduit.state().up_taken
+
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, reason: EndReason, reply_code: int = 0, *, announce: bool = True) -> None:

@@ -210,9 +210,8 @@ class _Core:
         for listener in self._listeners:
             self._datapath.prepare_listener(listener.tcp)
             listener.begin(self.reactor, self._on_accepted)
-            self._responders.append(
-                ProbeResponder(self.reactor, listener.udp, self.associations.find, self.udp.receive)
-            )
+            find, received = self.associations.find, self.sessions.received
+            self._responders.append(ProbeResponder(self.reactor, listener.udp, find, received, self.udp.receive))
         self.spawn(self._watch_users())
 
     async def wind_down(self, *, leave: bool) -> None:

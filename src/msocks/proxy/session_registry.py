@@ -156,6 +156,11 @@ class SessionRegistry:
         stone = self._tombstones.find(user, stream.session, self.now())
         return None if stone is None or stone.end is None else SessionEnded(stream.session, stone.end)
 
+    def received(self, user: str, session: SessionId) -> int | None:
+        """U of a session: how much of its upstream has arrived; None where nothing carries it."""
+        known = self._sessions.get((user, session))
+        return None if known is None else known.received
+
     def _find(self, leg: WaitingLeg, user: str, session: SessionId) -> ProxiedSession | None:
         known = self._sessions.get((user, session))
         if known is None:

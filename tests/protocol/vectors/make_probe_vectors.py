@@ -17,6 +17,7 @@ from typing import Any
 KEY_UP = bytes(range(0x20))
 KEY_DOWN = bytes(range(0x20, 0x40))
 ASSOCIATION = bytes(range(0xA0, 0xB0))
+SESSION = bytes(range(0xC0, 0xD0))
 Case = dict[str, Any]
 
 
@@ -53,6 +54,10 @@ def probe_unsigned(kind: int, sequence: int, time: int, observed: str | None) ->
     return struct.pack(">BBH16sQQ20s", 1, kind, 0, ASSOCIATION, sequence, time, fixed_address(observed))
 
 
+def position_unsigned(kind: int, sequence: int, offset: int) -> bytes:
+    return struct.pack(">BBH16sQ16sQI", 1, kind, 0, ASSOCIATION, sequence, SESSION, offset, 0)
+
+
 def probes() -> Case:
     up, down = probe_keys()
 
@@ -64,10 +69,19 @@ def probes() -> Case:
             fields["observed"] = observed
         return {"name": name, "fields": fields, "bytes": (unsigned + tag).hex()}
 
+    def position(name: str, sequence: int, received: int | None = None) -> Case:
+        unsigned = position_unsigned(8 if received is None else 9, sequence, received or 0)
+        tag = mac(up if received is None else down, unsigned)[:16]
+        fields: Case = {"association": ASSOCIATION.hex(), "sequence": sequence, "session": SESSION.hex()}
+        if received is not None:
+            fields["received"] = received
+        return {"name": name, "fields": fields, "bytes": (unsigned + tag).hex()}
+
     def invalid(name: str, data: bytes, error: str) -> Case:
         return {"name": name, "bytes": (data + mac(up, data)[:16]).hex(), "error": error}
 
     good, answer = probe_unsigned(1, 1, 2, None), probe_unsigned(2, 1, 2, "192.0.2.7:40000")
+    query, at = position_unsigned(8, 1, 0), position_unsigned(9, 1, 5)
     forged = good + mac(KEY_UP, good)[:16]
     return {
         "key_up": KEY_UP.hex(),
@@ -80,6 +94,11 @@ def probes() -> Case:
             case("answer over IPv4", 1, 123_456_789, "192.0.2.7:40000"),
             case("answer over IPv6", 1, 123_456_789, "[2001:db8::7]:40000"),
         ],
+        "positions": [
+            position("position query", 7),
+            position("position of nothing", 7, 0),
+            position("largest position", 2**64 - 1, 2**63 - 1),
+        ],
         "forged": [{"name": "MAC with the leg key", "bytes": forged.hex()}],
         "invalid": [
             invalid("one byte short", good[:-1], "length"),
@@ -91,6 +110,11 @@ def probes() -> Case:
             invalid("association id of zeros", altered(good, (4, bytes(16))), "field"),
             invalid("probe with an address", altered(answer, (1, b"\x01")), "field"),
             invalid("answer without an address", altered(good, (1, b"\x02")), "field"),
+            invalid("type 10", altered(query, (1, b"\x0a")), "type"),
+            invalid("position query with an offset", altered(at, (1, b"\x08")), "field"),
+            invalid("position beyond 2^63", altered(at, (44, b"\x80")), "field"),
+            invalid("position with bytes behind it", altered(at, (55, b"\x01")), "field"),
+            invalid("session id of zeros", altered(query, (28, bytes(16))), "field"),
             invalid("address type 2", altered(answer, (36, b"\x02")), "address"),
         ],
     }

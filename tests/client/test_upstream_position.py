@@ -1,0 +1,132 @@
+"""Where a leg begins, and when the proxy is asked for that."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import cast
+
+import pytest
+
+from msocks.client.upstream_position import UpstreamPosition
+from msocks.transport.leg_stream import LegStream
+from msocks.values.ids import SessionId
+
+SESSION = SessionId(b"s" * 16)
+
+
+class Stream:
+    """A stream of which `sent` bytes were sent and `base` are known to have arrived."""
+
+    def __init__(self, base: int, sent: int) -> None:
+        self.base, self.sent = base, sent
+
+    def acknowledged(self) -> int:
+        return self.base
+
+    def freeze(self) -> int:
+        return self.base
+
+
+class Way:
+    """Dials to a socket pair as soon as it may; notes what was asked."""
+
+    def __init__(self, can_ask: bool = True) -> None:
+        self.asked: list[tuple[str, SessionId]] = []
+        self.dials = asyncio.Event()
+        self.can_ask = can_ask
+        self.ends: list[socket.socket] = []
+        self.dialled = asyncio.Event()
+
+    def ask_position(self, link: str, session: SessionId) -> bool:
+        self.asked.append((link, session))
+        return self.can_ask
+
+    async def dial(self, link: str) -> socket.socket:
+        await self.dials.wait()
+        ours, theirs = socket.socketpair()
+        self.ends = [ours, theirs]
+        self.dialled.set()
+        return ours
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.close()
+
+
+def position(way: Way, base: int, sent: int) -> UpstreamPosition:
+    return UpstreamPosition(way, SESSION, cast("LegStream", Stream(base, sent)))
+
+
+async def test_a_leg_begins_with_what_has_not_arrived():
+    way = Way()
+    asked = position(way, 1_000, 101_000)
+    dialling = asyncio.ensure_future(asked.dial("lte", ask=True))
+    await asyncio.sleep(0)
+    asked.told(90_000)
+    way.dials.set()
+    await dialling
+    assert way.asked == [("lte", SESSION)]
+    assert asked.beginning() == 90_000
+    way.close()
+
+
+async def test_an_answer_that_comes_a_little_after_the_handshake_counts():
+    way = Way()
+    way.dials.set()
+    asked = position(way, 1_000, 101_000)
+    asyncio.get_running_loop().call_later(0.005, asked.told, 90_000)
+    await asked.dial("lte", ask=True)
+    assert asked.beginning() == 90_000
+    way.close()
+
+
+async def test_without_an_answer_it_begins_where_the_acks_ended():
+    way = Way()
+    way.dials.set()
+    asked = position(way, 1_000, 101_000)
+    began = asyncio.get_running_loop().time()
+    await asked.dial("lte", ask=True)
+    assert asyncio.get_running_loop().time() - began < 0.2
+    assert asked.beginning() == 1_000
+    asked.told(90_000)  # too late
+    way.close()
+
+
+@pytest.mark.parametrize(("told", "begins"), [(500, 1_000), (200_000, 101_000)])
+async def test_nonsense_moves_nothing_but_within_what_was_sent(told: int, begins: int):
+    way = Way()
+    way.dials.set()
+    asked = position(way, 1_000, 101_000)
+    asyncio.get_running_loop().call_soon(asked.told, told)
+    await asked.dial("lte", ask=True)
+    assert asked.beginning() == begins
+    way.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "ask", "can_ask"), [(9_000, True, True), (101_000, False, True), (101_000, True, False)]
+)
+async def test_nobody_waits_for_an_answer_that_is_not_worth_it_or_will_not_come(sent: int, ask: bool, can_ask: bool):
+    way = Way(can_ask)
+    way.dials.set()
+    asked = position(way, 1_000, sent)
+    await asked.dial("lte", ask=ask)
+    asked.told(5_000)
+    assert asked.beginning() == 1_000
+    assert bool(way.asked) is (ask and sent > 20_000)
+    way.close()
+
+
+async def test_the_connection_is_closed_when_nobody_wants_it_any_more():
+    way = Way()
+    way.dials.set()
+    asked = position(way, 1_000, 101_000)
+    dialling = asyncio.ensure_future(asked.dial("lte", ask=True))
+    await way.dialled.wait()
+    await asyncio.sleep(0)
+    dialling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dialling
+    assert way.ends[0].fileno() == -1
+    way.close()
