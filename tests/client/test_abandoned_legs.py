@@ -117,8 +117,8 @@ class Node:
 
     def forget(self, connection: Connection) -> None: ...
 
-    def ask_position(self, link: str, session: SessionId) -> bool:
-        return False
+    def ask_position(self, link: str, session: SessionId) -> float | None:
+        return None
 
     def carries(self) -> None: ...
 

@@ -13,7 +13,7 @@ from msocks.transport.kernel import TcpInfo, tcp_info
 from msocks.transport.reactor import Reactor
 
 # What is heard within this time needs no look.
-_FRESH_S = 0.03
+_FRESH_S = 0.01
 # Data that waits longer than this for its ACK says more about its leg than about the traffic of the path.
 _OUTSTANDING_S = 3.0
 # How often to look for legs whose bytes have stopped coming, and for what TCP takes for the round-trip time.

@@ -62,8 +62,8 @@ class Network(Protocol):
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
 
-    def ask_position(self, link: str, session: SessionId) -> bool:
-        """Ask over a link how far a session's upstream has come; whether to wait for an answer while dialling."""
+    def ask_position(self, link: str, session: SessionId) -> float | None:
+        """Ask over a link how far a session's upstream has come; how many seconds the answer may take, None: no end."""
 
     def carries(self) -> None:
         """A connection has got a leg, perhaps over another link."""

@@ -39,6 +39,8 @@ from msocks.values.link import Link, LinkState
 
 _DIAL_TIMEOUT_S = 5.0
 _CLOSING_S = 2.0
+_UNKNOWN_RTT_MS = 100.0
+_ANSWER_S = 0.03  # that of the proxy's program, beyond a round trip
 
 
 class MobileNode:
@@ -226,10 +228,10 @@ class MobileNode:
             raise LinkUnavailable.unknown(link)
         return known
 
-    def ask_position(self, link: str, session: SessionId) -> bool:
-        """Ask over a link how far a session's upstream has come; whether to wait for an answer while dialling."""
-        stands = self._spares is not None and self._spares.stands(link)
-        return not stands and self._watch.ask_position(link, session)
+    def ask_position(self, link: str, session: SessionId) -> float | None:
+        """Ask over a link how far a session's upstream has come; how many seconds the answer may take, None: no end."""
+        rtt_ms = self._watch.rtt_ms(link) or _UNKNOWN_RTT_MS
+        return _ANSWER_S + rtt_ms / 1000 if self._watch.ask_position(link, session) else None
 
     def park(self, leg: ParkedLeg) -> None:
         """Tell the proxy that a leg is gone."""

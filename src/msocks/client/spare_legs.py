@@ -71,10 +71,6 @@ class SpareLegs:
         for link in self._wanted - self._spares.keys():
             self._begin(link)
 
-    def stands(self, link: str) -> bool:
-        """Whether there is one over the link of that name."""
-        return link in self._spares
-
     def take(self, link: Link) -> socket.socket | None:
         """The spare over a link, if one stands; it is the caller's then, and another is opened where one is wanted."""
         spare = self._let_go(link.name)

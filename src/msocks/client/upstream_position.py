@@ -1,8 +1,9 @@
 """Where a leg begins upstream, when much was on its way as the leg before was lost.
 
 How much of that has arrived, the ACKs that were lost with the leg would have told. A leg that begins with bytes that
-the server has spends its first round trips on them. So the proxy is asked by UDP while the new connection's handshake
-is on the way: both take one round trip. A leg that stands already is not kept waiting for an answer.
+the server has spends its first round trips on them, from a congestion window of ten segments on. So the proxy is asked
+by UDP while the new connection's handshake is on the way: both take one round trip. Where a connection stands already,
+that round trip is still less than those that it saves.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ from msocks.values.ids import SessionId
 
 _MUCH_BYTES = 10 * 1400
 """The first flight of a new connection (RFC 6928) brings no more."""
-_LATER_S = 0.02
-"""The answer is a program's; the handshake is the kernel's, and a little ahead."""
 
 
 class Way(Protocol):
     """How the proxy is reached."""
 
-    def ask_position(self, link: str, session: SessionId) -> bool:
-        """Ask how far a session's upstream has come; whether it is worth the while to wait for an answer."""
+    def ask_position(self, link: str, session: SessionId) -> float | None:
+        """Ask how far a session's upstream has come; how many seconds the answer may take, None: there will be none."""
 
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
@@ -45,15 +44,17 @@ class UpstreamPosition:
 
         Raises OSError, MsocksError.
         """
-        stream, self._answer = self._stream, None
-        if ask and stream.sent - stream.acknowledged() > _MUCH_BYTES and self._way.ask_position(link, self._session):
-            self._answer = asyncio.get_running_loop().create_future()
+        stream, self._answer, loop = self._stream, None, asyncio.get_running_loop()
+        much = stream.sent - stream.acknowledged() > _MUCH_BYTES
+        patience_s = self._way.ask_position(link, self._session) if ask and much else None
+        if patience_s is None:
+            return await self._way.dial(link)
+        self._answer, until = loop.create_future(), loop.time() + patience_s
         sock = await self._way.dial(link)
-        if self._answer is not None:
-            with contextlib.ExitStack() as stack:
-                stack.callback(sock.close)  # if this is cancelled
-                await asyncio.wait((self._answer,), timeout=_LATER_S)
-                stack.pop_all()
+        with contextlib.ExitStack() as stack:
+            stack.callback(sock.close)  # if this is cancelled
+            await asyncio.wait((self._answer,), timeout=max(0.0, until - loop.time()))
+            stack.pop_all()
         return sock
 
     def told(self, received: int) -> None:

@@ -45,7 +45,7 @@ BURST_LEAST_S = 0.02
 BURST_MOST_S = 0.1
 HUSH = 3
 """For so many intervals after its last traffic, a busy path that is quiet is asked in a burst."""
-DENSE_S = 0.03
+DENSE_S = 0.05
 """No pause of late was longer where bytes come densely."""
 SAMPLE_S = 0.1
 """While other bytes arrive, a probe is sent this often to measure the round-trip time."""
@@ -254,7 +254,7 @@ class PathHealth:
         """The most that a round trip takes as long as nothing else is heard."""
         usual = (self.rtt.smoothed_s or DEADLINE_UNPROVEN_S) + 4 * self.rtt.variation_s
         pause_s = self._arrivals.longest_pause_s(self.heard_at)
-        return min(usual, self.rtt.calm_s(self.heard_at) + 2 * pause_s) if pause_s <= DENSE_S else usual
+        return min(usual, self.rtt.calm_s(self.heard_at) + pause_s) if pause_s <= DENSE_S else usual
 
     def _with_margin(self, usual_s: float) -> float:
         return min(max(usual_s + self._margin_s, DEADLINE_LEAST_S), DEADLINE_MOST_S)
@@ -275,8 +275,11 @@ class PathHealth:
         ]
 
     def _needed(self) -> int:
-        """How many unanswered probes in a row independent losses explain less often than FALSE_ALARM."""
-        if self._loss < 0.001:
+        """How many unanswered probes in a row independent losses explain less often than FALSE_ALARM.
+
+        They do not explain that nothing comes any more of what came densely.
+        """
+        if self._loss < 0.001 or self._arrivals.longest_pause_s(self.heard_at) <= DENSE_S:
             return NEEDED_LEAST
         return min(max(math.ceil(math.log(FALSE_ALARM) / math.log(min(self._loss, 0.5))), NEEDED_LEAST), NEEDED_MOST)
 

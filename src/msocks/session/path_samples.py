@@ -78,8 +78,8 @@ class Arrivals:
 
     def look(self, now: float, heard_at: float) -> None:
         """At this moment the last arrival was that of `heard_at`. A pause counts when it is over."""
-        if heard_at > self._heard_at:
-            if self._heard_at > -math.inf:
+        if heard_at > self._looked_at:  # clearly: the kernel tells of it in steps of some milliseconds
+            if self._looked_at > -math.inf:
                 self._pauses.append((self._looked_at, self._looked_at - self._heard_at))
             self._heard_at = heard_at
         self._looked_at = now
