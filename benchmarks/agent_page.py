@@ -154,8 +154,8 @@ def _processor_table(rounds: Rounds, speed: Speed, direction: str) -> str:
         cells = [cell(rounds.spread(speed.name, way.name, figure), 2) for figure in figures]
         program = between(way)
         for space in ("user", "system"):
-            spread = program and rounds.spread(speed.name, way.name, _program(direction, program, space))
-            cells.append(cell(spread, 2) if spread else "-")
+            figure = _program(direction, program, space) if program else None
+            cells.append(cell(rounds.spread(speed.name, way.name, figure), 2) if figure else "-")
         rows.append([rounds.title(speed.name, way.name), *cells])
     return markdown_table([f"{direction}, s/GB", "machine", "client", "between, user", "between, kernel"], rows)
 
