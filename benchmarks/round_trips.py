@@ -35,7 +35,7 @@ def _by_sockets(options: argparse.Namespace) -> dict[str, Any]:
             connection.sendall(b"x")
             _check(connection.recv(1))
             opened.append(time.perf_counter() - began)
-    taken = []
+    taken: list[float] = []
     with connect(options, _TIMEOUT_S) as connection:
         end = time.perf_counter() + options.seconds
         while (began := time.perf_counter()) < end or len(taken) <= _WARM_UP:
@@ -54,7 +54,7 @@ async def _by_streams(options: argparse.Namespace) -> dict[str, Any]:
         _check(await reader.read(1))
         opened.append(time.perf_counter() - began)
         writer.close()
-    taken = []
+    taken: list[float] = []
     reader, writer = await open_streams(options, _TIMEOUT_S)
     end = time.perf_counter() + options.seconds
     while (began := time.perf_counter()) < end or len(taken) <= _WARM_UP:
