@@ -39,7 +39,7 @@ async def _transfer(options: argparse.Namespace, meter: ArrivalMeter) -> dict[st
         await writer.drain()
         sent += len(data)
     while meter.total < request.download:
-        data = await reader.read(RECEIVE_SIZE)
+        data = await reader.read(min(RECEIVE_SIZE, request.download - meter.total))
         if not data:
             raise TransferError(f"The stream ended after {meter.total} of {request.download} bytes")
         meter.add(len(data))
