@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +27,8 @@ _MANY_CALLS = 100  # for each GB; rarer ones are not shown
 _PROFILE = """\
 ## What a kernel path in the agent would gain
 
-Where the agent is while one connection carries bulk data over the unlimited link, by {samples}.
+Where the agent is while one connection carries bulk data over the unlimited link, by samples that perf(1) takes with a
+timer (`cpu-clock`).
 
 {places}
 
@@ -40,14 +42,18 @@ System calls for each GB:
 
 {gains}
 """
-_GAIN = """\
-{direction}: through the agent the machine spends {agent:.2f} s on a GB, over the splice alone {splice:.2f} s: nothing
-in the agent's place could save more than {most:.0%}. The agent's own processor time is {own:.2f} s/GB, of which user
-space and copying are {avoidable:.0%}. A kernel path (sockmap or splice(2)) would do without both: {saved:.2f} s/GB,
-which is {saved_share:.0%} of what the machine spends. The work of two TCP connections remains in any case.{stand_in}"""
-_STAND_IN = """ As
-measured, splice(2) for the agent makes it {used:.2f} s/GB, a change of {change:+.0%}, and carries {ratio:.2f} times
-as many bytes a second as the agent."""
+_GAIN = (
+    "- {direction}: through the agent the machine spends {agent:.2f} s on a GB, over the splice alone {splice:.2f} s{most}. "
+    "The agent's own processor time is {own:.2f} s/GB, of which user space and copying are {avoidable:.0%}. A kernel path "
+    "(sockmap or splice(2)) would do without both: {saved:.2f} s/GB, which is {saved_share:.0%} of what the machine spends. "
+    "The work of two TCP connections remains in any case."
+)
+_MOST = ": nothing in the agent's place could save more than {:.0%}"
+_STAND_IN = (
+    " As measured, splice(2) for the agent makes it {used:.2f} s/GB, a change of {change:+.0%}, and carries {ratio:.2f} "
+    "times as many bytes a second as the agent."
+)
+_WIDTH = 116
 _FLOWS = """\
 ## {flows:,} flows at once
 
@@ -67,11 +73,10 @@ def profile_section(profile: dict[str, Any], median: Median) -> str:
     if profile["error"]:
         return f"## What a kernel path in the agent would gain\n\n**Failed**: {profile['error'].strip()}"
     return _PROFILE.format(
-        samples="samples of perf(1) with a timer (`cpu-clock`)",
         places=_place_table(profile),
         symbols=_symbol_table(profile),
         calls=_call_table(profile),
-        gains="\n\n".join(_gains(profile, median)),
+        gains="\n".join(_gains(profile, median)),
     ).rstrip()
 
 
@@ -124,17 +129,17 @@ def _gains(profile: dict[str, Any], median: Median) -> Iterator[str]:
         stand_in, slow, fast = median(STAND_IN.name, machine), median(AGENT.name, rate), median(STAND_IN.name, rate)
         if stand_in is not None and slow is not None and fast is not None:
             measured = _STAND_IN.format(used=stand_in, change=stand_in / agent - 1, ratio=fast / slow)
-        yield _GAIN.format(
+        text = _GAIN.format(
             direction=direction.capitalize(),
             agent=agent,
             splice=splice,
-            most=1 - splice / agent,
+            most=_MOST.format(1 - splice / agent) if splice < agent else "",
             own=used,
             avoidable=avoidable,
             saved=used * avoidable,
             saved_share=used * avoidable / agent,
-            stand_in=measured,
         )
+        yield textwrap.fill(text + measured, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def flows_section(flows: dict[str, Any]) -> str:
@@ -158,7 +163,8 @@ def _flow_verdicts(flows: dict[str, Any]) -> Iterator[str]:
     """Growth from the first pass on: what a flow's first bytes take is taken once."""
     empty, opened, first, *_, last = flows["levels"]
     per_flow = (opened["agent"] - empty["agent"]) / flows["flows"] / 1024
-    yield f"- An open flow takes {per_flow:.1f} KiB of the agent."
+    used = (first["agent"] - empty["agent"]) / flows["flows"] / 1024
+    yield f"- An open flow takes {per_flow:.1f} KiB of the agent, one that has carried bytes {used:.1f} KiB."
     moved = (last["moved"] - first["moved"]) * 1e-9
     grown = last["agent"] - first["agent"]
     yield f"- The agent grew by {grown / (moved * 1000):,.0f} bytes for each MB that passed after the first pass."

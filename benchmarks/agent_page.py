@@ -30,9 +30,8 @@ bytes flow. Cells are *median (least - most)*; ratios are medians of the rounds'
 - *`msocks run`*: the same client, with nothing configured in it; the kernel's hooks bring it to the agent.
 - *Library, blocking socket*: the same client connects with `msocks.create_connection`, whose socket is one end of a
   pair: a thread of the program moves the bytes.
-- *Streams* are those of asyncio, another way to read and write, which costs more than blocking sockets with or without
-  MSOCKS. So there are two: over the splice alone by `asyncio.open_connection`, and by the library's
-  `msocks.open_connection`.
+- *Streams* are those of asyncio, with an event loop in place of the blocking socket. So there are two: over the splice
+  alone by `asyncio.open_connection`, and by the library's `msocks.open_connection`, which has no other hop.
 - *splice(2) for the agent*: haproxy with one thread hands the bytes on to the proxy inside the kernel. It
   has no sessions that move; it shows what a kernel path in the agent could be.
 
@@ -100,9 +99,9 @@ def _present(rounds: Rounds, speed: Speed) -> list[Way]:
 
 
 def _rate_table(rounds: Rounds, speed: Speed) -> str:
-    rows = []
+    rows, digits = [], 3 if speed is GIGABIT else 2
     for way in _present(rounds, speed):
-        cells = [cell(rounds.spread(speed.name, way.name, _rate(direction)), 3) for direction in DIRECTIONS]
+        cells = [cell(rounds.spread(speed.name, way.name, _rate(direction)), digits) for direction in DIRECTIONS]
         rows.append([rounds.title(speed.name, way.name), *cells, *_rate_ratios(rounds, speed, way, SPLICE.name)])
         if way.base not in (way.name, SPLICE.name):
             base = next(each.title for each in WAYS if each.name == way.base)

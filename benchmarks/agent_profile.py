@@ -25,7 +25,7 @@ _SAMPLES_PER_S = 1999
 _LONGEST_S = 120.0
 _LEAST_SHARE = 0.002  # of all samples; rarer symbols are put together
 _CLOCK = "date +%s%N; sleep {seconds}; date +%s%N"
-_COPYING = re.compile(r"copy|memcpy|rep_movs")
+_COPYING = re.compile(r"copy|memcpy|rep_movs|__check_object_size")
 # In a mount namespace of its own: nothing is mounted any more when perf has ended.
 _WITH_TRACEFS = ["unshare", "--mount", "sh", "-c", 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"', "sh"]
 

@@ -142,7 +142,7 @@ def levels(*memory: int) -> dict[str, Any]:
 
 def test_memory_that_grows_with_the_bytes_is_told():
     page = agent_page.page(raw(flows=levels(50, 150, 160, 200, 240)))
-    assert "takes 20.5 KiB of the agent" in page
+    assert "takes 20.5 KiB of the agent, one that has carried bytes 22.5 KiB" in page
     assert "grew by 10,486 bytes for each MB" in page
     assert "while 8.0 GB passed: 80.00; target at most 2.00, **not kept**." in page
     assert row(page, "pass 3") == ["pass 3", "12.0", "240.0", "1.0", "2.0"]
