@@ -45,8 +45,8 @@ System calls for each GB:
 _GAIN = (
     "- {direction}: through the agent the machine spends {agent:.2f} s on a GB, over the splice alone {splice:.2f} s"
     "{most}. The agent's own processor time is {own:.2f} s/GB, of which user space and copying are {avoidable:.0%}. A "
-    "kernel path (sockmap or splice(2)) would do without both: {saved:.2f} s/GB, which is {saved_share:.0%} of what the "
-    "machine spends. The work of two TCP connections remains in any case."
+    "kernel path (sockmap or splice(2)) would do without both: {saved:.2f} s/GB, which is {saved_share:.0%} of what "
+    "the machine spends. The work of two TCP connections remains in any case."
 )
 _MOST = ": nothing in the agent's place could save more than {:.0%}"
 _STAND_IN = (
