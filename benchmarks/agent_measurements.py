@@ -85,9 +85,9 @@ def start_transfer(field: Field, way: Way, direction: str, amount: int, record: 
         what += ["--record", str(lab.directory / f"{record}.json")]
     else:
         what += ["--id", record]
-    client = ["benchmarks.streams_client"] if way.streams else ["benchmarks.bulk_client"]
+    module = "benchmarks.streams_client" if way.streams else "benchmarks.bulk_client"
     unseen = [] if way.streams else ["--no-verify", "--no-receipt"]
-    argv = python_argv(*client, lab.server.ipv4, str(PATTERN_PORT), *way_options(way, lab), *what, *unseen)
+    argv = python_argv(module, lab.server.ipv4, str(PATTERN_PORT), *way_options(way, lab), *what, *unseen)
     return lab.mobile.popen([*way_wrapper(way, field.product), *argv], stdout=subprocess.PIPE)
 
 
