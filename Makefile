@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SCRIPT := PYTHONPATH=. $(PYTHON)
 
-.PHONY: help install test demo lint fmt docs bpf dist lock soak soak-install chaos bench-install bench-handoff bench-false-moves soak-crashes bench-relay bench-splice bench-policy clean distclean
+.PHONY: help install test demo lint fmt docs bpf dist lock soak soak-install chaos bench-install bench-handoff bench-false-moves soak-crashes bench-relay bench-splice bench-agent bench-policy clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-relay: bench-install  ## the relay's throughput, rate and memory, beside p
 
 bench-splice: bench-install  ## the splice beside IP forwarding, haproxy, dante and microsocks; writes docs/benchmarks/
 	@$(SCRIPT) benchmarks/splice.py
+
+bench-agent: bench-install  ## library, agent and `msocks run` beside the splice alone; writes docs/benchmarks/
+	@$(SCRIPT) benchmarks/agent.py
 
 bench-policy: install  ## how long a decision of the policy takes; writes docs/benchmarks/
 	@$(SCRIPT) benchmarks/policy.py

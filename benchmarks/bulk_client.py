@@ -1,9 +1,10 @@
 """A client of the lab's pattern server that keeps its side open until it has everything, as most programs do.
 
-    python -m benchmarks.bulk_client HOST PORT [--socks HOST:PORT] [--download N] [--upload N] [--record FILE]
+    python -m benchmarks.bulk_client HOST PORT [--socks HOST:PORT | --library FILE] [--download N] [--upload N]
 
 The lab's own client ends its side at once when it has nothing to send; a half-closed connection is another case (MPTCP
-for example opens no subflow on one). Prints its result as one line of JSON, and ends with 0 if every byte was right.
+for example opens no subflow on one). Prints its result as one line of JSON, and ends with 0 if every byte was right;
+`machine_s` and `client_s` in it are processor seconds from the request to the end, of everything and of this process.
 """
 
 from __future__ import annotations
@@ -19,22 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.client_way import Spent, add_arguments, connect
+from msocks.errors import MsocksError
 from msocks_lab.arrival import ArrivalMeter
 from msocks_lab.errors import TransferError
-from msocks_lab.socks import connect_through
 from msocks_lab.transfer import RECEIVE_SIZE, Receipt, TransferRequest, read_line, receive_pattern, send_pattern
-
-
-def _connect(options: argparse.Namespace) -> socket.socket:
-    host, port = options.host, options.port
-    if options.socks:
-        host, _, text = options.socks.rpartition(":")
-        port = int(text)
-    connection = socket.create_connection((host, port), options.timeout)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if options.socks:
-        connect_through(connection, options.host, options.port)
-    return connection
 
 
 def _transfer(connection: socket.socket, options: argparse.Namespace, meter: ArrivalMeter) -> dict[str, Any]:
@@ -48,7 +38,7 @@ def _transfer(connection: socket.socket, options: argparse.Namespace, meter: Arr
         rate=options.rate,
         verify=verify,
     )
-    began = time.monotonic()
+    began, spent = time.monotonic(), Spent()
     connection.sendall(request.encode())
     digest, failures = "", list[OSError]()
 
@@ -70,14 +60,15 @@ def _transfer(connection: socket.socket, options: argparse.Namespace, meter: Arr
     if options.no_receipt:
         connection.shutdown(socket.SHUT_WR)
         _read_to_end(connection)
-        return {"seconds": time.monotonic() - began, "download": asdict(down)}
+        return {"seconds": time.monotonic() - began, "download": asdict(down), **spent.so_far()}
     up = Receipt(**json.loads(read_line(connection)))  # before our own end: some proxies end both directions then
     connection.shutdown(socket.SHUT_WR)
     if up.error or up.bytes != request.upload or up.sha256 != digest:
         raise TransferError(f"The server got {up.bytes} of {request.upload} bytes. {up.error}")
     if connection.recv(1):
         raise TransferError("The server sent more than was asked for")
-    return {"seconds": time.monotonic() - began, "download": asdict(down), "upload": asdict(up)}
+    seconds = time.monotonic() - began
+    return {"seconds": seconds, "download": asdict(down), "upload": asdict(up), **spent.so_far()}
 
 
 def _read_to_end(connection: socket.socket) -> None:
@@ -88,9 +79,7 @@ def _read_to_end(connection: socket.socket) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bulk_client", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("host")
-    parser.add_argument("port", type=int)
-    parser.add_argument("--socks", metavar="HOST:PORT", help="go through this SOCKS5 server")
+    add_arguments(parser)
     parser.add_argument("--download", type=int, default=0, metavar="BYTES")
     parser.add_argument("--upload", type=int, default=0, metavar="BYTES")
     parser.add_argument("--seed", type=int, default=1, help="of the pattern")
@@ -113,9 +102,9 @@ def main() -> None:
     meter = ArrivalMeter()
     result: dict[str, Any] = {"error": ""}
     try:
-        with _connect(options) as connection:
+        with connect(options, options.timeout) as connection:
             result |= _transfer(connection, options, meter)
-    except (OSError, ValueError, TransferError) as error:
+    except (OSError, ValueError, TransferError, MsocksError) as error:
         result["error"] = f"{type(error).__name__}: {error}"
     if options.record:
         meter.save(options.record)

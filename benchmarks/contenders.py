@@ -10,6 +10,24 @@ from benchmarks.world import AGENT_PORT, PATTERN_PORT, BenchmarkError, Product
 from msocks_lab import Lab, LabProcess
 
 
+def not_spliced(lab: Lab) -> str:
+    """While data flows: what shows that the one session is not spliced, or nothing.
+
+    A spliced session has no socket toward the server in the proxy's kernel, and the server has the proxy's.
+    """
+    mine = [socket for socket in lab.proxy.tcp_sockets() if socket["remote_port"] == PATTERN_PORT]
+    theirs = [
+        socket
+        for socket in lab.server.tcp_sockets()
+        if (socket["local_port"], socket["state"]) == (PATTERN_PORT, "ESTABLISHED")
+    ]
+    if mine:
+        return f"the session is not spliced: the proxy has a socket toward the server ({mine[0]['state']})"
+    if [socket["remote_address"] in lab.proxy.addresses for socket in theirs] != [True]:
+        return f"the server has these connections: {theirs}"
+    return ""
+
+
 class Contender(ABC):
     """A way to carry one TCP connection between the lab's mobile host and its server."""
 
@@ -64,18 +82,7 @@ class Msocks(Contender):
             raise BenchmarkError(f"msocks move ended with {done.returncode}: {done.stderr.strip()}")
 
     def carried(self) -> str:
-        """A spliced session has no socket toward the server in the proxy's kernel, and the server has the proxy's."""
-        mine = [socket for socket in self.lab.proxy.tcp_sockets() if socket["remote_port"] == PATTERN_PORT]
-        theirs = [
-            socket
-            for socket in self.lab.server.tcp_sockets()
-            if (socket["local_port"], socket["state"]) == (PATTERN_PORT, "ESTABLISHED")
-        ]
-        if mine:
-            return f"the session is not spliced: the proxy has a socket toward the server ({mine[0]['state']})"
-        if [socket["remote_address"] in self.lab.proxy.addresses for socket in theirs] != [True]:
-            return f"the server has these connections: {theirs}"
-        return ""
+        return not_spliced(self.lab)
 
     def check(self) -> str:
         accepted = self.lab.server.accepted_connections() - self._accepted

@@ -1,8 +1,8 @@
 """An echo server that costs little, so that what is between it and its clients is what a rate or a size shows.
 
-    python -m benchmarks.echo_server PORT
+    python -m benchmarks.echo_server PORT [BYTES]
 
-One epoll(7) loop on raw sockets: whatever comes goes back, a FIN is answered with a FIN.
+One epoll(7) loop on raw sockets: whatever comes goes back, at most BYTES at a time, a FIN is answered with a FIN.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _PIECE = 4096
 def main() -> None:
     """See the module."""
     address = ("::", int(sys.argv[1]))
+    piece = int(sys.argv[2]) if len(sys.argv) > 2 else _PIECE
     listener = socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
     listener.setblocking(False)
     poll = select.epoll()
@@ -35,7 +36,7 @@ def main() -> None:
                 continue
             connection = connections[fd]
             try:
-                data = connection.recv(_PIECE)
+                data = connection.recv(piece)
                 connection.sendall(data)
             except OSError:
                 data = b""

@@ -74,13 +74,20 @@ def tree(roots: Iterable[int]) -> list[int]:
     return found
 
 
-def processor_seconds(pids: Iterable[int]) -> float:
-    """Processor time, user and system, that processes and their ended children have used."""
-    total = 0.0
+def user_and_system_seconds(pids: Iterable[int]) -> tuple[float, float]:
+    """Processor time that processes and their ended children have used, in user space and in the kernel."""
+    user = system = 0.0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += sum(int(field) for field in fields[11:15]) * _TICK_S
-    return total
+        own_user, own_system, children_user, children_system = (int(field) * _TICK_S for field in fields[11:15])
+        user += own_user + children_user
+        system += own_system + children_system
+    return user, system
+
+
+def processor_seconds(pids: Iterable[int]) -> float:
+    """Processor time, user and system, that processes and their ended children have used."""
+    return sum(user_and_system_seconds(pids))
 
 
 def resident_bytes(pids: Iterable[int]) -> int:

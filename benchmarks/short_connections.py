@@ -130,7 +130,7 @@ def _hold(generator: Generator, parallel: int) -> None:
         print(number, flush=True)
 
 
-def _endpoint(text: str) -> tuple[str, int]:
+def endpoint(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="short_connections", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("host")
     parser.add_argument("port", type=int)
-    parser.add_argument("--socks", type=_endpoint, metavar="HOST:PORT")
+    parser.add_argument("--socks", type=endpoint, metavar="HOST:PORT")
     parser.add_argument("--parallel", type=int, default=_PARALLEL)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seconds", type=float)

@@ -1,9 +1,9 @@
-"""The raw rounds of `make bench-splice`, as its page asks for them. Pure."""
+"""The raw rounds of `make bench-splice` and `make bench-agent`, as their pages ask for them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.ratios import Ratio, paired_ratio
@@ -24,9 +24,10 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """All entries of a run."""
+    """All entries of a run; `titles` are those of its contenders, in the order of tables."""
 
     entries: list[dict[str, Any]]
+    titles: Mapping[str, str] = field(default_factory=lambda: TITLES)
 
     def of(self, measurement: str, contender: str) -> list[dict[str, Any]]:
         """Entries that succeeded, in the order of rounds."""
@@ -39,18 +40,18 @@ class Rounds:
 
     def contenders(self, measurement: str) -> list[str]:
         """Who took part in a measurement, those included that failed."""
-        return [name for name in TITLES if self._all(measurement, name)]
+        return [name for name in self.titles if self._all(measurement, name)]
 
     def title(self, measurement: str, contender: str) -> str:
         """A contender's title; it says how many rounds failed."""
         every, good = self._all(measurement, contender), self.of(measurement, contender)
         failed = f" ({len(every) - len(good)} rounds failed)" if len(good) < len(every) else ""
-        return TITLES[contender] + failed
+        return self.titles[contender] + failed
 
     def failures(self, measurement: str) -> list[str]:
         """What the failed rounds said, each once."""
         said = (entry for entry in self.entries if entry["measurement"] == measurement and entry["error"])
-        return list(dict.fromkeys(f"{TITLES[entry['contender']]}: {entry['error'].strip()}" for entry in said))
+        return list(dict.fromkeys(f"{self.titles[entry['contender']]}: {entry['error'].strip()}" for entry in said))
 
     def spread(self, measurement: str, contender: str, figure: Figure) -> Spread | None:
         """A figure over all rounds that succeeded."""

@@ -97,10 +97,12 @@ def allowed_destinations(lab: Lab) -> list[str]:
     return options("--allow", [f"{address}/{128 if ':' in address else 32}" for address in lab.server.addresses])
 
 
-def start_proxy(lab: Lab, state: Path, datapath: str = RELAY, *, wrapper: Sequence[str] = ()) -> LabProcess:
-    """The proxy for agents; `wrapper` is a command that runs it. Raises BenchmarkError."""
+def start_proxy(
+    lab: Lab, state: Path, datapath: str = RELAY, *, wrapper: Sequence[str] = (), more: Sequence[str] = ()
+) -> LabProcess:
+    """The proxy for agents; `wrapper` is a command that runs it, `more` are options. Raises BenchmarkError."""
     argv = [*wrapper, MSOCKS, "proxy", "--listen", f"[::]:{PROXY_PORT}", "--state", str(state), "--datapath", datapath]
-    argv += allowed_destinations(lab)
+    argv += [*allowed_destinations(lab), *more]
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
 
@@ -112,20 +114,33 @@ def start_open_proxy(lab: Lab) -> LabProcess:
     return start_ready(lab.proxy.popen(argv, stdout=subprocess.PIPE))
 
 
-def start_product(lab: Lab, datapath: str = RELAY, *, wrapper: Sequence[str] = ()) -> Product:
+def access_file(lab: Lab) -> Path:
+    """Where `start_product` puts the user's access link."""
+    return lab.directory / "access"
+
+
+def start_product(
+    lab: Lab,
+    datapath: str = RELAY,
+    *,
+    wrapper: Sequence[str] = (),
+    proxy_options: Sequence[str] = (),
+    user_options: Sequence[str] = (),
+    agent_options: Sequence[str] = (),
+) -> Product:
     """Proxy and agent, run by the command `wrapper` if any; the agent prefers the lab's links in their order.
 
     Raises BenchmarkError, ProcessFailed.
     """
-    access, control = lab.directory / "access", lab.directory / "agent.sock"
+    access, control = access_file(lab), lab.directory / "agent.sock"
     state = state_of(lab)
     addresses = options("--address", [f"{lab.proxy.ipv4}:{PROXY_PORT}", f"[{lab.proxy.ipv6}]:{PROXY_PORT}"])
-    link = lab.proxy.run([MSOCKS, "user", "add", "bench", "--state", str(state), *addresses]).stdout
+    link = lab.proxy.run([MSOCKS, "user", "add", "bench", "--state", str(state), *addresses, *user_options]).stdout
     access.write_text(link)
     access.chmod(0o600)
-    proxy = start_proxy(lab, state, datapath, wrapper=wrapper)
+    proxy = start_proxy(lab, state, datapath, wrapper=wrapper, more=proxy_options)
     argv = [*wrapper, MSOCKS, "agent", "--access-file", str(access), "--listen", f"127.0.0.1:{AGENT_PORT}"]
-    argv += ["--control", str(control), *options("--link", [link.name for link in lab.links])]
+    argv += ["--control", str(control), *options("--link", [link.name for link in lab.links]), *agent_options]
     agent = start_ready(lab.mobile.popen(argv, stdout=subprocess.PIPE, unprivileged=True))
     return Product(lab, control, proxy, agent)
 
