@@ -52,6 +52,31 @@ def test_an_explicit_move_takes_both_directions_along_and_leaves_other_flows(fie
     assert field.accepted_connections() == 2
 
 
+def connections_over(field: Field, link: str) -> int:
+    """Established TCP connections of the mobile from the addresses of a link, to the proxy."""
+    text = field.lab.mobile.run(["ss", "--tcp", "--no-header", "--numeric", "state", "established"]).stdout
+    ends = [line.split()[2] for line in text.splitlines()]
+    sources = tuple(f"[{each}]:" if ":" in each else f"{each}:" for each in field.lab.link(link).addresses)
+    return sum(end.startswith(sources) or end.partition("%")[0] + ":" in sources for end in ends)
+
+
+@mostly_spliced
+def test_a_spare_leg_stands_over_the_other_link_while_there_is_a_flow(make_field: Callable[..., Field]) -> None:
+    field = make_field()
+    field.start_proxy()
+    for policy, spares in (("", 1), ("[agent]\nspare_legs = false\n", 0), ("[policy.link.lte]\ncost = 1.0\n", 0)):
+        agent = field.start_agent("wifi", "lte", policy=policy)
+        field.wait_until(lambda: connections_over(field, "lte") == 1)  # the control channel
+        transfer = field.transfer("--download", str(MB // 5), "--rate", "200000")
+        transfer.wait_for(20_000)
+        time.sleep(0.4)
+        assert connections_over(field, "lte") == 1 + spares
+        assert transfer.result()["error"] == ""
+        field.wait_until(lambda: connections_over(field, "lte") == 1)
+        agent.stop()
+        field.wait_until(lambda: connections_over(field, "lte") == 0)
+
+
 @pytest.mark.parametrize("mode", list(CutMode))
 def test_a_link_that_goes_away(field: Field, mode: CutMode) -> None:
     transfer = field.transfer(*BOTH_WAYS)

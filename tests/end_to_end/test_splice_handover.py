@@ -76,3 +76,17 @@ def test_every_byte_is_right_over_many_quick_moves(soak: bool) -> None:
             assert transfer.result()["error"] == ""
         assert moves > 3
         field.carried()
+
+
+def test_an_upload_that_loses_its_link_repeats_next_to_nothing_that_the_server_has() -> None:
+    """Half a megabyte is on its way as Wi-Fi goes; of what arrives no ACK can tell. The server counts repeats."""
+    with spliced_field(WIFI, LTE) as field:
+        transfer = field.transfer("--upload", str(6 * MB))
+        time.sleep(0.7)
+        before = counted(field.lab.server)
+        field.lab.link("wifi").cut(CutMode.CARRIER)
+        assert transfer.process.poll() is None
+        assert transfer.result()["error"] == ""
+        repeated = counted(field.lab.server)["TCPDSACKOldSent"] - before["TCPDSACKOldSent"]
+        assert repeated < 20
+        field.carried()
