@@ -85,11 +85,12 @@ def replies(draw: st.DrawFn) -> leg.LegReply:
 
 st.register_type_strategy(leg.LegReply, replies())
 
-PROBES = st.builds(probe.Probe, ASSOCIATIONS, U64, U64) | st.builds(
-    probe.ProbeAnswer, ASSOCIATIONS, U64, U64, ADDRESS_ENDPOINTS
+PROBES: st.SearchStrategy[probe.ProbeMessage] = st.one_of(
+    st.builds(probe.Probe, ASSOCIATIONS, U64, U64),
+    st.builds(probe.ProbeAnswer, ASSOCIATIONS, U64, U64, ADDRESS_ENDPOINTS),
+    st.builds(probe.PositionQuery, ASSOCIATIONS, U64, SESSIONS),
+    st.builds(probe.Position, ASSOCIATIONS, U64, SESSIONS, OFFSETS),
 )
-PROBES |= st.builds(probe.PositionQuery, ASSOCIATIONS, U64, SESSIONS)
-PROBES |= st.builds(probe.Position, ASSOCIATIONS, U64, SESSIONS, OFFSETS)
 st.register_type_strategy(probe.Probe, PROBES)
 
 HELLOS = st.builds(
