@@ -79,10 +79,13 @@ async def test_one_is_opened_and_taken_once() -> None:
         assert made.dialled == ["lte"]
 
 
-async def test_one_that_the_proxy_closes_is_replaced() -> None:
+async def test_one_that_the_proxy_closes_is_replaced_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spare_legs, "_AGAIN_MOST_S", 0.1)
     async with world() as made:
         made.spares.keep(["lte"], ["lte"])
         (await made.accept()).close()
+        await asyncio.sleep(0.02)
+        assert made.dialled == ["lte"]
         second = await made.accept()
         taken = made.spares.take(link("lte"))
         assert taken is not None

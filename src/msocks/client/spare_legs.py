@@ -136,8 +136,8 @@ class SpareLegs:
             self._openings[link] = self._reactor.loop.create_task(self._open(link, pause_s))
 
     def _on_events(self, link: str, spare: socket.socket, events: int) -> None:
-        """It was closed: nothing else is ever said on it. A proxy without a place for it shall not be pressed."""
+        """It was closed: nothing else is ever said on it. A proxy that has no place for it shall not be pressed."""
         if events & (READABLE | FAILED) and self._spares.get(link) is spare:
             self._close(link)
             if link in self._wanted:
-                self._begin(link, _AGAIN_S)
+                self._begin(link, _AGAIN_MOST_S)
