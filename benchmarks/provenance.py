@@ -40,7 +40,9 @@ def debian_version(package: str) -> str:
 def provenance(versions: dict[str, str]) -> dict[str, Any]:
     """Everything about the run that is not a figure; `versions` names the programs that were compared with."""
     arguments = " ".join(sys.argv[1:])
-    program = f"benchmarks/{Path(sys.argv[0]).name}"
+    program = Path(sys.argv[0]).resolve()
+    if program.is_relative_to(ROOT):
+        program = program.relative_to(ROOT)
     return {
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -30,6 +30,7 @@ class Cause(StrEnum):
     NO_LINK = "no link at all"
     READDRESS = "new address"
     REBIND = "NAT forgets"
+    FAMILY = "one IP version gone"
     MTU = "path MTU"
     LOSS = "loss burst"
     REORDER = "reordering and duplication"
@@ -50,6 +51,7 @@ _WEIGHTS = {
     Cause.NO_LINK: 2,
     Cause.READDRESS: 2,
     Cause.REBIND: 2,
+    Cause.FAMILY: 2,
     Cause.MTU: 2,
     Cause.LOSS: 2,
     Cause.REORDER: 2,
@@ -65,7 +67,7 @@ class Disturbance:
 
     `link` is empty where it concerns none. `lasts` (seconds) is until it is undone, or until the next proxy begins;
     0 where nothing is undone. `value` is the path MTU in bytes, the loss or reordering in percent, the clock's step in
-    seconds, or a number that chooses among the flows there are.
+    seconds, the IP version, or a number that chooses among the flows there are.
     """
 
     at: float
@@ -86,13 +88,14 @@ class Kind(StrEnum):
     CLIENT_ENDS_FIRST = "half-closed by the client"
     SERVER_ENDS_FIRST = "half-closed by the server"
     SERVER_RESETS = "reset by the server"
+    CLIENT_RESETS = "reset by the client"
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """One session: bytes each way and their rate limit (bytes per second, 0 none), or round trips and their interval.
 
-    The server resets it after `abort_after` bytes, 0 never.
+    The server resets it after `abort_after` bytes, the client after `reset_after`; 0 never.
     """
 
     kind: Kind
@@ -103,6 +106,7 @@ class Transfer:
     round_trips: int = 0
     interval: float = 0.0
     abort_after: int = 0
+    reset_after: int = 0
 
 
 def links(seed: int) -> tuple[LinkConfig, ...]:
@@ -118,6 +122,8 @@ def disturbances(seed: int, seconds: float, *, crashes: bool) -> list[Disturbanc
     """Everything that happens in `seconds`, in order; all that is undone is undone by then. `crashes`: of the proxy."""
     chance = random.Random(f"disturbances {seed}")
     behind_nat = [link.name for link in links(seed) if link.nat]
+    of_both_versions = [link.name for link in links(seed) if link.ipv4 and link.ipv6]
+    some = {Cause.REBIND: behind_nat, Cause.FAMILY: of_both_versions}
     weights = {cause: weight for cause, weight in _WEIGHTS.items() if crashes or cause is not Cause.PROXY_KILLED}
     free = dict.fromkeys(LINKS, 0.0)  # when a link is whole again
     shaped = dict.fromkeys(LINKS, 0.0)
@@ -130,12 +136,12 @@ def disturbances(seed: int, seconds: float, *, crashes: bool) -> list[Disturbanc
         if at >= seconds:
             return planned
         cause = chance.choices(list(weights), list(weights.values()))[0]
-        link = chance.choice(behind_nat) if cause is Cause.REBIND else chance.choice(LINKS)
+        link = chance.choice(some.get(cause, LINKS))
         lasts, value = _extent(chance, cause)
         lasts = round(lasts, 3)
         if at + lasts >= seconds:
             continue
-        if cause in _CUTS or cause in (Cause.READDRESS, Cause.REBIND):
+        if cause in _CUTS or cause in (Cause.READDRESS, Cause.REBIND, Cause.FAMILY):
             if free[link] > at:
                 continue
             free[link] = at + lasts
@@ -170,6 +176,8 @@ def _extent(chance: random.Random, cause: Cause) -> tuple[float, float]:
             return chance.uniform(0.2, 4.0), 0
         case Cause.NO_LINK:
             return chance.choice((chance.uniform(0.3, 2.0), chance.uniform(3.0, 8.0))), 0
+        case Cause.FAMILY:
+            return chance.uniform(0.5, 5.0), chance.choice((4, 6))
         case Cause.MTU:
             return chance.uniform(2.0, 6.0), chance.choice((1280, 1400, 1450))
         case Cause.LOSS:
@@ -198,6 +206,7 @@ def transfers(seed: int, place: int) -> Iterator[Transfer]:
         Kind.CLIENT_ENDS_FIRST: 2,
         Kind.SERVER_ENDS_FIRST: 2,
         Kind.SERVER_RESETS: 1,
+        Kind.CLIENT_RESETS: 1,
     }
     while True:
         kind = chance.choices(list(weights), list(weights.values()))[0]
@@ -221,5 +230,8 @@ def _transfer(chance: random.Random, kind: Kind) -> Transfer:
         case Kind.SERVER_RESETS:
             download = amount()
             return Transfer(kind, seed, download=download, rate=rate, abort_after=max(1, download // 2))
+        case Kind.CLIENT_RESETS:
+            download = amount()
+            return Transfer(kind, seed, download=download, rate=rate, reset_after=max(1, download // 2))
         case _:
             return Transfer(kind, seed, download=amount(), upload=amount(), rate=rate)

@@ -104,6 +104,8 @@ class Storm:
                 return link.readdress, None
             case Cause.REBIND:
                 return link.rebind_nat, None
+            case Cause.FAMILY:
+                return lambda: link.lose_family(int(each.value)), link.regain_family
             case Cause.MTU:
                 whole = next(config.mtu for config in self._lab.config.links if config.name == link.name)
                 return lambda: link.set(mtu=min(whole, int(each.value))), lambda: link.set(mtu=whole)

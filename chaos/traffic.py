@@ -17,6 +17,8 @@ from msocks_lab.process import python_argv
 
 _SILENCE_S = 120.0  # without any progress: then a client gives up
 _RESET = "ConnectionResetError"
+_RESET_AT_SERVER = ("[Errno 104]", "[Errno 32]")  # ECONNRESET; EPIPE where another thread has heard of it first
+_ECHO_BYTES = 64
 _OVER = {"TIME_WAIT", "LISTEN", "CLOSE"}
 _HALF_CLOSE = {Kind.CLIENT_ENDS_FIRST: "client", Kind.SERVER_ENDS_FIRST: "server"}
 
@@ -76,7 +78,7 @@ class Traffic:
             self._close(session, f"it hung: no end within {timeout_s:.0f} s after the last disturbance")
         self._running.clear()
         for session in self.ended:
-            if not session.problem and not session.transfer.round_trips and not session.transfer.abort_after:
+            if not session.problem and not session.transfer.abort_after:
                 self._said_by_server(session, max(deadline, time.monotonic() + 1.0))
 
     def _start(self, place: int) -> None:
@@ -116,11 +118,15 @@ class Traffic:
                 self._lost(session, "the client was content, but the server has not seen its end")
                 return
             time.sleep(0.05)
-        record = json.loads(path.read_text())
-        if record["error"] or record["receipt"]["error"]:
+        record, transfer = json.loads(path.read_text()), session.transfer
+        sent = transfer.round_trips * _ECHO_BYTES or transfer.upload
+        if transfer.reset_after:
+            if not record["error"].startswith(_RESET_AT_SERVER):
+                self._lost(session, f"the client reset it, and the server saw {record['error'] or 'an end in order'}")
+        elif record["error"] or record["receipt"]["error"]:
             self._lost(session, f"the server: {record['error'] or record['receipt']['error']}")
-        elif record["receipt"]["bytes"] != session.transfer.upload:
-            self._lost(session, f"the server got {record['receipt']['bytes']} of {session.transfer.upload} bytes")
+        elif record["receipt"]["bytes"] != sent:
+            self._lost(session, f"the server got {record['receipt']['bytes']} of {sent} bytes")
 
     def _close(self, session: Session, problem: str) -> None:
         session.seconds = time.monotonic() - session.began
@@ -136,12 +142,15 @@ class Traffic:
 
 def _options(transfer: Transfer) -> list[str]:
     if transfer.round_trips:
-        return ["--echo", str(transfer.round_trips), "--interval", str(transfer.interval)]
+        trips = ["--echo", str(transfer.round_trips), "--interval", str(transfer.interval)]
+        return [*trips, "--size", str(_ECHO_BYTES)]
     options = ["--download", str(transfer.download), "--upload", str(transfer.upload), "--rate", str(transfer.rate)]
     if transfer.kind in _HALF_CLOSE:
         options += ["--half-close", _HALF_CLOSE[transfer.kind]]
     if transfer.abort_after:
         options += ["--abort-after", str(transfer.abort_after)]
+    if transfer.reset_after:
+        options += ["--reset-after", str(transfer.reset_after)]
     return options
 
 

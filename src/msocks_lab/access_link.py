@@ -18,6 +18,7 @@ from msocks_lab.gateway import Gateway
 from msocks_lab.topology import Network
 
 _PATIENCE = 10.0
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class AccessLink:
@@ -180,6 +181,21 @@ class AccessLink:
         self.plan = replace(self.plan, lease=self.plan.lease + 1)
         self._network.nodes["mobile"].flush_addresses(self.name)
         self._network.configure_mobile(self.plan)
+
+    def lose_family(self, version: int) -> None:
+        """Take the mobile's addresses and routes of one IP version away; the other stays."""
+        if not self._attached or (self._cut_mode and self._cut_mode.takes_interface):
+            raise CommandError(f"{self.name} is {self.describe()['state']}", "Use `attach` or `restore` first")
+        if len(self.plan.addresses) < 2:
+            raise CommandError(f"{self.name} has one IP version only", "Use `detach` to take that away")
+        self.plan = replace(self.plan, lost=version)
+        self._network.nodes["mobile"].flush_addresses(self.name, [_FAMILIES[version]])
+
+    def regain_family(self) -> None:
+        """Give the mobile both IP versions again."""
+        self.plan = replace(self.plan, lost=0)
+        if self._attached and not (self._cut_mode and self._cut_mode.takes_interface):
+            self._network.configure_mobile(self.plan)
 
     def lose_pep(self, how: str) -> None:
         """Let the middlebox forget all connections and what it holds: "vanish" or "reset"."""

@@ -46,11 +46,15 @@ WIRED_HOSTS = (PROXY, SERVER)
 
 @dataclass(frozen=True)
 class AccessPlan:
-    """The addresses of one link; `index` counts links from 1, `lease` the mobile's addresses on it from 0."""
+    """The addresses of one link; `index` counts links from 1, `lease` the mobile's addresses on it from 0.
+
+    `lost` is the IP version that the link has lost for a while, 0 for none.
+    """
 
     link: LinkConfig
     index: int
     lease: int = 0
+    lost: int = 0
 
     @property
     def radio(self) -> str:
@@ -65,12 +69,13 @@ class AccessPlan:
     @property
     def ipv4(self) -> str | None:
         """The mobile's IPv4 address on this link."""
-        return f"10.{self.index}.0.{2 + self.lease % 250}" if self.link.ipv4 else None
+        return f"10.{self.index}.0.{2 + self.lease % 250}" if self.link.ipv4 and self.lost != 4 else None
 
     @property
     def ipv6(self) -> str | None:
         """The mobile's IPv6 address on this link."""
-        return f"2001:db8:{self.index:x}::{2 + self.lease % 250:x}" if self.link.ipv6 else None
+        has = self.link.ipv6 and self.lost != 6
+        return f"2001:db8:{self.index:x}::{2 + self.lease % 250:x}" if has else None
 
     @cached_property
     def ipv4_gateway(self) -> str:

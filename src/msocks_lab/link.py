@@ -82,6 +82,14 @@ class Link:
         """Replace the mobile's addresses on this link by new ones."""
         return self._act("readdress")
 
+    def lose_family(self, version: int) -> Event:
+        """Take the mobile's addresses and routes of one IP version (4 or 6) away; the other goes on."""
+        return self._act("lose_family", version=version)
+
+    def regain_family(self) -> Event:
+        """Undo that: the same addresses are there again."""
+        return self._act("regain_family")
+
     def rebind_nat(self) -> Event:
         """Let the link's NAT forget its mappings: UDP gets a new port, established TCP connections are dead."""
         return self._act("rebind_nat")

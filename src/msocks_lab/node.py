@@ -12,7 +12,7 @@ import itertools
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +76,19 @@ class Node:
         with _ignoring(errno.EEXIST):
             self.netlink.addr("add", index=self.index(interface), address=address, prefixlen=length, **flags)
 
-    def flush_addresses(self, interface: str) -> None:
-        """Remove every address but the IPv6 link-local one, and with them their routes."""
+    def flush_addresses(self, interface: str, families: Sequence[int] = (2, 10)) -> None:
+        """Remove every address but the IPv6 link-local one, and with them their routes. A family is its number AF_…"""
         index = self.index(interface)
         for found in list(self.netlink.get_addr(index=index)):
             address = found.get_attr("IFA_ADDRESS")
-            if not address.startswith("fe80:"):
+            if found["family"] in families and not address.startswith("fe80:"):
                 self.netlink.addr("del", index=index, address=address, prefixlen=found["prefixlen"])
-        self.flush_gateways(interface)
+        self.flush_gateways(interface, families)
 
-    def flush_gateways(self, interface: str) -> None:
+    def flush_gateways(self, interface: str, families: Sequence[int] = (2, 10)) -> None:
         """Remove every route through a gateway."""
         index = self.index(interface)
-        for family in (2, 10):
+        for family in families:
             for route in list(self.netlink.get_routes(family=family, oif=index, table=254)):
                 gateway = route.get_attr("RTA_GATEWAY")
                 if gateway:

@@ -22,10 +22,10 @@ from typing import Any
 
 from msocks_lab.arrival import ArrivalMeter
 from msocks_lab.errors import TransferError
-from msocks_lab.pattern import PatternVerifier
+from msocks_lab.pattern import Pattern, PatternVerifier
 from msocks_lab.pattern_server import BANNER_SEED
 from msocks_lab.socks import connect_through
-from msocks_lab.transfer import HalfClose, TransferRequest, run_client
+from msocks_lab.transfer import HalfClose, TransferRequest, abort, expect_end, receive_pattern, run_client
 
 _PROGRESS_INTERVAL = 0.1
 
@@ -84,43 +84,90 @@ def transfer(connection: socket.socket, options: argparse.Namespace, meter: Arri
         verify=not options.no_verify,
     )
     began = time.monotonic()
+    if options.reset_after:
+        connection.sendall(request.encode())
+        received = receive_pattern(connection, request.seed, options.reset_after, meter)
+        if received.error:
+            raise TransferError(received.error)
+        abort(connection)
+        return {"seconds": time.monotonic() - began, "download": asdict(received)}
     down, up = run_client(connection, request, meter)
     return {"seconds": time.monotonic() - began, "download": asdict(down), "upload": asdict(up)}
 
 
+class Echo:
+    """Round trips: what was sent and when, and how long each took to come back, unchanged and in order (over TCP)."""
+
+    def __init__(self, connection: socket.socket, options: argparse.Namespace, meter: ArrivalMeter) -> None:
+        self._connection = connection
+        self._udp: bool = options.udp
+        self._count: int = options.echo
+        self._size = max(8, options.size)
+        self._pattern = Pattern(options.seed)
+        self._meter = meter
+        self._sent: dict[int, float] = {}
+        self.round_trips: dict[int, float] = {}
+        self.failure: Exception | None = None
+
+    def _block(self, number: int) -> bytes:
+        return number.to_bytes(8, "big") + self._pattern.at(number * self._size, self._size - 8)
+
+    def send(self, number: int) -> None:
+        """The next one leaves. Raises OSError."""
+        self._sent[number] = time.monotonic()
+        self._connection.sendall(self._block(number))
+
+    def receive(self) -> None:
+        """Until all are back; `failure` is what was in the way."""
+        try:
+            while len(self.round_trips) < self._count:
+                self._take(self._connection.recv(self._size) if self._udp else self._whole())
+        except (OSError, TransferError) as error:
+            self.failure = error
+
+    def _whole(self) -> bytes:
+        # MSG_WAITALL is none on a socket with a time-out, and TCP cuts its segments where it likes.
+        data = b""
+        while len(data) < self._size:
+            more = self._connection.recv(self._size - len(data))
+            if not more:
+                raise TransferError(f"The stream ended after {len(self.round_trips)} of {self._count} round trips")
+            data += more
+        return data
+
+    def _take(self, data: bytes) -> None:
+        now = time.monotonic()
+        self._meter.add(len(data), now)
+        number = int.from_bytes(data[:8], "big") if self._udp else len(self.round_trips)
+        if number not in self._sent or data != self._block(number):
+            raise TransferError(f"After {len(self.round_trips)} round trips came what was not sent: {data[:16]!r}")
+        self.round_trips[number] = now - self._sent[number]
+
+
 def echo(connection: socket.socket, options: argparse.Namespace, meter: ArrivalMeter) -> dict[str, Any]:
-    """Send a number every `interval`, and take the time until it comes back. UDP may lose some."""
+    """Send a block every `interval`, and take the time until it comes back. UDP may lose some.
+
+    Where the server keeps a record (`id`), its end of the connection is waited for as well.
+    """
     if not options.udp:
-        connection.sendall(TransferRequest(echo=True).encode())
-    size = max(8, options.size)
-    sent: dict[int, float] = {}
-    round_trips: dict[int, float] = {}
-
-    def receive() -> None:
-        while len(round_trips) < options.echo:
-            data = connection.recv(size)
-            # MSG_WAITALL is none on a socket with a time-out, and TCP cuts its segments where it likes.
-            while len(data) < size and not options.udp:
-                more = connection.recv(size - len(data))
-                if not more:
-                    return
-                data += more
-            now = time.monotonic()
-            meter.add(len(data), now)
-            number = int.from_bytes(data[:8], "big")
-            round_trips[number] = now - sent[number]
-
-    receiver = threading.Thread(target=receive, daemon=True)
+        connection.sendall(TransferRequest(echo=True, id=options.id).encode())
+    work = Echo(connection, options, meter)
+    receiver = threading.Thread(target=work.receive, daemon=True)
     receiver.start()
     began = time.monotonic()
-    for number in range(options.echo):
-        sent[number] = time.monotonic()
-        connection.send(number.to_bytes(8, "big") + bytes(size - 8))
-        time.sleep(max(0.0, began + (number + 1) * options.interval - time.monotonic()))
-    receiver.join(min(1.0, options.timeout) if options.udp else options.timeout)
-    if not options.udp and len(round_trips) < options.echo:
-        raise TransferError(f"Only {len(round_trips)} of {options.echo} came back")
-    ordered = [round_trips.get(number) for number in range(options.echo)]
+    try:
+        for number in range(options.echo):
+            work.send(number)
+            time.sleep(max(0.0, began + (number + 1) * options.interval - time.monotonic()))
+    except OSError as error:
+        raise work.failure or error from None
+    receiver.join(min(1.0, options.timeout) if options.udp else None)
+    if work.failure is not None and not (options.udp and isinstance(work.failure, OSError)):
+        raise work.failure
+    if options.id and not options.udp:
+        connection.shutdown(socket.SHUT_WR)
+        expect_end(connection)
+    ordered = [work.round_trips.get(number) for number in range(options.echo)]
     return {"seconds": time.monotonic() - began, "round_trips": ordered, "lost": ordered.count(None)}
 
 
@@ -140,6 +187,7 @@ def _arguments() -> argparse.Namespace:
         "--half-close", choices=closers, default="neither", help="who sends a FIN right after its bytes"
     )
     parser.add_argument("--abort-after", type=int, default=0, metavar="BYTES", help="let the server reset it then")
+    parser.add_argument("--reset-after", type=int, default=0, metavar="BYTES", help="of the download, and reset it")
     parser.add_argument("--banner", type=int, default=0, metavar="BYTES", help="that the server sends first")
     parser.add_argument("--no-verify", action="store_true", help="do not look at the bytes")
     parser.add_argument("--id", default="", help="names the server's record")

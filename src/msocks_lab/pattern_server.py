@@ -21,17 +21,19 @@ from pathlib import Path
 from msocks_lab.arrival import ArrivalMeter
 from msocks_lab.errors import TransferError
 from msocks_lab.pattern import Pattern
-from msocks_lab.transfer import RECEIVE_SIZE, TransferRequest, read_line, run_server
+from msocks_lab.transfer import RECEIVE_SIZE, Receipt, TransferRequest, read_line, run_server
 
 DEFAULT_PORT = 9000
 BANNER_SEED = 0
 _THREAD_STACK = 256 * 1024
 
 
-def _echo(connection: socket.socket) -> None:
+def _echo(connection: socket.socket, meter: ArrivalMeter) -> Receipt:
     buffer = memoryview(bytearray(RECEIVE_SIZE))
     while count := connection.recv_into(buffer):
+        meter.add(count)
         connection.sendall(buffer[:count])
+    return Receipt(meter.total, "")
 
 
 def _record(path: Path, request: TransferRequest, meter: ArrivalMeter, outcome: dict[str, object]) -> None:
@@ -54,13 +56,11 @@ def serve_connection(connection: socket.socket, records: Path | None, banner: in
         except TransferError as error:
             sys.stderr.write(f"{error}\n")
             return
-        if request.echo:
-            _echo(connection)
-            return
         meter = ArrivalMeter()
         outcome: dict[str, object] = {"receipt": None, "error": ""}
         try:
-            outcome["receipt"] = asdict(run_server(connection, request, meter))
+            receipt = _echo(connection, meter) if request.echo else run_server(connection, request, meter)
+            outcome["receipt"] = asdict(receipt)
         except (OSError, TransferError) as error:
             outcome["error"] = str(error)
         if records is not None and request.id:

@@ -72,6 +72,8 @@ class Supervisor:
             "detach": AccessLink.detach,
             "attach": AccessLink.attach,
             "readdress": AccessLink.readdress,
+            "lose_family": AccessLink.lose_family,
+            "regain_family": AccessLink.regain_family,
             "rebind_nat": AccessLink.rebind_nat,
             "change": AccessLink.change,
             "lose_pep": AccessLink.lose_pep,

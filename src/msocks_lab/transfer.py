@@ -159,7 +159,7 @@ def run_client(connection: socket.socket, request: TransferRequest, meter: Arriv
     if down.error:
         raise TransferError(down.error)
     if request.half_close is HalfClose.SERVER:
-        _expect_end(connection)
+        expect_end(connection)
         sender.join()
         up = Receipt(request.upload, sent_digest)
     else:
@@ -172,11 +172,12 @@ def run_client(connection: socket.socket, request: TransferRequest, meter: Arriv
     if request.half_close is HalfClose.NEITHER:
         connection.shutdown(socket.SHUT_WR)
     if request.half_close is not HalfClose.SERVER:
-        _expect_end(connection)
+        expect_end(connection)
     return down, up
 
 
-def _expect_end(connection: socket.socket) -> None:
+def expect_end(connection: socket.socket) -> None:
+    """Wait for the other side's FIN. Raises TransferError where anything else comes, OSError where it breaks."""
     if connection.recv(1):
         raise TransferError("The other side sent more than was agreed")
 
@@ -206,11 +207,11 @@ def run_server(connection: socket.socket, request: TransferRequest, meter: Arriv
     if failures:
         raise failures[0]
     if request.half_close is HalfClose.CLIENT:
-        _expect_end(connection)
+        expect_end(connection)
     if request.half_close is not HalfClose.SERVER:
         connection.sendall(json.dumps(asdict(receipt)).encode() + b"\n")
     if request.half_close is not HalfClose.CLIENT:
-        _expect_end(connection)
+        expect_end(connection)
     return receipt
 
 

@@ -8,7 +8,16 @@ import pytest
 from chaos.plan import Cause, Kind, disturbances, links, transfers
 
 SEEDS = range(1, 60)
-EXCLUSIVE = {Cause.CARRIER, Cause.ADMIN, Cause.SILENT, Cause.RESET, Cause.READDRESS, Cause.REBIND, Cause.NO_LINK}
+EXCLUSIVE = {
+    Cause.CARRIER,
+    Cause.ADMIN,
+    Cause.SILENT,
+    Cause.RESET,
+    Cause.READDRESS,
+    Cause.REBIND,
+    Cause.FAMILY,
+    Cause.NO_LINK,
+}
 
 
 def test_a_seed_plays_the_same_again():
@@ -55,6 +64,12 @@ def test_only_a_link_behind_a_nat_forgets_its_mappings():
     for seed in SEEDS:
         behind_nat = {link.name for link in links(seed) if link.nat}
         assert {each.link for each in disturbances(seed, 60, crashes=True) if each.cause is Cause.REBIND} <= behind_nat
+
+
+def test_only_a_link_of_both_ip_versions_loses_one():
+    for seed in SEEDS:
+        both = {link.name for link in links(seed) if link.ipv4 and link.ipv6}
+        assert {each.link for each in disturbances(seed, 60, crashes=True) if each.cause is Cause.FAMILY} <= both
 
 
 def test_the_relay_is_not_killed():

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from tests.end_to_end.conftest import Field
@@ -72,23 +73,36 @@ def a_middlebox_dies(field: Field, how: str, size: int) -> None:
 
 
 @contextlib.contextmanager
-def writing(sock: socket.socket, data: bytes) -> Iterator[None]:
-    """Somebody writes all of it, as fast as it is taken, and ends the direction."""
+def writing(sock: socket.socket, data: bytes) -> Iterator[list[OSError]]:
+    """Somebody writes all of it, as fast as it is taken, and ends the direction; the error, where that fails."""
+    failures: list[OSError] = []
 
     def write() -> None:
         sock.settimeout(30)
         try:
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
-        except ConnectionResetError:
-            pass
+        except ConnectionError as error:
+            failures.append(error)
 
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        yield
+        yield failures
     finally:
         thread.join()
+
+
+def read_until_reset(sock: socket.socket) -> bytes:
+    """All that comes before an RST; fails where there is none."""
+    got = b""
+    while True:
+        try:
+            piece = sock.recv(1 << 16)
+        except ConnectionResetError:
+            return got
+        assert piece, "it ended as if that were all"
+        got += piece
 
 
 def open_over(field: Field, link: str) -> Ends:
@@ -207,3 +221,46 @@ def test_a_spliced_transfer_goes_through_a_middlebox_in_both_directions(behind_a
     result = transfer.result()
     assert result["error"] == "", result
     assert field.accepted_connections() == 1
+
+
+@pytest.fixture
+def behind_a_near_middlebox(make_field: Callable[..., Field]) -> Field:
+    """The same of a link that is too short for anybody to find out what is on it."""
+    field = make_field(replace(SATELLITE, rtt_ms=14), OTHER)
+    field.start_proxy()
+    field.start_agent("sat", "lte")
+    field.wait_until(lambda: field.msocks("links").stdout.count(" up ") == 2)
+    return field
+
+
+@pytest.mark.parametrize(
+    ("datapath", "direction"),
+    [
+        ("splice", "download"),
+        pytest.param("splice", "upload", marks=pytest.mark.long),
+        pytest.param("relay", "download", marks=pytest.mark.long),
+        pytest.param("relay", "upload", marks=pytest.mark.long),
+    ],
+    indirect=["datapath"],
+)
+def test_what_dies_in_a_middlebox_that_nobody_has_recognised_is_not_lost_in_silence(
+    behind_a_near_middlebox: Field, direction: str
+) -> None:
+    """Whoever has sent it has let go of it: both ends get an RST, and neither a gap nor an end."""
+    field, satellite = behind_a_near_middlebox, behind_a_near_middlebox.lab.link("sat")
+    down, data = direction == "download", bytes(range(256)) * 120_000
+    if not down:
+        time.sleep(1.5)  # while it may be recognised yet, the client lets go of nothing
+    with join(field, receive_buffer=SMALL, is_spliced=field.datapath == "splice") as ends:
+        source, sink = (ends.server, ends.client) if down else (ends.client, ends.server)
+        with writing(source, data) as failures:
+            got = read(sink, 100_000)
+            field.wait_until(lambda: (satellite.pep().held_down if down else satellite.pep().held_up) > 150_000)
+            assert '"middlebox": true' not in field.msocks("links", "--json").stdout
+            satellite.lose_pep()
+            satellite.cut(CutMode.CARRIER)
+            got += read_until_reset(sink)
+            assert data.startswith(got)
+            assert len(got) < len(data)
+        assert failures, "the sender believes that all has arrived"
+    assert "bytes were lost" in str(field.flows()[-1]["error"])

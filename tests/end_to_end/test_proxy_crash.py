@@ -57,6 +57,12 @@ def all_durable(field: Field) -> bool:
     return all(session["durable"] for session in sessions(field))
 
 
+def written(field: Field) -> list[tuple[str, int, int]]:
+    """The files of the records, and when they were written last."""
+    files = (field.state / f"sessions.sqlite{suffix}" for suffix in ("", "-wal"))
+    return [(each.name, each.stat().st_mtime_ns, each.stat().st_size) for each in files if each.exists()]
+
+
 @pytest.mark.timeout(600)
 def test_transfers_outlive_their_proxy_and_move_afterwards(spliced: Field, soak: bool) -> None:
     field = spliced
@@ -69,6 +75,10 @@ def test_transfers_outlive_their_proxy_and_move_afterwards(spliced: Field, soak:
     for transfer in transfers:
         transfer.wait_for(rate // 10)
     eventually(lambda: all_durable(field))
+    records = written(field)
+    for transfer in transfers:
+        transfer.wait_for(transfer.received() + rate // 10)
+    assert written(field) == records, "something was written for bytes alone"
     field.kill_proxy()
     before = [transfer.received() for transfer in transfers]
     for transfer, had in zip(transfers, before, strict=True):
@@ -81,8 +91,10 @@ def test_transfers_outlive_their_proxy_and_move_afterwards(spliced: Field, soak:
     }
     assert min(session["bytes_down"] for session in listed) > rate // 3
     assert {(flow["link"], flow["moves"]) for flow in field.flows()} == {("wifi", 0)}
+    records = written(field)
     eventually(lambda: field.msocks("move", "all", "--to", "lte", check=False).returncode == 0)
     assert field.carrying("lte") > MB
+    assert written(field) != records
     assert field.carrying("wifi") < 50_000
     for transfer in transfers:
         assert transfer.result()["error"] == ""
@@ -222,6 +234,21 @@ def test_one_that_was_parked(spliced: Field) -> None:
         advance(ends)
         (listed,) = sessions(field)
         assert (listed["state"], listed["generation"] > 1) == ("live", True)
+        eventually(lambda: all_durable(field))
+        field.lab.link("lte").cut(CutMode.CARRIER)
+        eventually(lambda: {state for _, state in moved(field)} == {"parked"})
+        field.kill_proxy()
+        # As where a later leg was accepted, and lost before it carried: nothing but the record knows of it.
+        with sqlite3.connect(field.state / "sessions.sqlite") as database:
+            database.execute("UPDATE sessions SET generation = generation + 1, up_from = up_from + 7")
+        database.close()
+        ends.server.sendall(b"again")
+        field.start_proxy("--open")
+        (listed,) = sessions(field)
+        assert (listed["user"], listed["durable"]) == ("alice", True)
+        field.lab.link("lte").restore()
+        assert read(ends.client, 5) == b"again"
+        advance(ends)
     field.lab.link("wifi").restore()
 
 

@@ -77,6 +77,23 @@ def test_a_link_may_have_one_family_only(lab: Lab, link: str, reachable: str, un
     assert result["error"] or result["lost"] == 1
 
 
+def test_a_link_may_lose_one_family_and_regain_it(lab: Lab):
+    link = lab.link("wifi")
+    before = link.addresses
+    link.lose_family(4)
+    try:
+        assert link.addresses == before[1:]
+        assert lost(lab, "wifi", "server6") == 0
+        result = run_client(lab, "--device", "wifi", "--download", "1", "--timeout", "0.3", host="server4")
+        assert result["error"]
+        with pytest.raises(CommandError, match="one IP version"):
+            link.lose_family(6)
+    finally:
+        link.regain_family()
+    assert link.addresses == before
+    assert lost(lab, "wifi", "server4") == lost(lab, "wifi", "server6") == 0
+
+
 def test_counters_tell_which_link_carried_the_bytes(lab: Lab):
     before = {link.name: link.counters() for link in lab.links}
     run_client(lab, "--device", "six", "--download", "1000000", "--upload", "500000", host="server6")

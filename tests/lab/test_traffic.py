@@ -7,14 +7,19 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.lab.conftest import PORT
 from tests.lab.conftest import run_client as run_program
 
 from msocks_lab import ArrivalMeter, Lab, TransferError
+from msocks_lab.pattern import Pattern
+from msocks_lab.pattern_client import echo
 from msocks_lab.process import python_argv
 from msocks_lab.socks import connect_through
 from msocks_lab.transfer import TransferRequest, run_client
@@ -118,6 +123,26 @@ def test_the_server_may_reset(lab: Lab):
     assert result["received"] <= 500_000
 
 
+def test_the_servers_record_tells_how_round_trips_and_resets_ended(lab: Lab, tmp_path: Path):
+    server = lab.server.popen(python_argv("msocks_lab.pattern_server", "--port", "9004", "--records", str(tmp_path)))
+    lab.server.wait_listening(9004)
+
+    def run(name: str, *options: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        argv = python_argv("msocks_lab.pattern_client", "server4", "9004", "--id", name, *options)
+        result, path = json.loads(lab.mobile.run(argv, timeout=20).stdout), tmp_path / f"{name}.json"
+        while not path.exists():
+            time.sleep(0.01)
+        return result, json.loads(path.read_text())
+
+    result, record = run("trips", "--echo", "5", "--interval", "0.01", "--size", "100")
+    assert (result["error"], result["received"]) == ("", 500)
+    assert (record["error"], record["receipt"]["bytes"]) == ("", 500)
+    result, record = run("reset", "--download", "20000000", "--reset-after", "500000")
+    assert (result["error"], result["received"]) == ("", 500_000)
+    assert "reset by peer" in record["error"] or "Broken pipe" in record["error"]
+    server.stop()
+
+
 def test_round_trips_are_timed(lab: Lab):
     result = run_program(lab, "--device", "lte", "--echo", "5", "--interval", "0.02")
     assert result["error"] == ""
@@ -138,16 +163,18 @@ def test_a_record_is_written_when_the_client_is_told_to_stop(lab: Lab, tmp_path:
 
 
 class Tampering:
-    """A server that answers a transfer request with given bytes."""
+    """A server that answers a transfer request, and so many bytes behind it, with given bytes."""
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, answer: bytes, behind: int = 0) -> None:
         self.client, self._server = socket.socketpair()
         self._answer = answer
+        self._behind = behind
         self._thread = threading.Thread(target=self._serve)
 
     def _serve(self) -> None:
-        while b"\n" not in self._server.recv(65536):
-            pass
+        heard = b""
+        while b"\n" not in heard or len(heard.partition(b"\n")[2]) < self._behind:
+            heard += self._server.recv(65536)
         self._server.sendall(self._answer)
         self._server.shutdown(socket.SHUT_WR)
 
@@ -171,6 +198,26 @@ class Tampering:
 def test_a_wrong_download_is_seen(answer: bytes, complaint: str):
     with Tampering(answer) as connection, pytest.raises(TransferError, match=complaint):
         run_client(connection, TransferRequest(download=100), ArrivalMeter())
+
+
+def trip(number: int) -> bytes:
+    return number.to_bytes(8, "big") + Pattern(1).at(number * 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (trip(0) + trip(1)[:-1] + b"?" + trip(2), "After 1 round trips came what was not sent"),
+        (trip(0) + trip(2) + trip(1), "After 1 round trips came what was not sent"),
+        (trip(0) + trip(1) + trip(1), "After 2 round trips came what was not sent"),
+        (trip(0) + trip(1) + trip(2)[:9], "ended after 2 of 3 round trips"),
+    ],
+    ids=["changed", "swapped", "repeated", "cut"],
+)
+def test_a_wrong_round_trip_is_seen(answer: bytes, complaint: str):
+    options = Namespace(echo=3, interval=0.0, size=16, seed=1, udp=False, id="", timeout=5)
+    with Tampering(answer, 3 * 16) as connection, pytest.raises(TransferError, match=complaint):
+        echo(connection, options, ArrivalMeter())
 
 
 def test_an_upload_that_the_server_has_not_got_is_seen():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import queue
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from msocks.store.sessions import MemorySessions, SqliteSessions, StoredSession
+from msocks.store.noted_records import MOST_BYTES, NotedRecords
+from msocks.store.sessions import MemorySessions, SqliteSessions, StoredSession, _row, noted_path
 from msocks.store.state_directory import StoreError
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId, SessionId
@@ -77,6 +79,79 @@ def test_what_is_durable_is_found_by_another_process(store: SqliteSessions, path
     eventually(lambda: all(store.is_durable(each.key) for each in records))
     assert found_later(path) == records
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+sys.path.insert(0, sys.argv[2])
+from tests.store.test_sessions import record
+from msocks.store.sessions import SqliteSessions
+store = SqliteSessions(__import__("pathlib").Path(sys.argv[1]), lambda _: None)
+store.load()
+other = sqlite3.connect(sys.argv[1], isolation_level=None)
+other.execute("BEGIN IMMEDIATE")
+for number, generation in ((1, 1), (2, 1), (1, 2)):
+    store.put(record(number, generation=generation))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_before_its_writer_has_come_to_them_leaves_the_records(path: Path):
+    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2])]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
+    database.close()
+    expected = [record(1, generation=2), record(2)]
+    store = SqliteSessions(path, lambda _: None)
+    assert sorted(store.load(), key=lambda each: each.session.value) == expected
+    eventually(lambda: all(store.is_durable(each.key) for each in expected))
+    store.close()
+    assert noted_path(path).stat().st_size == 0
+    assert found_later(path) == expected
+
+
+def test_what_was_noted_is_forgotten_once_the_database_has_it(store: SqliteSessions, path: Path):
+    assert stat.S_IMODE(noted_path(path).stat().st_mode) == 0o600
+    for number in range(1, 50):
+        store.put(record(number))
+    eventually(lambda: noted_path(path).stat().st_size == 0)
+    assert len(found_later(path)) == 49
+
+
+@pytest.mark.parametrize(
+    "spoilt", [b"[1, 2", b'["another", "version"]\n', b"\xff\x00\n", b"7\n", b'[{"hex": "xy"}]\n', b'[{"a": 1}]\n']
+)
+def test_a_line_that_cannot_be_read_spoils_no_other(path: Path, spoilt: bytes):
+    noted = NotedRecords(noted_path(path))
+    noted.note(_row(record(1)))
+    with noted_path(path).open("ab") as file:
+        file.write(spoilt)
+    noted.note(_row(record(2)))
+    noted.close()
+    assert found_later(path) == [record(1), record(2)]
+
+
+def test_a_note_that_is_older_than_the_database_counts_for_nothing(path: Path):
+    store = SqliteSessions(path, lambda _: None)
+    store.load()
+    store.put(record(1, generation=3))
+    store.close()
+    noted = NotedRecords(noted_path(path))
+    noted.note(_row(record(1, generation=2)))
+    noted.close()
+    assert found_later(path) == [record(1, generation=3)]
+
+
+def test_the_file_of_notes_does_not_grow_without_bound(path: Path):
+    noted = NotedRecords(noted_path(path))
+    for _ in range(MOST_BYTES // 100_000 + 2):
+        noted.note(("x" * 100_000, b"y", 1, 2.5))
+    assert MOST_BYTES - 200_000 < noted_path(path).stat().st_size <= MOST_BYTES
+    assert next(noted.rows())[1:] == (b"y", 1, 2.5)
+    noted.clear()
+    assert (list(noted.rows()), noted_path(path).stat().st_size) == ([], 0)
+    noted.close()
 
 
 def test_a_later_leg_replaces_the_record_and_the_end_removes_it(store: SqliteSessions, path: Path):

@@ -114,10 +114,12 @@ def adopt_sessions(
 
 
 def _belong(known: StoredSession, survivor: Survivor) -> bool:
-    """A leg that came after the record was written has a higher generation, and begins elsewhere."""
-    if not survivor.resumable or survivor.generation < known.generation:
+    """The record's leg may have come to nothing before it carried; one that came after the record was written has a
+    higher generation. Either begins elsewhere than the one that carried last.
+    """
+    if not survivor.resumable:
         return False
-    return survivor.generation > known.generation or survivor.up_from == known.up_from
+    return survivor.generation != known.generation or survivor.up_from == known.up_from
 
 
 def _record(survivor: Survivor, known: StoredSession | None, now: float) -> SessionRecord:

@@ -7,8 +7,8 @@ clients have none: nobody could reconnect their sessions.
 `SqliteSessions` writes from a thread of its own, all that has come meanwhile in one transaction. Nobody waits for it,
 and a disk that is slow or full stops no session. It need not outlive a crash of the host, with which the kernel's
 tables go too: a commit has reached the kernel's page cache, and the file system is not asked for more (WAL,
-synchronous=NORMAL). A session whose record is not yet written when the proxy is killed is one that cannot be
-reconnected, see `is_durable`.
+synchronous=NORMAL). Until the thread has come to it a record stands in a file beside, see `noted_records`: a session
+whose record were lost with the proxy could not be reconnected.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from msocks.errors import AddressError
+from msocks.store.noted_records import NotedRecords
 from msocks.store.schema import Schema
 from msocks.store.state_directory import StoreError
 from msocks.values.endpoint import Endpoint
@@ -137,7 +138,7 @@ class SqliteSessions:
     """Implements `SessionStore` by an SQLite database.
 
     Args:
-        path: The file; made, with mode 0600, where it is missing.
+        path: The file; made, with mode 0600, where it is missing. Beside it lies another, `noted_path`.
         on_trouble: Called from the writing thread: with the reason when records cannot be written any more, and with
             None when they can be again.
 
@@ -163,6 +164,7 @@ class SqliteSessions:
         try:
             with self._explained():
                 self._prepare()
+                self._noted = NotedRecords(noted_path(path))
         except BaseException:
             self._database.close()
             raise
@@ -173,15 +175,33 @@ class SqliteSessions:
         with self._explained():
             rows = self._database.execute(f"SELECT {_COLUMNS} FROM sessions").fetchall()  # noqa: S608
             try:
-                records = [_record(row) for row in rows]
+                records = {record.key: record for record in map(_record, rows)}
             except (ValueError, AddressError) as error:
                 raise sqlite3.DatabaseError(str(error)) from None
-        self._stored = {record.key for record in records}
-        return records
+            self._stored = set(records)
+            late = self._not_arrived(records)
+        records |= late
+        if late:
+            with self._wake:
+                self._pending |= late
+                self._wake_writer()
+        return list(records.values())
+
+    def _not_arrived(self, records: dict[Key, StoredSession]) -> dict[Key, StoredSession]:
+        """What an earlier process had noted, and its writer had not come to. Raises OSError."""
+        late: dict[Key, StoredSession] = {}
+        for row in self._noted.rows():
+            with contextlib.suppress(ValueError, TypeError, AttributeError, AddressError):  # another version's
+                record = _record(row)  # type: ignore[arg-type]
+                known = records.get(record.key)
+                if known is None or known.generation < record.generation:
+                    late[record.key] = record
+        return late
 
     def put(self, record: StoredSession) -> None:
         with self._wake:
             self._pending[record.key] = record
+            self._noted.note(_row(record))
             self._wake_writer()
 
     def forget(self, key: Key) -> None:
@@ -209,6 +229,7 @@ class SqliteSessions:
         if self._writer.ident is not None:
             self._writer.join()
         self._database.close()
+        self._noted.close()
 
     # -- the writer -------------------------------------------------------------------------------------------------
 
@@ -241,6 +262,9 @@ class SqliteSessions:
             with self._wake:
                 self._writing = {}
                 self._stored.difference_update(key for key, record in batch.items() if record is None)
+                if not self._pending:
+                    with contextlib.suppress(OSError):
+                        self._noted.clear()
             if failed:
                 failed = False
                 self._on_trouble(None)
@@ -287,6 +311,11 @@ class SqliteSessions:
                     "it was not changed"
                 )
             raise StoreError(f"the session records in {self._path} cannot be used: {said}", remedy=remedy) from None
+
+
+def noted_path(path: Path) -> Path:
+    """Where the records are noted that are on their way into the database at `path`."""
+    return path.with_suffix(".noted")
 
 
 def _row(record: StoredSession) -> tuple[object, ...]:

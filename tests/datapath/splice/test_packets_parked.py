@@ -87,6 +87,20 @@ def test_no_more_than_a_few_packets_are_copied(rig: Rig, copies: Copies):
     assert len(copies.take()) == HELD_MOST
 
 
+def test_what_the_mobile_waits_for_is_copied_although_the_places_are_taken(rig: Rig, copies: Copies):
+    """The ACK that a PARK brings lets the server send so much that is new; then it says again what is missing."""
+    park(rig)
+    for number in range(HELD_MOST):
+        says(rig, 9000 + number, b"x")
+    assert len(copies.take()) == HELD_MOST
+    says(rig, 8000, b"again")
+    assert offsets(copies) == []
+    rig.session.held_ns = time.monotonic_ns() - 200_000_000
+    for offset in (8001, 8000, 8000):
+        says(rig, offset, b"again")
+    assert offsets(copies) == [8000]
+
+
 def test_what_the_mobile_sends_while_parked_goes_nowhere(rig: Rig, copies: Copies):
     park(rig, for_ns=LONG_NS)
     assert check(rig, MOBILE, rig.segment(MOBILE, 5000, 8500, payload=b"late")).drops == {"stopped": 1}

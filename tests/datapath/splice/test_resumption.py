@@ -11,8 +11,9 @@ import pytest
 
 from msocks.datapath.splice.events import HeldPacket
 from msocks.datapath.splice.held_bytes import HeldBytes
-from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, Session
-from msocks.datapath.splice.parked import MOST_SEGMENTS, Parking
+from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, Session, SessionFlag
+from msocks.datapath.splice.parked import MOST_BYTES, MOST_SEGMENTS, Parking
+from msocks.datapath.splice.residual import LEAST_S, ResidualClock
 
 BASE = 77_000
 
@@ -20,11 +21,13 @@ BASE = 77_000
 class Outage:
     """A session whose server has sent up to 9000, and whose mobile has acknowledged 1000."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: HeldBytes | None = None) -> None:
         self.said: list[bytes] = []
+        self.held = held or HeldBytes()
         output = SimpleNamespace(send=self.said.append)
         reactor = SimpleNamespace(loop=asyncio.get_running_loop())
-        host: Any = SimpleNamespace(reactor=reactor, output=output, residuals=None, held=HeldBytes())
+        self.clock = ResidualClock(reactor.loop)
+        host: Any = SimpleNamespace(reactor=reactor, output=output, residuals=self.clock, held=self.held)
         self.session = Session()
         for address in (self.session.legs[SERVER].local, self.session.legs[SERVER].remote):
             address[10] = address[11] = 0xFF
@@ -84,3 +87,36 @@ async def test_what_was_acknowledged_takes_no_place() -> None:
     outage.parking.prepare(5600)
     outage.parking.announce()
     assert outage.heard() == [(5500, 65535)]
+
+
+async def test_the_window_is_opened_again_and_again_until_the_server_sends() -> None:
+    """The ACK that opens it may be lost, and a server that waits for it asks ever less often."""
+    outage = Outage()
+    outage.session.flags = SessionFlag.CLOSED_WINDOW
+    outage.session.down.acked = outage.session.down.sent = 9000
+    outage.parking.prepare(9000)
+    outage.parking.resume(1)
+    assert outage.heard() == [(9000, 51_000)]
+    await asyncio.sleep(1.6 * LEAST_S)
+    assert outage.heard() == [(9000, 51_000)]
+    outage.session.down.packets += 1
+    await asyncio.sleep(2 * LEAST_S)
+    assert outage.heard() == []
+    outage.clock.close()
+
+
+async def test_what_is_held_is_bounded_for_a_session_and_for_all_and_nothing_of_it_is_acknowledged() -> None:
+    held, size = HeldBytes(), 16_000
+    outages = [Outage(held) for _ in range(MOST_BYTES // (MOST_SEGMENTS * size) + 2)]
+    for outage in outages:
+        before = held.held
+        for number in range(MOST_SEGMENTS + 5):
+            outage.hold(1000 + number * size, size)
+        assert held.held - before <= MOST_SEGMENTS * size
+        assert outage.heard() == []
+        assert outage.session.down.acked == 1000
+    assert MOST_BYTES - size < held.held <= MOST_BYTES
+    for outage in outages:
+        outage.parking.close()
+        outage.clock.close()
+    assert held.held == 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from msocks.datapath.interface import ConduitOwner, Survivor
+from msocks.datapath.splice import flows
 from msocks.datapath.splice.adoption import GRACE_S, AdoptedLeg, what_is_missing
 from msocks.datapath.splice.conduit import SpliceConduit
 from msocks.datapath.splice.host import SpliceHost
-from msocks.datapath.splice.layout import SERVER, SessionFlag
+from msocks.datapath.splice.layout import SERVER, LegState, SessionFlag
 from msocks.datapath.splice.server_legs import Preparation
 from msocks.datapath.splice.speech import ends
 
@@ -26,6 +27,10 @@ class AdoptedConduit(SpliceConduit):
         if not resumable:
             session.flags &= ~SessionFlag.RESUMABLE
         self._generation = survivor.generation
+        if not session.handover.from_leg:  # else it is part of that, and goes when that ends
+            for number, leg in enumerate(session.legs):
+                if number not in (SERVER, session.active) and leg.state == LegState.HANDSHAKE:
+                    flows.take_out(host.tables, leg)  # its socket has died with the process
         self._takeover = AdoptedLeg(host, session)
         host.enter(survivor.place, self)
         if what_is_missing(session):

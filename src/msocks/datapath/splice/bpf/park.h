@@ -234,8 +234,11 @@ __noinline int parked(struct __sk_buff *skb, const struct packet *packet, const 
 		server->ts_in = tsval;
 		server->ts_in_at = now;
 	}
-	if (packet->payload && session->held < HELD_MOST) {
-		session->held++;
+	/* What the mobile waits for is copied in any case: new segments that the ACK of a PARK has brought may fill the places. */
+	if (packet->payload && (session->held < HELD_MOST || (distance(session->down.acked, offset) == 0 &&
+							      now >= session->held_ns + HOLD_AGAIN_NS))) {
+		if (session->held < HELD_MOST)
+			session->held++;
 		session->held_ns = now;
 		hold(skb, packet, flow, offset, tsval);
 	}
