@@ -229,6 +229,45 @@ async def test_a_flow_returns_when_the_better_link_has_been_there_for_the_hold_d
     assert [int(line) for line in lines] == list(range(len(lines)))
 
 
+async def test_a_backup_is_used_while_nothing_else_is_there_and_what_is_never_used_not_even_then(
+    lab: AgentLab, roamer: RunningAgent
+):
+    wifi, lte = lab.lab.link("wifi"), lab.lab.link("lte")
+    async with lab.server(drip) as destination:
+        spare = "[policy.link.wifi]\nrole = 'backup'"
+        await use(roamer, spare, rule("spare", destination, prefer=["wifi"]), hold_down_s=0.5)
+        with await asyncio.to_thread(roamer.connect, destination) as sock:
+            assert roamer.flow(destination)["link"] == "lte"  # although wifi is preferred, and first of all links
+            lte.cut(CutMode.ADMIN)
+            try:
+                await roamer.until(lambda: roamer.flow(destination)["link"] == "wifi")
+            finally:
+                lte.restore()
+            await roamer.until(lambda: roamer.flow(destination)["link"] == "lte")
+            await use(roamer, "[policy.link.lte]\nrole = 'never'", rule("never", destination, prefer=["wifi*"]))
+            await roamer.until(lambda: roamer.flow(destination)["link"] == "wifi")
+            before = lte.counters().bytes_down
+            wifi.cut(CutMode.ADMIN)
+            try:
+                await roamer.until_state(destination, "parked")
+                await asyncio.to_thread(receive_all_of_now, sock)
+                assert roamer.flow(destination)["state"] == "parked"
+            finally:
+                wifi.restore()
+            flow = await roamer.until_state(destination, "live")
+            assert flow["link"] == "wifi"
+            await asyncio.to_thread(receive_exactly, sock, 900)
+            assert lte.counters().bytes_down - before < 9000
+
+
+def receive_all_of_now(sock: socket.socket) -> None:
+    """Read until nothing has come for half a second."""
+    sock.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        receive_all(sock)
+    sock.settimeout(10)
+
+
 async def test_at_its_data_cap_a_link_is_left_and_the_next_agent_remembers(lab: AgentLab):
     capped = "\n".join(["[policy.link.wifi]", "cap_mib = 3"])
     agent = lab.start_agent("capped", policy=capped)
