@@ -90,7 +90,7 @@ def command_lines_of_the_manual() -> Iterator[list[str]]:
                     continue
                 words = shlex.split(line, comments=True)
                 for program_at, word in enumerate(words):
-                    if word in ("msocks", "$(command -v msocks)"):
+                    if word in ("msocks", "$(command -v msocks)") and words[program_at + 1] != "--":  # runuser's -u
                         rest = words[program_at + 1 :]
                         ends = [number for number, each in enumerate(rest) if each in ("|", ">", "&&", ";")]
                         yield rest[: ends[0] if ends else None]
