@@ -375,6 +375,29 @@ async def test_a_rule_can_tell_one_program_from_another(lab: AgentLab, roamer: R
             assert why["passed_over"] == [{"rule": "curl", "does_not_fit": ["process"]}]
 
 
+async def test_a_rule_can_tell_a_name_from_a_network(lab: AgentLab, roamer: RunningAgent):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(PAYLOAD) + PAYLOAD)
+        await writer.drain()
+        writer.close()
+
+    async with lab.server(serve) as destination:
+        await use(
+            roamer,
+            rule("name", None, destination=["serv*"], prefer=["lte"]),
+            rule("network", None, destination=["198.51.100.0/24"], port=[f"1-{destination.port}"], prefer=["wifi"]),
+        )
+        proxy = f"socks5h://{roamer.address[0]}:{roamer.address[1]}"
+        for host, named, link in (("server", "name", "lte"), (destination.host, "network", "wifi")):
+            before = lab.lab.link(link).counters()
+            command = ["curl", "-sS", "-o", "/dev/null", "--proxy", proxy, f"http://{host}:{destination.port}/"]
+            await asyncio.to_thread(lab.lab.mobile.run, command)
+            flow = [each for each in roamer.client.flows() if each["destination"] == f"{host}:{destination.port}"][-1]
+            assert flow["rule"] == named
+            assert lab.lab.link(link).counters().since(before).bytes_down > len(PAYLOAD)
+
+
 async def test_the_example_of_the_paper_on_real_links(lab: AgentLab, roamer: RunningAgent):
     """Wi-Fi costs nothing and is fat, LTE costs and reaches wide; when the Wi-Fi goes the video stops, alone."""
     wifi = lab.lab.link("wifi")
