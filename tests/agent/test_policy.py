@@ -260,6 +260,18 @@ async def test_a_backup_is_used_while_nothing_else_is_there_and_what_is_never_us
             assert lte.counters().bytes_down - before < 9000
 
 
+async def test_a_secondary_link_comes_after_the_others_unless_it_is_asked_for(lab: AgentLab, roamer: RunningAgent):
+    async with lab.server(echo) as indifferent, lab.server(echo) as asking:
+        await use(
+            roamer,
+            "[policy.link.wifi]\nrole = 'secondary'",
+            rule("indifferent", indifferent, prefer=["lowest:cost"]),
+            rule("asking", asking, prefer=["wifi"]),
+        )
+        with await asyncio.to_thread(roamer.connect, indifferent), await asyncio.to_thread(roamer.connect, asking):
+            assert [roamer.flow(each)["link"] for each in (indifferent, asking)] == ["lte", "wifi"]
+
+
 def receive_all_of_now(sock: socket.socket) -> None:
     """Read until nothing has come for half a second."""
     sock.settimeout(0.5)

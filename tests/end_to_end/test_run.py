@@ -156,6 +156,31 @@ attempt(S4, 0)
     ]
 
 
+def test_sockets_with_a_source_address_and_with_fast_open(ran: Runs):
+    """The source is one of the wifi's; it says nothing of the link, and the agent reaches it over loopback."""
+    done = ran.python("""
+for server in (S4, S6):
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((server, 1))
+        own = probe.getsockname()[0]
+    with socket.socket(family) as sock:
+        sock.bind((own, 0))
+        sock.connect((server, PORT))
+        sock.sendall(b"x\\n")
+        file = sock.makefile()
+        print(file.readline().strip(), file.readline().strip(), sock.getsockname()[0] == own)
+    with socket.socket(family) as sock:
+        sock.sendto(b"with the SYN\\n", socket.MSG_FASTOPEN, (server, PORT))
+        file = sock.makefile()
+        print(file.readline().strip(), file.readline().strip(), sock.getpeername()[0] == server)
+""")
+    assert done.stderr == ""
+    proxies = (ran.lab.proxy.ipv4, ran.lab.proxy.ipv6)
+    expected = [(f"{each} x True", f"{each} with the SYN True") for each in proxies]
+    assert done.stdout.splitlines() == [line for lines in expected for line in lines]
+
+
 def test_a_program_that_ignores_errors_harms_nobody(ran: Runs):
     done = ran.python(
         """

@@ -99,7 +99,8 @@ class SocketPump:
     def when_delivered(self, patience_s: float, done: Callable[[bool], None]) -> None:
         """Call `done(True)` once the socket has all of a stream that has ended in good order: nothing tells of that.
 
-        `done(False)` where the socket takes nothing of it for `patience_s`; nothing where the pump is closed before.
+        `done(False)` where the socket takes nothing of it for `patience_s`, or never will; nothing where the pump is
+        closed before.
         """
         self._look_for_delivery(patience_s, done, self.stream.position, 0.0)
 
@@ -219,7 +220,7 @@ class SocketPump:
             done(True)
             return
         idle_s = idle_s + _DELIVERY_LOOK_S if stream.position == position else 0.0
-        if idle_s > patience_s:
+        if idle_s > patience_s or self._dead is not None:
             done(False)
             return
         position = stream.position
