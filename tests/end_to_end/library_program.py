@@ -191,7 +191,12 @@ def late_blocking(access: str, certificate: str) -> dict[str, Any]:
     del certificate
     block = hashlib.sha256(b"late").digest() * 12_000
     with msocks.create_connection(("server", ECHO), timeout=20, access=access) as connection:
-        sender = threading.Thread(target=lambda: (connection.sendall(block), connection.shutdown(socket.SHUT_WR)))
+
+        def send() -> None:
+            connection.sendall(block)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
         sender.start()
         ended = False
         for link in ("lte", "wifi") * 10:

@@ -488,10 +488,11 @@ except OSError as error:
 
 def test_a_run_says_what_becomes_of_a_connection_whose_link_is_lost(ran: Runs):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    programs = {}
+    programs: dict[str, LabProcess] = {}
     for on_loss in ("reset", "wait"):
-        programs[on_loss] = ran.python_in_background(HOLDS, "--on-loss", on_loss, "--tag", on_loss, **pipes)
-        assert programs[on_loss].stdout.readline() == b"up\n"
+        program = programs[on_loss] = ran.python_in_background(HOLDS, "--on-loss", on_loss, "--tag", on_loss, **pipes)
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"up\n", program.tail()
 
     def states() -> dict[str, str]:
         return {flow["tag"]: flow["state"] for flow in ran.field.flows() if flow["tag"] in programs}
