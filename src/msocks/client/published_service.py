@@ -15,6 +15,7 @@ from msocks.client.events import Ended, Event
 from msocks.client.node import MobileNode
 from msocks.errors import MsocksError
 from msocks.protocol.inbound import Incoming
+from msocks.session.mobile_effects import SessionState
 from msocks.values.endpoint import Endpoint
 
 _log = structlog.get_logger("msocks.client.published_service")
@@ -98,6 +99,8 @@ class PublishedService:
         except BaseException:
             coupled.abort()
             raise
+        if coupled.connection.state is SessionState.ENDED:  # before this task had its turn
+            return
         session, loop = coupled.connection.session.hex(), self._node.reactor.loop
 
         def tell(event: Event) -> None:
