@@ -39,7 +39,7 @@ def roamer(lab: AgentLab) -> Iterator[RunningAgent]:
     running.process.stop()
 
 
-def rule(name: str, destination: Endpoint | None, **fields: object) -> str:
+def rule(name: str, destination: Endpoint | None, /, **fields: object) -> str:
     if destination is not None:
         fields["port"] = [destination.port]
     return "\n".join(

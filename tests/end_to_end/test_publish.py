@@ -151,8 +151,8 @@ def test_it_is_published_again_by_a_proxy_that_was_restarted(world: Field) -> No
         world.kill_proxy()
         world.start_proxy("--config", str(world.directory / "proxy.toml"))
         world.lab.proxy.wait_listening(4030)
-        with call(world, 4030):
-            published.hear("accepted")
+        with call(world, 4030) as peer, pytest.raises(ConnectionResetError):
+            read(peer, 1)
     with pytest.raises(ConnectionRefusedError):
         call(world, 4030)
 
