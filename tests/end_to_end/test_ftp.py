@@ -19,8 +19,13 @@ FTP_PORT = 2121
 SIZE = 16_000_000
 LINKS = (LinkConfig("wifi", rtt_ms=5, rate_mbit=50), LinkConfig("lte", rtt_ms=20, rate_mbit=50))
 SOCKS = f"""
+errorlog: stderr
 resolveprotocol: fake
-route {{ from: 0.0.0.0/0 to: 0.0.0.0/0 via: 127.0.0.1 port = {PORT} proxyprotocol: socks_v5 method: none }}
+route {{
+    from: 0.0.0.0/0 to: 0.0.0.0/0 via: 127.0.0.1 port = {PORT}
+    proxyprotocol: socks_v5
+    method: none
+}}
 """
 
 
@@ -41,5 +46,7 @@ def test_an_active_ftp_client_downloads_while_its_network_changes() -> None:
         assert process.wait(60) == 0, process.tail()
         assert hashlib.sha256(got.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()
         assert field.lab.link("lte").counters().since(before).bytes_down > 2_000_000
-        peers = {flow["datapath_reason"] for flow in field.flows()}
-        assert "accepted" in peers, field.flows()
+        (control, data) = field.flows()
+        assert (control["destination"], control["datapath"]) == (f"{field.lab.server.ipv4}:{FTP_PORT}", "splice")
+        assert (data["datapath"], data["datapath_reason"]) == ("relay", "accepted")
+        assert data["bytes_down"] == SIZE
