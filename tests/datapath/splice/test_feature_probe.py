@@ -250,4 +250,4 @@ def test_a_build_without_the_splice_is_named(tmp_path: Path):
     assert last == "The splice cannot be had: a proxy relays."
     hooks = [sys.executable, "-c", "from msocks.interception.hooks import Hooks; Hooks(0, udp=False)"]
     done = subprocess.run(hooks, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
-    assert "CannotIntercept: this msocks was built without its eBPF parts\n" in done.stderr
+    assert "CannotIntercept: this msocks was built without its eBPF parts; " in done.stderr
