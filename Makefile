@@ -54,6 +54,7 @@ soak-install: install
 
 soak: soak-install  ## the long runs
 	$(PYTHON) -m pytest tests/chaos tests/datapath tests/end_to_end tests/protocol tests/session tests/values --soak --timeout=1200
+	$(PYTHON) -m pytest tests/agent tests/lab --soak -m long --timeout=1200
 	@$(SCRIPT) benchmarks/soak.py
 
 chaos: install  ## seeded storms over mixed traffic for an hour; a failing seed is printed and replays

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agent.agent_lab import FLOW_KEYS, LINK_KEYS, LINKS, AgentLab, RunningAgent, echo
+from tests.agent.agent_lab import FLOW_KEYS, LINK_KEYS, LINKS, AgentLab, RunningAgent, echo, receive_exactly
 
 from msocks.agent.control_path import MAX_PATH_BYTES
 from msocks.agent.control_socket import bind_control_socket
@@ -156,19 +156,29 @@ def test_nonsense_is_answered_with_the_status_that_fits_and_a_remedy(
     assert answer["error"]["remedy"]
 
 
-def test_garbage_on_the_socket_disturbs_nobody(agent: RunningAgent):
-    chance = random.Random(7)
-    for length in (0, 1, 100, 100_000):
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
-            sock.connect(agent.control)
-            try:
-                sock.sendall(chance.randbytes(length))
-                sock.shutdown(socket.SHUT_WR)
-                while sock.recv(65536):
-                    pass
-            except (BrokenPipeError, ConnectionResetError):
+def say_garbage(agent: RunningAgent, garbage: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(agent.control)
+        try:
+            sock.sendall(garbage)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
                 pass
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+
+async def test_garbage_on_the_socket_disturbs_nobody(lab: AgentLab, agent: RunningAgent):
+    chance = random.Random(7)
+    async with lab.server(echo) as destination:
+        with await asyncio.to_thread(agent.connect, destination) as sock:
+            for length in (0, 1, 100, 100_000):
+                await asyncio.to_thread(say_garbage, agent, chance.randbytes(length))
+                sock.sendall(b"still there")
+                assert await asyncio.to_thread(receive_exactly, sock, 11) == b"still there"
+        await agent.until(lambda: agent.flow(destination)["state"] == "ended")
+    assert agent.flow(destination)["moves"] == 0
     assert ask(agent, "GET", "/v1/status")[0] == 200
 
 

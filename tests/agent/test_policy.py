@@ -39,7 +39,7 @@ def roamer(lab: AgentLab) -> Iterator[RunningAgent]:
     running.process.stop()
 
 
-def rule(name: str, destination: Endpoint | None, **fields: object) -> str:
+def rule(name: str, destination: Endpoint | None, /, **fields: object) -> str:
     if destination is not None:
         fields["port"] = [destination.port]
     return "\n".join(
@@ -229,6 +229,57 @@ async def test_a_flow_returns_when_the_better_link_has_been_there_for_the_hold_d
     assert [int(line) for line in lines] == list(range(len(lines)))
 
 
+async def test_a_backup_is_used_while_nothing_else_is_there_and_what_is_never_used_not_even_then(
+    lab: AgentLab, roamer: RunningAgent
+):
+    wifi, lte = lab.lab.link("wifi"), lab.lab.link("lte")
+    async with lab.server(drip) as destination:
+        spare = "[policy.link.wifi]\nrole = 'backup'"
+        await use(roamer, spare, rule("spare", destination, prefer=["wifi"]), hold_down_s=0.5)
+        with await asyncio.to_thread(roamer.connect, destination) as sock:
+            assert roamer.flow(destination)["link"] == "lte"  # although wifi is preferred, and first of all links
+            lte.cut(CutMode.ADMIN)
+            try:
+                await roamer.until(lambda: roamer.flow(destination)["link"] == "wifi")
+            finally:
+                lte.restore()
+            await roamer.until(lambda: roamer.flow(destination)["link"] == "lte")
+            await use(roamer, "[policy.link.lte]\nrole = 'never'", rule("never", destination, prefer=["wifi*"]))
+            await roamer.until(lambda: roamer.flow(destination)["link"] == "wifi")
+            before = lte.counters().bytes_down
+            wifi.cut(CutMode.ADMIN)
+            try:
+                await roamer.until_state(destination, "parked")
+                await asyncio.to_thread(receive_all_of_now, sock)
+                assert roamer.flow(destination)["state"] == "parked"
+            finally:
+                wifi.restore()
+            flow = await roamer.until_state(destination, "live")
+            assert flow["link"] == "wifi"
+            await asyncio.to_thread(receive_exactly, sock, 900)
+            assert lte.counters().bytes_down - before < 9000
+
+
+async def test_a_secondary_link_comes_after_the_others_unless_it_is_asked_for(lab: AgentLab, roamer: RunningAgent):
+    async with lab.server(echo) as indifferent, lab.server(echo) as asking:
+        await use(
+            roamer,
+            "[policy.link.wifi]\nrole = 'secondary'",
+            rule("indifferent", indifferent, prefer=["lowest:cost"]),
+            rule("asking", asking, prefer=["wifi"]),
+        )
+        with await asyncio.to_thread(roamer.connect, indifferent), await asyncio.to_thread(roamer.connect, asking):
+            assert [roamer.flow(each)["link"] for each in (indifferent, asking)] == ["lte", "wifi"]
+
+
+def receive_all_of_now(sock: socket.socket) -> None:
+    """Read until nothing has come for half a second."""
+    sock.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        receive_all(sock)
+    sock.settimeout(10)
+
+
 async def test_at_its_data_cap_a_link_is_left_and_the_next_agent_remembers(lab: AgentLab):
     capped = "\n".join(["[policy.link.wifi]", "cap_mib = 3"])
     agent = lab.start_agent("capped", policy=capped)
@@ -334,6 +385,29 @@ async def test_a_rule_can_tell_one_program_from_another(lab: AgentLab, roamer: R
             why = await asyncio.to_thread(roamer.client.why, roamer.flow(other)["id"])
             assert why["flow"]["user"] == "root"
             assert why["passed_over"] == [{"rule": "curl", "does_not_fit": ["process"]}]
+
+
+async def test_a_rule_can_tell_a_name_from_a_network(lab: AgentLab, roamer: RunningAgent):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(PAYLOAD) + PAYLOAD)
+        await writer.drain()
+        writer.close()
+
+    async with lab.server(serve) as destination:
+        await use(
+            roamer,
+            rule("name", None, destination=["serv*"], prefer=["lte"]),
+            rule("network", None, destination=["198.51.100.0/24"], port=[f"1-{destination.port}"], prefer=["wifi"]),
+        )
+        proxy = f"socks5h://{roamer.address[0]}:{roamer.address[1]}"
+        for host, named, link in (("server", "name", "lte"), (destination.host, "network", "wifi")):
+            before = lab.lab.link(link).counters()
+            command = ["curl", "-sS", "-o", "/dev/null", "--proxy", proxy, f"http://{host}:{destination.port}/"]
+            await asyncio.to_thread(lab.lab.mobile.run, command)
+            flow = [each for each in roamer.client.flows() if each["destination"] == f"{host}:{destination.port}"][-1]
+            assert flow["rule"] == named
+            assert lab.lab.link(link).counters().since(before).bytes_down > len(PAYLOAD)
 
 
 async def test_the_example_of_the_paper_on_real_links(lab: AgentLab, roamer: RunningAgent):

@@ -126,8 +126,11 @@ def test_sockets_that_nobody_asked_for_are_closed(agent: RunningAgent, keeper: s
         assert ours.recv(1) == b""
 
 
-def test_reach_is_told_to_who_asks(agent: RunningAgent, keeper: socket.socket):
+def test_reach_is_told_to_who_asks_and_told_again(agent: RunningAgent, keeper: socket.socket):
+    agent.wait_authorised()
     register(keeper, Run(reach=True))
     told = decode(keeper.recv(4096), Reach)
     while not told.usable:  # an agent that has just started has yet to find its proxy
         told = decode(keeper.recv(4096), Reach)
+    keeper.settimeout(2)  # whose silence would mean that the agent hangs
+    assert decode(keeper.recv(4096), Reach).usable

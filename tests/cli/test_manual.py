@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import click
 import pytest
 from tests.cli.conftest import CommandLine
 
 import msocks as package
+from msocks.cli.program import program
 
+ROOT = Path(__file__).parents[2]
 VERBS = [
-    "proxy", "agent", "status", "links", "flows", "move", "why", "pin", "unpin", "reload", "run", "publish", "nc",
-    "user", "sessions", "doctor", "check-config",
+    "proxy", "agent", "status", "links", "flows", "move", "why", "pin", "unpin", "reload", "run", "transparent",
+    "publish", "nc", "user", "sessions", "doctor", "check-config",
 ]  # fmt: skip
 USER_VERBS = ["add", "list", "remove", "password"]
 
@@ -72,6 +79,40 @@ def test_the_options_that_others_rely_on_exist(msocks: CommandLine):
     for verb, options in wanted.items():
         text = msocks(*verb.split(), "--help").stdout
         assert [option for option in options if f"{option} " not in text] == [], verb
+
+
+def command_lines_of_the_manual() -> Iterator[list[str]]:
+    """What follows `msocks` in each command of README and docs that somebody might copy."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for kind, block in re.findall(r"^ *```(sh|console)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in re.sub(r"\\\n *", " ", block).splitlines():
+                if kind == "console" and not line.startswith("$ "):
+                    continue
+                words = shlex.split(line, comments=True)
+                for program_at, word in enumerate(words):
+                    if word in ("msocks", "$(command -v msocks)") and words[program_at + 1] != "--":  # runuser's -u
+                        rest = words[program_at + 1 :]
+                        ends = [number for number, each in enumerate(rest) if each in ("|", ">", "&&", ";")]
+                        yield rest[: ends[0] if ends else None]
+                        break
+
+
+def test_every_command_of_the_manual_is_understood():
+    count = 0
+    for line in command_lines_of_the_manual():
+        command: click.Command = program
+        arguments = line
+        while isinstance(command, click.Group) and not arguments[0].startswith("-"):
+            found = command.get_command(click.Context(command), arguments[0])
+            assert found is not None, line
+            command, arguments = found, arguments[1:]
+        parser = command.make_parser(click.Context(command, **command.context_settings))
+        try:
+            parser.parse_args([*arguments])
+        except click.UsageError as error:
+            pytest.fail(f"msocks {shlex.join(line)}: {error.message}")
+        count += 1
+    assert count > 40
 
 
 def test_version_and_verbosity(msocks: CommandLine):

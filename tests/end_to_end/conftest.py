@@ -25,7 +25,7 @@ LTE = LinkConfig("lte", rtt_ms=50, rate_mbit=20)
 
 
 # Take programs that only `tools/install soak` brings.
-SOAK_ONLY = ("test_browser.py", "test_programs_on_the_move.py")
+SOAK_ONLY = ("test_browser.py", "test_ftp.py", "test_programs_on_the_move.py")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

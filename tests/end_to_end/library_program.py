@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
 import ssl
 import sys
 import threading
+import time
 from typing import Any
 
 import uvloop
@@ -162,6 +164,54 @@ async def accepting(access: str, port: str) -> dict[str, Any]:
     return {"peer": writer.get_extra_info("peername"), "events": events, "refused": refused}
 
 
+async def late(access: str, certificate: str) -> dict[str, Any]:
+    """It reads when the server has long closed, and the session has ended while its leg was to be replaced."""
+    del certificate
+    block = hashlib.sha256(b"late").digest() * 3_000
+    reader, writer = await msocks.open_connection("server", ECHO, access=access, limit=16_384)
+    writer.write(block)
+    writer.write_eof()
+    ended = False
+    for link in ("lte", "wifi") * 10:
+        await asyncio.sleep(0.2)
+        try:
+            await writer.move(link)
+        except msocks.SessionEnded:
+            ended = True
+            break
+    whole = await reader.read() == block
+    events = [type(event).__name__ async for event in writer.events()]
+    writer.close()
+    await msocks.close_nodes()
+    return {"ended": ended, "whole": whole, "last": events[-1]}
+
+
+def late_blocking(access: str, certificate: str) -> dict[str, Any]:
+    """The same, with a socket whose program has taken nothing yet."""
+    del certificate
+    block = hashlib.sha256(b"late").digest() * 12_000
+    with msocks.create_connection(("server", ECHO), timeout=20, access=access) as connection:
+
+        def send() -> None:
+            connection.sendall(block)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        ended = False
+        for link in ("lte", "wifi") * 10:
+            time.sleep(0.2)
+            try:
+                connection.move(link)
+            except msocks.SessionEnded:
+                ended = True
+                break
+        with connection.makefile("rb") as file:
+            whole = file.read() == block
+        sender.join()
+    return {"ended": ended, "whole": whole, "last": "Ended"}
+
+
 def blocking(access: str, certificate: str) -> dict[str, Any]:
     kinds: list[str] = []
     seen = []
@@ -187,7 +237,7 @@ def blocking(access: str, certificate: str) -> dict[str, Any]:
 
 def main() -> None:
     name, access, certificate, loop = sys.argv[1:]
-    programs = (streams, tls, start_tls, refused, miscounting, datagrams, accepting, blocking)
+    programs = (streams, tls, start_tls, refused, miscounting, datagrams, accepting, blocking, late, late_blocking)
     program = {program.__name__: program for program in programs}[name]
     result = program(access, certificate)
     if asyncio.iscoroutine(result):

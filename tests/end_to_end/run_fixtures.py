@@ -44,8 +44,15 @@ class Runs:
 
     def python(self, script: str, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """A Python program; S4, S6 and PORT are the server's."""
+        return self(*options, *self._python(script), **more)
+
+    def python_in_background(self, script: str, *options: str, **more: Any) -> LabProcess:
+        """The same, started."""
+        return self.popen(*options, *self._python(script), **more)
+
+    def _python(self, script: str) -> list[str]:
         known = f"import errno, os, socket, sys, time\nS4, S6, PORT = {self.server4!r}, {self.server6!r}, {PEER_PORT}\n"
-        return self(*options, sys.executable, "-c", known + script, **more)
+        return [sys.executable, "-c", known + script]
 
     def keepers(self) -> dict[int, list[int]]:
         """The keepers of this lab's runs: process number, and the ids of the BPF programs that it holds."""

@@ -81,6 +81,13 @@ def test_a_blocking_socket_is_a_real_one_and_moves(run: Callable[..., dict[str, 
     assert result["tls"] == "through tls"
 
 
+@pytest.mark.parametrize("program", ["late", "late_blocking"])
+def test_who_reads_late_gets_all_that_the_server_had_sent(run: Callable[..., dict[str, Any]], program: str) -> None:
+    result = run(program)
+    assert (result["ended"], result["last"]) == (True, "Ended"), "it was over before, or never"
+    assert result["whole"]
+
+
 def test_datagrams_move(run: Callable[..., dict[str, Any]]) -> None:
     result = run("datagrams")
     assert result["seen"] == ["wifi", "lte", "wifi", "lte"]

@@ -129,12 +129,14 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.mark.parametrize("way", ["run", "variable"])
+@pytest.mark.parametrize("way", ["run", "variable", "without privilege"])
 def test_a_go_client(roaming: Runs, served: Path, go_program: Path, way: str) -> None:
     got = roaming.field.directory / f"by-go-{way}"
     words = [str(go_program), f"http://{roaming.server4}:{WEB_PORT}/file"]
     if way == "run":
         run_to_file(roaming, got, *words)
+    elif way == "without privilege":
+        run_to_file(roaming, got, *words, unprivileged=True)
     else:
         variable = {"HTTP_PROXY": f"socks5://127.0.0.1:{PORT}", "NO_PROXY": "", "no_proxy": "", "http_proxy": ""}
         with got.open("wb") as taken:

@@ -129,6 +129,10 @@ def test_ssh_to_a_host_that_moves(world: Field) -> None:
         assert (carried["datapath"], carried["datapath_reason"]) == ("relay", "accepted")
         assert copying.wait(60) == 0
         assert (world.directory / "down").read_bytes() == data
+        # Who comes now comes over the network that is there.
+        late = lab.server.popen([*ssh, target, "echo", "late"], stdout=subprocess.PIPE)
+        assert published.hear("accepted")["link"] == "lte"
+        assert late.communicate(timeout=20)[0] == b"late\n"
         lab.link("wifi").restore()
         assert talk.stdin is not None
         assert talk.stdout is not None
@@ -147,8 +151,8 @@ def test_it_is_published_again_by_a_proxy_that_was_restarted(world: Field) -> No
         world.kill_proxy()
         world.start_proxy("--config", str(world.directory / "proxy.toml"))
         world.lab.proxy.wait_listening(4030)
-        with call(world, 4030):
-            published.hear("accepted")
+        with call(world, 4030) as peer, pytest.raises(ConnectionResetError):
+            read(peer, 1)
     with pytest.raises(ConnectionRefusedError):
         call(world, 4030)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from tests.end_to_end.conftest import MSOCKS
 from tests.end_to_end.ends import eventually
-from tests.end_to_end.run_fixtures import PEER_PORT, Runs, ran
+from tests.end_to_end.run_fixtures import PEER_PORT, Runs, links, ran
 
-from msocks_lab import LabProcess
+from msocks_lab import CutMode, LabProcess
 
 __all__ = ["ran"]
 
@@ -154,6 +154,31 @@ attempt(S4, 0)
         "EACCES 0",
         "ECONNREFUSED 0",
     ]
+
+
+def test_sockets_with_a_source_address_and_with_fast_open(ran: Runs):
+    """The source is one of the wifi's; it says nothing of the link, and the agent reaches it over loopback."""
+    done = ran.python("""
+for server in (S4, S6):
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((server, 1))
+        own = probe.getsockname()[0]
+    with socket.socket(family) as sock:
+        sock.bind((own, 0))
+        sock.connect((server, PORT))
+        sock.sendall(b"x\\n")
+        file = sock.makefile()
+        print(file.readline().strip(), file.readline().strip(), sock.getsockname()[0] == own)
+    with socket.socket(family) as sock:
+        sock.sendto(b"with the SYN\\n", socket.MSG_FASTOPEN, (server, PORT))
+        file = sock.makefile()
+        print(file.readline().strip(), file.readline().strip(), sock.getpeername()[0] == server)
+""")
+    assert done.stderr == ""
+    proxies = (ran.lab.proxy.ipv4, ran.lab.proxy.ipv6)
+    expected = [(f"{each} x True", f"{each} with the SYN True") for each in proxies]
+    assert done.stdout.splitlines() == [line for lines in expected for line in lines]
 
 
 def test_a_program_that_ignores_errors_harms_nobody(ran: Runs):
@@ -393,7 +418,7 @@ print(send("127.0.0.1"), send(S4), send("198.18.0.1"))
     assert done.stdout.split() == ["sent", "refused" if options == ["--no-udp"] else "sent", "refused"]
 
 
-def test_without_privilege_it_says_which_way_it_takes(ran: Runs):
+def test_without_privilege_it_says_which_way_it_takes(ran: Runs, static_client: Path):
     url = f"http://{ran.server4}:{PEER_PORT}/"
     done = ran("curl", "-sS", url, unprivileged=True)
     assert done.stdout.strip() == ran.lab.proxy.ipv4
@@ -402,6 +427,13 @@ def test_without_privilege_it_says_which_way_it_takes(ran: Runs):
     done = ran("--via", "environment", "curl", "-sS", url, unprivileged=True)
     assert done.stdout.strip() == ran.lab.proxy.ipv4
     assert "msocks run: by environment variables" in done.stderr
+    # Without proxychains, and for a program that it could not reach, `auto` takes the variables by itself.
+    bare = ["env", "PATH=/nonexistent", *ran.argv("/usr/bin/curl", "-sS", url)]
+    done = ran.lab.mobile.run(bare, unprivileged=True)
+    assert done.stdout.strip() == ran.lab.proxy.ipv4
+    assert "msocks run: by environment variables" in done.stderr
+    done = ran(str(static_client), ran.server4, str(PEER_PORT), unprivileged=True)
+    assert "static_client is linked statically" in done.stderr
     done = ran("--via", "cgroup", "curl", "-sS", url, unprivileged=True)
     assert (done.returncode, done.stdout) == (4, "")
     assert "run as root" in done.stderr
@@ -437,6 +469,48 @@ def test_without_an_agent_nothing_is_started_and_nothing_goes_past_it(ran: Runs)
     done = ran.lab.mobile.run([MSOCKS, "run", "--control", str(agent), "touch", "/nonexistent/x"], check=False)
     assert done.returncode == 3
     assert "no agent runs" in done.stderr
+
+
+HOLDS = """
+file = socket.create_connection((S4, PORT), 10).makefile("rw")
+def echo(line):
+    print(line, file=file, flush=True)
+    return file.readline().strip()
+echo("first"), file.readline()
+print("up", flush=True)
+sys.stdin.readline()
+try:
+    print(echo("again"), flush=True)
+except OSError as error:
+    print(errno.errorcode[error.errno], flush=True)
+"""
+
+
+def test_a_run_says_what_becomes_of_a_connection_whose_link_is_lost(ran: Runs):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    programs: dict[str, LabProcess] = {}
+    for on_loss in ("reset", "wait"):
+        program = programs[on_loss] = ran.python_in_background(HOLDS, "--on-loss", on_loss, "--tag", on_loss, **pipes)
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"up\n", program.tail()
+
+    def states() -> dict[str, str]:
+        return {flow["tag"]: flow["state"] for flow in ran.field.flows() if flow["tag"] in programs}
+
+    assert states() == {"reset": "live", "wait": "live"}
+    wifi = ran.lab.link("wifi")
+    wifi.cut(CutMode.CARRIER)
+    try:
+        ran.until(lambda: states() == {"reset": "ended", "wait": "parked"}, "they did not notice")
+        time.sleep(0.2)
+        assert states()["wait"] == "parked"  # although lte is up
+    finally:
+        wifi.restore()
+    for on_loss, said in (("reset", b"ECONNRESET\n"), ("wait", b"again\n")):
+        program = programs[on_loss]
+        assert program.communicate(b"\n", 20)[0] == said
+        assert program.returncode == 0
+    ran.field.wait_until(lambda: all(link["state"] == "up" for link in links(ran.field)))
 
 
 def has_started(pid: int, program: bytes) -> bool:

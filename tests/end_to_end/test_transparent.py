@@ -162,6 +162,28 @@ def test_nobody_is_locked_out_when_the_agent_or_the_keeper_is_killed(whole: Whol
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("options", [("--host",), ("--router", "lan0")], ids=" ".join)
+def test_nobody_is_locked_out_when_the_agent_hangs(whole: Whole, options: tuple[str, ...]):
+    prefix = None if options == ("--host",) else whole.behind()
+    server, proxy = both(whole)[0]
+    direct = whole.seen(server, prefix=prefix)
+    whole.start(*options)
+    assert whole.seen(server, prefix=prefix) == proxy
+    agent = whole.field.agent
+    assert agent is not None
+    agent.send_signal(signal.SIGSTOP)
+    try:
+        waiting = whole.lab.mobile.popen(whole.argv("curl", "-sS", f"http://{server}:{PEER_PORT}/"))
+        eventually(lambda: whole.curl(server, "-m", "0.5", prefix=prefix).stdout.strip() == direct)
+        if prefix is None:
+            assert waiting.wait(10) == 7  # it was in connect() before anybody could know
+        waiting.stop()
+    finally:
+        agent.send_signal(signal.SIGCONT)
+    eventually(lambda: whole.seen(server, prefix=prefix) == proxy)
+
+
+@pytest.mark.long
 def test_in_an_outage_new_connections_wait_or_go_directly_as_they_were_told(whole: Whole):
     """An agent that may use the LTE alone, on a host that has Wi-Fi as well."""
     control = whole.field.directory / "lte.sock"

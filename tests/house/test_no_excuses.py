@@ -49,6 +49,19 @@ def test_an_excuse_is_a_failure_that_names_its_reason(suite: subprocess.Complete
     assert "too slow" in verdict[2], suite.stdout
 
 
+def test_make_soak_runs_what_is_long():
+    root = CONFTEST.parents[1]
+    recipe = re.search(r"^soak:.*\n((?:\t.*\n)+)", (root / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    long = {
+        path.relative_to(root / "tests").parts[0]
+        for path in (root / "tests").rglob("test_*.py")
+        if re.search(r"mark[.]long\b", path.read_text())
+    }
+    assert "end_to_end" in long
+    assert long <= set(re.findall(r"\btests/(\w+)", recipe[1]))
+
+
 def test_the_run_fails_and_its_closing_line_says_so(suite: subprocess.CompletedProcess[str]):
     assert suite.returncode == 1, suite.stdout
     assert re.search(r"=+ 5 failed, 1 passed, 4 errors in .* =+\n$", suite.stdout), suite.stdout

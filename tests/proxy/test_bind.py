@@ -106,6 +106,18 @@ async def test_the_peer_is_told_and_bytes_go_both_ways(open_proxy: RunningProxy)
     assert listeners(open_proxy) == 0
 
 
+async def test_over_ipv6(start_proxy: StartProxy):
+    proxy = await start_proxy(open=True, listen=(Endpoint.parse("[::1]:0"),))
+    async with bound(proxy, Endpoint.of("::1", 0)) as binding:
+        assert (binding.code, str(binding.bound.host)) == (0, "::1")
+        with await dial(binding.bound) as peer:
+            assert await binding.reply() == (0, Endpoint.from_sockaddr(peer.getsockname()))
+            await send(peer, b"220 first")
+            assert await read_exactly(binding.connection, 9) == b"220 first"
+            await send(binding.connection, b"answer")
+            assert await read_exactly(peer, 6) == b"answer"
+
+
 async def test_what_the_client_sends_early_reaches_the_peer(open_proxy: RunningProxy):
     async with bound(open_proxy, early=b"early, ") as binding:
         await send(binding.connection, b"and more")

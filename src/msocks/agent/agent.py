@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -46,6 +44,7 @@ from msocks.protocol.socks5_wire import Command
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
+from msocks.transport.descriptor_limit import raise_descriptor_limit
 from msocks.values.endpoint import Endpoint
 from msocks.values.origin import Origin
 from msocks.version import __version__
@@ -382,16 +381,9 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None], sourc
 
 def run(settings: AgentSettings, on_ready: Callable[[], None], source: PolicySource | None = None) -> None:
     """`run_agent` in an event loop of its own: uvloop's where it is installed."""
-    _raise_descriptor_limit()
+    raise_descriptor_limit()  # a flow needs two, four while it moves
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         runner.run(run_agent(settings, on_ready, source))
-
-
-def _raise_descriptor_limit() -> None:
-    """A flow needs two descriptors, four while it moves; the soft limit of most systems is 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 # A program that ends its direction before it has an answer may mean a half-close, or be gone.
 _EOF_PATIENCE_S = 10.0
-# How often to look whether a flow that has ended in good order is delivered (nothing tells), and how long the program
-# may read nothing of it.
-_DELIVERY_LOOK_S = 0.05
+# How long the program may read nothing of a flow that has ended in good order.
 _DELIVERY_PATIENCE_S = 60.0
 
 
@@ -228,7 +226,7 @@ class Flow:
         self._ended_as = self._view(SessionState.ENDED, None, error)
         self._owner.on_ended(self)
         if error is None:
-            self._close_when_delivered(self._pump.stream.position, 0.0)
+            self._pump.when_delivered(_DELIVERY_PATIENCE_S, lambda delivered: self._close(reset=not delivered))
         elif self._answered:
             self._close(reset=True)
         else:
@@ -292,22 +290,6 @@ class Flow:
         sock.setblocking(False)
         self._close(reset=True)
         self._farewells.say(sock, self._request.dialogue.refuse(error))
-
-    def _close_when_delivered(self, position: int, idle_s: float) -> None:
-        """The stream says that it has ended only after all of it was given to the program."""
-        stream = self._pump.stream
-        if self._closed:
-            return
-        if stream.at_eof:
-            self._close(reset=False)
-            return
-        idle_s = idle_s + _DELIVERY_LOOK_S if stream.position == position else 0.0
-        if idle_s > _DELIVERY_PATIENCE_S:
-            self._close(reset=True)
-            return
-        position = stream.position
-        self._pump.on_readable()
-        self._node.reactor.loop.call_later(_DELIVERY_LOOK_S, self._close_when_delivered, position, idle_s)
 
     def _close(self, *, reset: bool) -> None:
         if not self._closed:

@@ -35,6 +35,8 @@ _MOST_RUNS = 256
 _MOST_SOCKETS = 2
 # How often to look whether there is a network and a proxy, for those who want to know.
 _LOOK_S = 0.5
+# They are told so often although nothing has changed: who hears nothing knows that this process hangs.
+_BEAT_S = 1.0
 _IPV4, _IPV6 = "127.0.0.1", "::1"
 
 
@@ -45,7 +47,7 @@ class _Registration:
     sock: socket.socket
     greeting: Run | Router | None = None
     routed: RoutedPort | None = None
-    told_reach: bool | None = None
+    told_reach: tuple[bool, float] | None = None  # and when
     # Bound and not listening: they keep the port, and the kernel answers nothing there but resets.
     places: tuple[socket.socket, ...] = ()
 
@@ -180,15 +182,16 @@ class RunPort:
         self._say(registration, Ready(ports[0], port6, netns_cookie(registration.places[0]), self._proxy))
 
     def _look(self) -> None:
-        """Tell those who want to know whether there is a network and a proxy, where that has changed."""
+        """Tell those who want to know whether there is a network and a proxy, where that has changed or in a while."""
         if self._look_timer is not None:
             self._look_timer.cancel()
             self._look_timer = None
         wanting = [each for each in self._registrations if each.greeting is not None and each.greeting.reach]
-        usable = self._reaches()
+        usable, now = self._reaches(), self._reactor.loop.time()
         for registration in wanting:
-            if registration.told_reach is not usable:
-                registration.told_reach = usable
+            told = registration.told_reach
+            if told is None or told[0] is not usable or now - told[1] >= _BEAT_S:
+                registration.told_reach = usable, now
                 self._say(registration, Reach(usable))
         if wanting:
             self._look_timer = self._reactor.loop.call_later(_LOOK_S, self._look)

@@ -163,11 +163,7 @@ def _why_lines(answer: dict[str, Any]) -> list[str]:
             lines.append("waits: there is no link that it may use now")
         case other:
             lines.append(f"is to be ended ({other})")
-    for link in answer["links"]:
-        verdict = (
-            "may use" if link["allowed"] and link["usable"] else "cannot use" if link["allowed"] else "may not use"
-        )
-        lines.append(f"  {link['name']:<15}  {verdict}: {link['reason']}")
+    lines += [f"  {link['name']:<15}  {_verdict(link)}: {link['reason']}" for link in answer["links"]]
     passed = answer["passed_over"]
     lines += [
         f"  rule {each['rule']!r} does not match: {', '.join(each['does_not_fit'])}"

@@ -143,17 +143,18 @@ async def _publish(access: AccessLink, service: Endpoint, port: int, links: tupl
     import contextlib
     import signal
 
-    from msocks.client.listener import listen
     from msocks.client.node import MobileNode
     from msocks.client.published_service import PublishedService
+    from msocks.transport.descriptor_limit import raise_descriptor_limit
 
+    raise_descriptor_limit()  # each connection needs two, three while it moves
     node = MobileNode(access, links=links or None, agent_name="msocks publish")
     await node.start()
 
     async def serve() -> None:
-        async with await listen(port, node=node) as listener:
-            printer.published(service, Endpoint.of(*listener.address))
-            await PublishedService(listener, service, printer.report).serve()
+        published = PublishedService(node, port, service, printer.report)
+        printer.published(service, await published.opened())
+        await published.serve()
 
     serving = asyncio.create_task(serve())
     loop = asyncio.get_running_loop()

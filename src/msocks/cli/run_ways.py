@@ -85,7 +85,9 @@ class ProgramStart:
                         ) from None
                     lack = error.what
             agent = proxy_settings.reachable(Endpoint.parse(AgentClient(self._control).status()["listen"][0]))
-            if via in ("auto", "proxychains"):
+            if via == "auto" and proxy_settings.is_static(self._command[0]):
+                lack = "; ".join(filter(None, (lack, f"{self._command[0]} is linked statically")))
+            elif via in ("auto", "proxychains"):
                 if (wrapper := proxy_settings.proxychains()) is not None:
                     self._by_proxychains(wrapper, agent, lack)
                 elif via == "proxychains":

@@ -15,14 +15,9 @@ from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
 from msocks.client.access import Access, resolve_access
-from msocks.client.connection import Connection
-from msocks.client.events import Ended, Event, Moved, Parked, Resumed
-from msocks.client.node import MobileNode
+from msocks.client.coupled_socket import CoupledSocket
+from msocks.client.events import Event
 from msocks.client.shared_node import shared_node
-from msocks.errors import MsocksError
-from msocks.session.leg_chain import StreamGapError
-from msocks.session.mobile_effects import Carried
-from msocks.transport.socket_pump import SocketPump
 from msocks.values.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -52,62 +47,16 @@ class _Background:
             raise
 
 
-class _Coupling:
-    """The far end of the pair, on the background loop."""
-
-    def __init__(self, node: MobileNode, far: socket.socket, destination: Endpoint) -> None:
-        self.error: MsocksError | None = None
-        self.listener: Callable[[Event], None] | None = None
-        self._was_parked = False
-        self.pump = SocketPump(node.reactor, far, self, node.sweep)
-        self.connection = Connection(node, destination, self.pump.stream, self)
-
-    def on_carried(self, carried: Carried) -> None:
-        if carried.from_link is not None:
-            self._tell(Moved(carried.from_link, carried.link, carried.cause))
-        if self._was_parked:
-            self._was_parked = False
-            self._tell(Resumed(carried.link))
-
-    def on_parked(self) -> None:
-        self._was_parked = True
-        self._tell(Parked())
-
-    def on_ended(self, error: MsocksError | None) -> None:
-        self.error = error
-        if error is not None:
-            self.pump.on_readable()  # what had arrived goes to the program first
-        self.pump.close(error is not None)
-        self._tell(Ended(error))
-
-    def on_leg_lost(self, generation: int, error: OSError) -> None:
-        self.connection.leg_lost(generation, error)
-
-    def on_socket_failed(self, error: OSError) -> None:
-        del error  # the program has closed its end with bytes unread
-        self.connection.abort()
-
-    def on_gap(self, error: StreamGapError) -> None:
-        self.connection.lost_bytes(error)
-
-    def on_finished(self) -> None:
-        self.connection.finished()
-
-    def _tell(self, event: Event) -> None:
-        if self.listener is not None:
-            self.listener(event)
-
-
 class MobileSocket(socket.socket):
     """A connected stream socket (see the module) that also knows where its connection runs, and can move it.
 
     After the connection has ended with an error, recv() raises it where a plain socket would raise ECONNRESET.
     """
 
-    _coupling: _Coupling
+    _coupling: CoupledSocket
 
     @classmethod
-    def _made(cls, near: socket.socket, coupling: _Coupling) -> Self:
+    def _made(cls, near: socket.socket, coupling: CoupledSocket) -> Self:
         made = cls(near.family, near.type, near.proto, fileno=near.detach())
         made._coupling = coupling
         return made
@@ -182,16 +131,15 @@ def create_connection(
     near, far = socket.socketpair()
     far.setblocking(False)
 
-    async def connect() -> _Coupling:
+    async def connect() -> CoupledSocket:
         node = await shared_node(resolved)
-        coupling = _Coupling(node, far, destination)
+        coupling = CoupledSocket(node, far, destination)
         try:
             await node.connect(coupling.connection, link=link)
         except BaseException:
-            coupling.connection.abort()
-            coupling.pump.close()
+            coupling.abort()
             raise
-        coupling.pump.start()
+        coupling.start()
         return coupling
 
     try:

@@ -62,7 +62,7 @@ class ControlChannels:
         self._owner = owner
         self._agent_name = agent_name
         self._context = ChannelContext(
-            reactor, dialer, watch, association, access, owner, client_context(), self._hello
+            reactor, dialer, watch, association, access, owner, client_context(), self._hello, self._on_away
         )
         self._channels: dict[str, LinkChannel] = {}
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -138,6 +138,16 @@ class ControlChannels:
     def _promptness(self, name: str) -> tuple[bool, float]:
         rtt_ms = self._watch.rtt_ms(name)
         return self._watch.state(name) is not LinkState.UP, math.inf if rtt_ms is None else rtt_ms
+
+    def _on_away(self) -> None:
+        """A proxy that was restarted answers no probe of the association before it has said WELCOME.
+
+        Where it speaks on another link, though, it is there, and who breaks connections on this one is in its place.
+        """
+        if not any(channel.is_open for channel in self._channels.values()):
+            for name, channel in self._channels.items():
+                if channel.is_away:
+                    self._watch.refused(name)
 
     def _on_links(self, changed: Sequence[LinkChange]) -> None:
         for change in changed:

@@ -108,6 +108,8 @@ class ChannelContext:
     tls: ssl.SSLContext
     hello: Callable[[str], Hello]
     """What a channel over the link of that name says first."""
+    on_away: Callable[[], None]
+    """Called when a channel finds the proxy away (`LinkChannel.is_away`)."""
 
 
 class LinkChannel:
@@ -124,7 +126,7 @@ class LinkChannel:
         self._retry_at: float | None = None
         self._strange_since: float | None = None  # from then on somebody has answered, and never as the proxy
         self._hello_number = 0
-        self._is_away = False  # the proxy, though its host answers; until it says WELCOME
+        self.is_away = False  # the proxy, though its host answers, or somebody in its place; until it says WELCOME
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[MsocksError | OSError] = context.reactor.loop.create_future()
@@ -163,6 +165,11 @@ class LinkChannel:
             # Back: the old connection may have died meanwhile, or the pause before the next attempt may be long.
             self.verify()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the proxy speaks on it."""
+        return self.connection is not None and self.connection.is_open
+
     def status(self) -> ChannelStatus:
         """For the eyes of a user."""
         connection = self.connection
@@ -188,7 +195,7 @@ class LinkChannel:
         self._opened_at = time.monotonic()
         self._strange_since = None
         self._error = None
-        self._is_away = False
+        self.is_away = False
         self._observed = welcome.observed
         self._set_timer(KEEP_ALIVE_S * random.uniform(0.9, 1.0), self._keep_alive)
         context.association.welcomed(welcome, self._hello_number)
@@ -231,10 +238,10 @@ class LinkChannel:
             except (MsocksError, OSError) as failure:
                 error = failure
                 self._context.dialer.resolve_soon()
-            self._is_away = isinstance(error, ControlClosed | ConnectionRefusedError | ConnectionResetError)
-            self._excuse()
+            self.is_away = isinstance(error, ControlClosed | ConnectionRefusedError | ConnectionResetError)
             pause_s = self._pause_after(error)
             self._close(goodbye=False)
+            self._tell_away()
             self._error = error
             self._retry_at = time.monotonic() + pause_s
             self._context.owner.on_control_lost(self.link.name, error)
@@ -259,12 +266,11 @@ class LinkChannel:
             raise
         self._set_timer(_HANDSHAKE_S, self._on_handshake_time_out)
         self.connection.start()
-        self._excuse()
+        self._tell_away()
 
-    def _excuse(self) -> None:
-        """A proxy that was restarted answers no probe of the association before it has said WELCOME."""
-        if self._is_away:
-            self._context.watch.refused(self.link.name)
+    def _tell_away(self) -> None:
+        if self.is_away:
+            self._context.on_away()
 
     def _pause_after(self, error: MsocksError | OSError) -> float:
         """How long to wait, and what the failure says about the link."""
@@ -280,7 +286,7 @@ class LinkChannel:
         if isinstance(error, AuthenticationError):
             first_s, most_s = _REFUSED_FIRST_S, _REFUSED_MOST_S
         else:
-            is_awaited = self._is_away and self._context.watch.wanted()
+            is_awaited = self.is_away and self._context.watch.wanted()
             first_s, most_s = _FIRST_PAUSE_S, _AWAY_PAUSE_S if is_awaited else _MOST_PAUSE_S
         return min(first_s * doubling, most_s) * random.uniform(0.5, 1.0)
 

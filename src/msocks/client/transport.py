@@ -9,7 +9,7 @@ from typing import Any
 from msocks.client.connection import Connection
 from msocks.client.events import EventLog
 from msocks.client.network import Network
-from msocks.errors import MsocksError
+from msocks.errors import EndReason, MsocksError, SessionEnded
 from msocks.protocol.inbound import Incoming
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile_effects import Carried, SessionState
@@ -20,6 +20,8 @@ from msocks.values.endpoint import Endpoint
 
 _CHUNK_BYTES = 64 * 1024
 _TURNS = 16
+# After the session's end in good order nothing more is on the way: what then does not come is not here.
+_REST_PATIENCE_S = 60.0
 
 
 class MobileTransport(asyncio.Transport):
@@ -50,6 +52,7 @@ class MobileTransport(asyncio.Transport):
         self._told_eof = False
         self._closing = False
         self._over = False
+        self._draining = False  # the session has ended in good order, and the program has yet to read the rest
         self._acknowledged = False
         self._protocol_paused = False
         self._high = UNSENT_LIMIT_BYTES
@@ -132,10 +135,15 @@ class MobileTransport(asyncio.Transport):
         self._closing = True
         self._stream.finish()
         self._loop.call_soon(self._protocol.connection_lost, None)
-        # What the peer still sends has no reader; it is read away, so that its FIN can come.
-        self._reactor.call_soon(self.on_readable)
+        if self._draining:
+            self._conclude(None)
+        else:
+            # What the peer still sends has no reader; it is read away, so that its FIN can come.
+            self._reactor.call_soon(self.on_readable)
 
     def abort(self) -> None:
+        if self._draining:
+            self.close()
         self._closing = True
         self.connection.abort()
 
@@ -148,9 +156,14 @@ class MobileTransport(asyncio.Transport):
             try:
                 data = self._stream.read(_CHUNK_BYTES)
             except StreamGapError as gap:
-                self.connection.lost_bytes(gap)
+                if self._draining:
+                    self._conclude(SessionEnded.because(EndReason.BYTES_LOST))
+                else:
+                    self.connection.lost_bytes(gap)
                 return
             if data is None:
+                if self._draining:
+                    self._loop.call_later(_REST_PATIENCE_S, self._give_up_the_rest, self._stream.position)
                 return
             if not data:
                 self._told_eof = True
@@ -186,12 +199,12 @@ class MobileTransport(asyncio.Transport):
         if error is not None and not self._closing:
             self._paused = False
             self.on_readable()  # what arrived before the end is the program's
-        self._over = True
-        self._stream.close()
         self.events.ended(error)
-        if not self._closing or error is not None:
-            self._closing = True
-            self._loop.call_soon(self._protocol.connection_lost, error)
+        if error is None and not self._closing and not self._told_eof:
+            self._draining = True
+            self._reactor.call_soon(self.on_readable)
+        else:
+            self._conclude(error)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -207,6 +220,20 @@ class MobileTransport(asyncio.Transport):
         else:
             self._protocol.data_received(data)
 
+    def _conclude(self, error: MsocksError | None) -> None:
+        self._over = True
+        self._draining = False
+        self._stream.close()
+        if not self._closing or error is not None:
+            self._closing = True
+            self._loop.call_soon(self._protocol.connection_lost, error)
+
+    def _give_up_the_rest(self, position: int) -> None:
+        if self._draining and not self._paused and self._stream.position == position:
+            self._conclude(SessionEnded.because(EndReason.BYTES_LOST))
+
     def _check_finished(self) -> None:
+        if self._draining:
+            self._conclude(None)
         if self._told_eof and self._acknowledged and self.connection.state is not SessionState.ENDED:
             self.connection.finished()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 
 from msocks.errors import AgentUnavailable, ConfigurationError, MsocksError
@@ -14,6 +15,8 @@ from msocks.interception.messages import Connect, Reach, Ready, Refuse, Refused,
 from msocks.interception.network_namespace import own_netns_cookie
 
 _PATIENCE_S = 5.0
+# Where the agent says `Reach` again and again, every second, so much silence means that it hangs.
+_SILENCE_S = 5.0
 _SO_SNDBUFFORCE = 32
 _QUEUE_BYTES = 4 * 1024 * 1024
 
@@ -47,12 +50,19 @@ class AgentLink:
         self._greeting = greeting
         self._sockets = sockets
         self._socket: socket.socket | None = None
+        self._heard_at = 0.0
         self.ready = self._register()
 
     @property
     def is_connected(self) -> bool:
         """Whether the agent is there, as far as is known."""
         return self._socket is not None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the agent lives and does nothing, be it stopped or stuck; known where it was asked for `Reach`."""
+        silent = time.monotonic() - self._heard_at > _SILENCE_S
+        return silent and self._greeting.reach and self._socket is not None
 
     def fileno(self) -> int | None:
         """To be watched for reading; None where the agent is gone."""
@@ -86,6 +96,7 @@ class AgentLink:
                 packet = self._socket.recv(messages.MAX_BYTES)
                 if not packet:
                     raise ConnectionResetError
+                self._heard_at = time.monotonic()
                 said = messages.decode(packet, Refuse, Reach)
                 assert isinstance(said, Refuse | Reach)
                 heard.append(said)
@@ -120,6 +131,7 @@ class AgentLink:
             with contextlib.suppress(OSError):  # hundreds of connect() at once shall not have to wait
                 sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _QUEUE_BYTES)
             sock.setblocking(False)
+            self._heard_at = time.monotonic()
             self._socket = sock
             return answer
         except OSError as error:

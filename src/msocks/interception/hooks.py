@@ -6,6 +6,7 @@ Nothing is pinned: links and tables live in this process alone, and are gone wit
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
@@ -40,12 +41,16 @@ class Hooks:
         Raises:
             CannotIntercept: The privilege is missing, or the kernel is too old, or msocks was built without.
         """
+        if importlib.util.find_spec("msocks.datapath.splice._libbpf") is None:
+            raise CannotIntercept(
+                "this msocks was built without its eBPF parts", remedy="install it without MSOCKS_WITHOUT_SPLICE"
+            )
         try:
             from msocks.datapath.splice import libbpf
         except ImportError as error:
             raise CannotIntercept(
-                f"this msocks was built without its eBPF parts ({error})",
-                remedy="install it without MSOCKS_WITHOUT_SPLICE",
+                f"its eBPF parts cannot be loaded: {error}",
+                remedy="install libbpf 1.1 or newer; on Debian: apt-get install libbpf1",
             ) from None
         self._stack = contextlib.ExitStack()
         try:

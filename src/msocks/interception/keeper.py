@@ -43,6 +43,7 @@ class Keeper:
         group: Group | None = None,
         near: Callable[[], set[IPv4Network | IPv6Network]] = local_addresses,
         lets_go: bool = False,
+        lets_go_in_outage: bool = False,
     ) -> None:
         """Make the control group and attach the hooks; nothing is redirected before a process is in the group.
 
@@ -53,7 +54,8 @@ class Keeper:
             no_udp: Whether the program may use no UDP, except over loopback.
             group: In place of one of its own; owned, also where this raises.
             near: What is left alone as long as this host has its addresses of now.
-            lets_go: Whether nothing is redirected while there is no agent, or it says that it reaches nobody (`Reach`).
+            lets_go: Whether nothing is redirected while there is no agent, or it hangs (if `link` asks for `Reach`).
+            lets_go_in_outage: Whether nothing is redirected while the agent says that it reaches nobody, either.
 
         Raises:
             CannotIntercept: The privilege is missing, or the host lacks something.
@@ -67,7 +69,9 @@ class Keeper:
         self._near = near
         self._near_now: set[IPv4Network | IPv6Network] = set()
         self._lets_go = lets_go
+        self._lets_go_in_outage = lets_go_in_outage
         self._reaches = True
+        self._hangs = False
         self._stack = contextlib.ExitStack()
         self._stack.callback(link.close)
         try:
@@ -109,7 +113,7 @@ class Keeper:
     @property
     def looks_for_agent(self) -> bool:
         """Whether `serve` shall be called every second, though nothing is ready."""
-        return not self._link.is_connected
+        return self._lets_go or not self._link.is_connected
 
     def serve(self, ready: Collection[int]) -> None:
         """Do what there is to do."""
@@ -127,6 +131,11 @@ class Keeper:
             self._reaches = True
             with contextlib.suppress(CannotIntercept):
                 self._configure()
+        if self._lets_go and self._link.is_connected and self._link.hangs is not self._hangs:
+            self._hangs = not self._hangs
+            self._switch()
+            if self._hangs:
+                self._refuse_unanswered()
 
     def close(self) -> None:
         """Detach the hooks, end the registration, and remove the group where it is empty."""
@@ -141,7 +150,8 @@ class Keeper:
         """Redirect, or do not."""
         ready = self._link.ready
         resolver = (0, 0) if self._resolver is None else self._resolver.ports
-        enabled = not self._lets_go or (self._link.is_connected and self._reaches)
+        reaches = self._reaches or not self._lets_go_in_outage
+        enabled = not self._lets_go or (self._link.is_connected and not self._hangs and reaches)
         self._hooks.configure(Settings((ready.port4, ready.port6), resolver, self._no_udp, enabled))
 
     def _leave_alone_near(self) -> None:
@@ -201,12 +211,15 @@ class Keeper:
     def _check_agent(self) -> None:
         """Where the agent is gone, nobody will answer what was asked. A granted one ignores it."""
         if not self._link.is_connected:
-            for attempt, answer in self._asked.values():
-                if answer is None:
-                    self._tell(attempt, errno.ECONNREFUSED)
-            self._asked.clear()
+            self._refuse_unanswered()
             if self._lets_go:
                 self._switch()
+
+    def _refuse_unanswered(self) -> None:
+        for attempt, answer in self._asked.values():
+            if answer is None:
+                self._tell(attempt, errno.ECONNREFUSED)
+        self._asked.clear()
 
     def _tell(self, attempt: Attempt, error: int) -> None:
         self._refusals.refuse(attempt, self._port(attempt), error)

@@ -82,7 +82,10 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Whether the agent has a network and a proxy, as far as it knows: said at first, and at every change."""
+    """Whether the agent has a network and a proxy, as far as it knows: said at every change, and every second anyway.
+
+    So its silence tells that it hangs.
+    """
 
     usable: bool
 

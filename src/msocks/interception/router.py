@@ -39,7 +39,7 @@ class Router:
     """See the module."""
 
     def __init__(
-        self, path: str, interfaces: Sequence[str], excluded: Networks, *, tag: str | None, lets_go: bool
+        self, path: str, interfaces: Sequence[str], excluded: Networks, *, tag: str | None, lets_go_in_outage: bool
     ) -> None:
         """Divert from now on.
 
@@ -48,7 +48,8 @@ class Router:
             interfaces: Where packets that are diverted come in.
             excluded: Destinations that are left alone, besides the proxy's addresses and this host's own networks.
             tag: Of all its flows.
-            lets_go: Whether nothing new is diverted while the agent says that it reaches nobody.
+            lets_go_in_outage: Whether nothing new is diverted while the agent says that it reaches nobody, as while it
+                hangs.
 
         Raises:
             AgentUnavailable, RunRefused: As `AgentLink`.
@@ -58,13 +59,15 @@ class Router:
         self._excluded = frozenset(excluded)
         self._ports: dict[int, int] = {}
         self._proxy: tuple[IPv4Network | IPv6Network, ...] = ()
-        self._diverts = True
+        self._lets_go_in_outage = lets_go_in_outage
+        self._reaches = True
+        self._hangs = False
         self._stands = False
         self._stack = contextlib.ExitStack()
         try:
             self._nftables = NftablesSocket()
             self._stack.callback(self._nftables.close)
-            self._link = AgentLink(path, Greeting(tag, lets_go), self._listeners)
+            self._link = AgentLink(path, Greeting(tag, reach=True), self._listeners)
             self._stack.callback(self._link.close)
             self._news = AddressNews()
             self._stack.callback(self._news.close)
@@ -84,7 +87,7 @@ class Router:
 
     @property
     def looks_for_agent(self) -> bool:
-        return not self._link.is_connected
+        return True
 
     def serve(self, ready: Collection[int]) -> None:
         if self._news.fileno() in ready:
@@ -93,9 +96,12 @@ class Router:
                 self._put_up()
         if self._link.fileno() in ready:
             for said in self._link.hear():
-                if isinstance(said, Reach):
-                    self._diverts = said.usable
+                if isinstance(said, Reach) and said.usable is not self._reaches:
+                    self._reaches = said.usable
                     self._put_up()
+        if self._link.is_connected and self._link.hangs is not self._hangs:
+            self._hangs = not self._hangs
+            self._put_up()
         if not self._link.is_connected:
             self._take_down()
             if self._link.reconnect():
@@ -107,7 +113,8 @@ class Router:
 
     def _begin(self) -> None:
         self._proxy = tuple(networks_of(self._link.ready.proxy))
-        self._diverts = True
+        self._reaches = True
+        self._hangs = False
         self._put_up()
 
     def _put_up(self) -> None:
@@ -154,6 +161,7 @@ class Router:
         known = [*near, *(IPv6Network(text) if ":" in text else IPv4Network(text) for text in _NEVER)]
         direct4 = collapse_addresses(network for network in known if isinstance(network, IPv4Network))
         direct6 = collapse_addresses(network for network in known if isinstance(network, IPv6Network))
+        diverts = not self._hangs and (self._reaches or not self._lets_go_in_outage)
         begin = {
             socket.AF_INET: "meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:",
             socket.AF_INET6: "meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:",
@@ -161,7 +169,7 @@ class Router:
         diverting = "\n        ".join(
             f"{begin[socket.AddressFamily(family)]}{port} meta mark set {diversion.MARK:#x} accept"
             for family, port in self._ports.items()
-            if self._diverts
+            if diverts
         )
         return f"""
 table inet {TABLE} {{

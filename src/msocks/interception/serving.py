@@ -6,7 +6,7 @@ import select
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-# Without an agent, look for one so often.
+# How often to look for an agent, or whether it hangs.
 _AGENT_PAUSE_MS = 1000
 
 
@@ -19,7 +19,7 @@ class Part(Protocol):
 
     @property
     def looks_for_agent(self) -> bool:
-        """Whether `serve` shall be called every second, though nothing is ready."""
+        """Whether `serve` shall be called every second, though nothing is ready: there is no agent, or it may hang."""
 
     def serve(self, ready: Collection[int]) -> None:
         """Do what there is to do."""

@@ -2,7 +2,7 @@
 
 Nothing outlives the process in a way that could lock anybody out: the hooks are held by its descriptors, the table of
 nftables by its netlink socket. What outlives a kill, a rule and a route for a mark that nobody sets then, the next
-start sweeps away. And while no agent is there, both let go.
+start sweeps away. And while no agent is there, or it hangs, both let go.
 """
 
 from __future__ import annotations
@@ -108,19 +108,26 @@ def run(settings: TransparentSettings, path: str, on_ready: Callable[[], None]) 
         CannotIntercept: The privilege is missing, or the host lacks something.
         ConfigurationError: Transparent mode runs here already.
     """
-    lets_go = settings.on_outage is OnOutage.DIRECT
+    in_outage = settings.on_outage is OnOutage.DIRECT
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone())
         stop = _Stop()
         stack.callback(stop.close)
         parts: list[Part] = [stop]
         if settings.host:
-            link = AgentLink(path, Run(settings.tag, reach=lets_go))
-            keeper = Keeper(link, settings.excluded, group=WholeHost(), near=local_networks, lets_go=True)
+            link = AgentLink(path, Run(settings.tag, reach=True))
+            keeper = Keeper(
+                link,
+                settings.excluded,
+                group=WholeHost(),
+                near=local_networks,
+                lets_go=True,
+                lets_go_in_outage=in_outage,
+            )
             stack.callback(keeper.close)
             parts.append(keeper)
         if settings.router:
-            router = Router(path, settings.router, settings.excluded, tag=settings.tag, lets_go=lets_go)
+            router = Router(path, settings.router, settings.excluded, tag=settings.tag, lets_go_in_outage=in_outage)
             stack.callback(router.close)
             parts.append(router)
         else:

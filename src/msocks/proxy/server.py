@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import ssl
 import time
@@ -45,6 +44,7 @@ from msocks.store.sessions import SessionStore
 from msocks.store.state_directory import StateDirectory, StoreError
 from msocks.store.users import UserStore
 from msocks.transport import tls
+from msocks.transport.descriptor_limit import raise_descriptor_limit
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId
@@ -80,7 +80,7 @@ class Proxy:
             StoreError: A file in the state directory is damaged or too new.
             ListenError: An endpoint cannot be had.
         """
-        _raise_descriptor_limit()
+        raise_descriptor_limit()  # each session needs two
         async with contextlib.AsyncExitStack() as stack:
             state = StateDirectory.prepare(self._config.state)
             lock = lock_state(state.path)
@@ -351,10 +351,3 @@ async def _until(condition: Callable[[], bool], at_most_s: float) -> None:
         async with asyncio.timeout(at_most_s):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
-
-
-def _raise_descriptor_limit() -> None:
-    """Each session needs two descriptors; the soft limit of most systems is 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

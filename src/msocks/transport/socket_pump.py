@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from msocks.session.byte_budget import ByteBudget
@@ -20,6 +21,8 @@ from msocks.transport.sweep import Sweep
 _CHUNK_BYTES = 64 * 1024
 # Turns in a row for one direction of one connection; then the others get theirs.
 _TURNS = 16
+# How often to look whether a stream that has ended in good order is delivered.
+_DELIVERY_LOOK_S = 0.05
 
 
 class PumpOwner(Protocol):
@@ -92,6 +95,14 @@ class SocketPump:
         self.stream.confirm_end(up_end)
         self._reactor.call_soon(self._take_from_socket)
         self._reactor.call_soon(self._tell_dead)
+
+    def when_delivered(self, patience_s: float, done: Callable[[bool], None]) -> None:
+        """Call `done(True)` once the socket has all of a stream that has ended in good order: nothing tells of that.
+
+        `done(False)` where the socket takes nothing of it for `patience_s`, or never will; nothing where the pump is
+        closed before.
+        """
+        self._look_for_delivery(patience_s, done, self.stream.position, 0.0)
 
     def close(self, reset: bool = True) -> None:
         """Close the socket (with RST, or by an orderly end) and all legs (with RST, where anything is outstanding)."""
@@ -200,6 +211,21 @@ class SocketPump:
             self._leftover = memoryview(data)[sent:]
             return False
         return True
+
+    def _look_for_delivery(self, patience_s: float, done: Callable[[bool], None], position: int, idle_s: float) -> None:
+        stream = self.stream
+        if self._closed:
+            return
+        if stream.at_eof:  # the stream says so only after all of it was given to the socket
+            done(True)
+            return
+        idle_s = idle_s + _DELIVERY_LOOK_S if stream.position == position else 0.0
+        if idle_s > patience_s or self._dead is not None:
+            done(False)
+            return
+        position = stream.position
+        self.on_readable()
+        self._reactor.loop.call_later(_DELIVERY_LOOK_S, self._look_for_delivery, patience_s, done, position, idle_s)
 
     def _shut_socket(self) -> None:
         self._socket_shut = True

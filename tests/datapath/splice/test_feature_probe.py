@@ -248,3 +248,6 @@ def test_a_build_without_the_splice_is_named(tmp_path: Path):
     assert first == "MISSING  build: this msocks was built without the splice (MSOCKS_WITHOUT_SPLICE)"
     assert second.startswith("         install one that was built with it")
     assert last == "The splice cannot be had: a proxy relays."
+    hooks = [sys.executable, "-c", "from msocks.interception.hooks import Hooks; Hooks(0, udp=False)"]
+    done = subprocess.run(hooks, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert "CannotIntercept: this msocks was built without its eBPF parts; " in done.stderr
