@@ -126,6 +126,7 @@ class Show:
         """The lab's interface counters say which link the download's bytes and its ACKs cross, now."""
         if "curl" not in programs or self.download.done:
             return ""
+        self.watch(0.3)  # the link before delivers what was on its way there
         links = {link.name: link for link in self.world.lab.links}
         before = {name: link.counters() for name, link in links.items()}
         arrived = self.download.meter.total
