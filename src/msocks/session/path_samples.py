@@ -49,12 +49,15 @@ class RoundTripTime:
     def __init__(self) -> None:
         self.smoothed_s: float | None = None
         self.variation_s = 0.0
-        self._calm: deque[tuple[float, float]] = deque(maxlen=_CALM)
+        self._calm: deque[float] = deque(maxlen=_CALM)
+        self._calm_most = math.inf
+        self._calm_at = -math.inf
 
     def sample(self, now: float, rtt_s: float, *, calm: bool) -> None:
         """Take one measurement into account; `calm`: nothing had arrived for a moment when the question was sent."""
         if calm:
-            self._calm.append((now, rtt_s))
+            self._calm.append(rtt_s)
+            self._calm_most, self._calm_at = max(self._calm), now
         if self.smoothed_s is None:
             self.smoothed_s = rtt_s
             self.variation_s = rtt_s / 2
@@ -64,8 +67,7 @@ class RoundTripTime:
 
     def calm_s(self, now: float) -> float:
         """The most of the last calm samples, which were behind no traffic of this host; infinity if unknown."""
-        recent = [rtt_s for at, rtt_s in self._calm if at > now - _CALM_FOR_S]
-        return max(recent, default=math.inf)
+        return self._calm_most if self._calm_at > now - _CALM_FOR_S else math.inf
 
 
 class Arrivals:
@@ -75,12 +77,14 @@ class Arrivals:
         self._looked_at = -math.inf
         self._heard_at = -math.inf
         self._pauses: deque[tuple[float, float]] = deque(maxlen=_LOOKS)  # when it had lasted so long, at least
+        self._longest_s = math.inf
 
     def look(self, now: float, heard_at: float) -> None:
         """At this moment the last arrival was that of `heard_at`. A pause counts when it is over."""
         if heard_at > self._looked_at:  # clearly: the kernel tells of it in steps of some milliseconds
             if self._looked_at > -math.inf:
                 self._pauses.append((self._looked_at, self._looked_at - self._heard_at))
+                self._longest_s = max(pause_s for _, pause_s in self._pauses)
             self._heard_at = heard_at
         self._looked_at = now
 
@@ -88,4 +92,4 @@ class Arrivals:
         """The longest pause of the last 5 s; infinity where there were too few looks to tell."""
         if len(self._pauses) < _LOOKS or self._pauses[0][0] < now - _LOOKS_WITHIN_S:
             return math.inf
-        return max(pause_s for _, pause_s in self._pauses)
+        return self._longest_s
