@@ -39,6 +39,7 @@ _AGAIN_S = 0.3
 _LONGEST_S = 30.0
 _SILENT_NS = 1_000_000_000
 _GONE_NS = 24 * 3600 * 1_000_000_000
+_FIRST_FLIGHT = 64 << 10
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class Parking:
 
     __slots__ = (
         "_clock",
+        "_is_opened",
         "_loop",
         "_number",
         "_opening",
@@ -80,6 +82,7 @@ class Parking:
         self._segments: dict[int, _Segment] = {}
         self._number: int | None = None  # of the leg that takes what is held
         self._since = 0.0
+        self._is_opened = False  # whether the server has been told of a first flight for this leg
         self._until: int | None = None  # the end of what the server had sent again, where the leg begins behind it
         self._timer: asyncio.TimerHandle | None = None
         self._opening: Residual | None = None
@@ -111,6 +114,7 @@ class Parking:
         self._until = again.end if again is not None and again.end < begins <= session.down.sent else None
         self._acknowledge(begins)
         session.held = 0
+        self._is_opened = False
         # Without SACK, a server learns from its mobile's repeated ACKs alone that something is missing.
         if begins < min(session.down.sent, session.down.fin) and session.legs[SERVER].flags & LegFlag.SACK:
             session.flags |= SessionFlag.RESUMING
@@ -225,7 +229,32 @@ class Parking:
         first, end = beyond.pop()
         while beyond and beyond[-1][1] >= first:
             first = beyond.pop()[0]
-        self._output.send(say(session, SERVER, session.up.acked, sack=(first, end)))
+        if not self._is_opened and session.flags & SessionFlag.RESUMING:
+            self._is_opened = True
+            self._open_flight((first, end))
+        window = self._flight_window() if self._is_opened else None
+        self._output.send(say(session, SERVER, session.up.acked, window=window, sack=(first, end)))
+
+    def _flight_window(self) -> int:
+        """What a first flight may hold; later, what the mobile offers by its own ACKs."""
+        session = self._session
+        return max(0, min(session.mobile_edge, session.down.acked + _FIRST_FLIGHT) - session.down.acked)
+
+    def _open_flight(self, held: tuple[int, int]) -> None:
+        """Let the server say again a first flight at once, not only as much as was held.
+
+        Linux sets its congestion window to what is reported (RFC 6937) at an ACK, but not at one that is behind an
+        earlier one, as a reordered ACK is: of that it takes only the report. Then the window limits it. It believes an
+        ACK that repeats itself only when its window grows or is zero.
+        """
+        session = self._session
+        acked, window = session.down.acked, self._flight_window()
+        if not acked or not window:
+            return
+        for each in (0, window):
+            self._output.send(say(session, SERVER, session.up.acked, window=each))
+        late = acked - 1
+        self._output.send(say(session, SERVER, session.up.acked, acknowledged=late, window=window + 1, sack=held))
 
     def _deliver(self) -> None:
         """Say what is held and fits into the mobile's window, until it is acknowledged."""
