@@ -87,14 +87,13 @@ def resumed(begins: int, mobile_edge: int) -> Outage:
     return outage
 
 
-@pytest.mark.parametrize(("mobile_edge", "window"), [(40_000, 36_000), (90_000, 65_535)])
+@pytest.mark.parametrize(("mobile_edge", "window"), [(24_000, 20_000), (90_000, 32_768)])
 async def test_a_server_is_let_say_a_first_flight_again_by_a_late_ack(mobile_edge: int, window: int) -> None:
     """What is held is reported behind an ACK that was heard before; the new leg's window limits what that lets out."""
     outage = resumed(4000, mobile_edge)
     late = next(packet for packet in outage.said if struct.unpack_from("!I", packet, 28)[0] == BASE + 3999)
     assert late[44:52] == struct.pack("!II", BASE + 9000, BASE + 9500)
-    first_edge = min(4000 + window, 65_535 + 3999)
-    assert outage.heard()[:4] == [(4000, 0), (4000, window), (3999, first_edge - 3999), (4000, window)]
+    assert outage.heard()[:4] == [(4000, 0), (4000, window), (3999, window + 1), (4000, window)]
     outage.hold(9500, 500)
     assert 3999 not in [acknowledged for acknowledged, _window in outage.heard()]
     outage.parking.prepare(5000)

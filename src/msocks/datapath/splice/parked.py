@@ -39,7 +39,7 @@ _AGAIN_S = 0.3
 _LONGEST_S = 30.0
 _SILENT_NS = 1_000_000_000
 _GONE_NS = 24 * 3600 * 1_000_000_000
-_FIRST_FLIGHT = 64 << 10  # bytes of downstream; a handover begins with as much
+_FIRST_FLIGHT = 32 << 10  # bytes: half of what a handover begins with, since this comes all at once, from a standstill
 
 
 @dataclass(slots=True)
