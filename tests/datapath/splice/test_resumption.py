@@ -75,6 +75,40 @@ async def test_else_it_hears_where_the_leg_begins_and_nothing_before(offset: int
     assert outage.heard() == []
 
 
+def resumed(begins: int, mobile_edge: int) -> Outage:
+    """A later leg stands, and the first that its server has sent behind 9000 is held."""
+    outage = Outage()
+    outage.session.down.acked = min(begins, 1000)
+    outage.session.mobile_edge = mobile_edge
+    outage.parking.prepare(begins)
+    outage.parking.resume(1)
+    assert outage.heard() == []
+    outage.hold(9000, 500)
+    return outage
+
+
+@pytest.mark.parametrize(("mobile_edge", "window"), [(24_000, 20_000), (90_000, 32_768)])
+async def test_a_server_is_let_say_a_first_flight_again_by_a_late_ack(mobile_edge: int, window: int) -> None:
+    """What is held is reported behind an ACK that was heard before; the new leg's window limits what that lets out."""
+    outage = resumed(4000, mobile_edge)
+    late = next(packet for packet in outage.said if struct.unpack_from("!I", packet, 28)[0] == BASE + 3999)
+    assert late[44:52] == struct.pack("!II", BASE + 9000, BASE + 9500)
+    assert outage.heard()[:4] == [(4000, 0), (4000, window), (3999, window + 1), (4000, window)]
+    outage.hold(9500, 500)
+    assert 3999 not in [acknowledged for acknowledged, _window in outage.heard()]
+    outage.parking.prepare(5000)
+    outage.parking.resume(2)
+    assert 4999 in [acknowledged for acknowledged, _window in outage.heard()]
+    outage.parking.close()
+
+
+@pytest.mark.parametrize(("begins", "mobile_edge"), [(0, 40_000), (4000, 4000)])
+async def test_without_anything_acknowledged_or_a_window_there_is_no_late_ack(begins: int, mobile_edge: int) -> None:
+    outage = resumed(begins, mobile_edge)
+    assert outage.heard()[0] == (begins, 60_000 - begins)
+    outage.parking.close()
+
+
 async def test_what_was_acknowledged_takes_no_place() -> None:
     outage = Outage()
     outage.session.down.sent = 90_000

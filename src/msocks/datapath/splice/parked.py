@@ -6,7 +6,7 @@ not, once it learns what is missing. So a later leg begins with three things:
 
 - the ACK of D, with the window of the leg before, whereupon a Linux server sends some new segments;
 - a selective acknowledgment (RFC 2018) of one of these, which this host holds and delivers: the server sees at once
-  that everything before is lost (RFC 8985), and sends it again;
+  that everything before is lost (RFC 8985), and sends a first flight of it again;
 - what the server had sent again during the outage, if it belongs at the beginning of the leg. Its timestamp is moved
   on by the time that it was held, or the server would take the outage for a round trip.
 
@@ -39,6 +39,7 @@ _AGAIN_S = 0.3
 _LONGEST_S = 30.0
 _SILENT_NS = 1_000_000_000
 _GONE_NS = 24 * 3600 * 1_000_000_000
+_FIRST_FLIGHT = 32 << 10  # bytes: half of what a handover begins with, since this comes all at once, from a standstill
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class Parking:
 
     __slots__ = (
         "_clock",
+        "_has_flown",
         "_loop",
         "_number",
         "_opening",
@@ -80,6 +82,7 @@ class Parking:
         self._segments: dict[int, _Segment] = {}
         self._number: int | None = None  # of the leg that takes what is held
         self._since = 0.0
+        self._has_flown = False  # the first flight of that leg
         self._until: int | None = None  # the end of what the server had sent again, where the leg begins behind it
         self._timer: asyncio.TimerHandle | None = None
         self._opening: Residual | None = None
@@ -111,6 +114,7 @@ class Parking:
         self._until = again.end if again is not None and again.end < begins <= session.down.sent else None
         self._acknowledge(begins)
         session.held = 0
+        self._has_flown = False
         # Without SACK, a server learns from its mobile's repeated ACKs alone that something is missing.
         if begins < min(session.down.sent, session.down.fin) and session.legs[SERVER].flags & LegFlag.SACK:
             session.flags |= SessionFlag.RESUMING
@@ -225,7 +229,27 @@ class Parking:
         first, end = beyond.pop()
         while beyond and beyond[-1][1] >= first:
             first = beyond.pop()[0]
-        self._output.send(say(session, SERVER, session.up.acked, sack=(first, end)))
+        window = min(session.mobile_edge - session.down.acked, _FIRST_FLIGHT)
+        if session.down.acked == 0 or window <= 0 or not session.flags & SessionFlag.RESUMING:
+            self._output.send(say(session, SERVER, session.up.acked, sack=(first, end)))
+            return
+        if not self._has_flown:
+            self._has_flown = True
+            self._let_fly(window, (first, end))
+        self._output.send(say(session, SERVER, session.up.acked, window=window, sack=(first, end)))
+
+    def _let_fly(self, window: int, held: tuple[int, int]) -> None:
+        """Let the server send a first flight again at once, and not only as much as is held.
+
+        At an ACK that reports something, Linux sets its congestion window to hardly more than that (RFC 6937); but of
+        one that is behind an earlier one, as a reordered ACK is, it takes the report alone. Then the offered window is
+        the limit. It believes an ACK that repeats itself only when its window grows or is zero.
+        """
+        session = self._session
+        for room in (0, window):
+            self._output.send(say(session, SERVER, session.up.acked, window=room))
+        late = session.down.acked - 1
+        self._output.send(say(session, SERVER, session.up.acked, acknowledged=late, window=window + 1, sack=held))
 
     def _deliver(self) -> None:
         """Say what is held and fits into the mobile's window, until it is acknowledged."""
