@@ -63,7 +63,7 @@ class Network(Protocol):
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
 
     def ask_position(self, link: str, session: SessionId) -> float | None:
-        """Ask over a link how far a session's upstream has come; how many seconds the answer may take, None: no end."""
+        """Ask over a link how far a session's upstream has come; seconds the answer may take; None: none comes."""
 
     def carries(self) -> None:
         """A connection has got a leg, perhaps over another link."""

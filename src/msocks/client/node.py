@@ -229,7 +229,7 @@ class MobileNode:
         return known
 
     def ask_position(self, link: str, session: SessionId) -> float | None:
-        """Ask over a link how far a session's upstream has come; how many seconds the answer may take, None: no end."""
+        """Ask over a link how far a session's upstream has come; seconds the answer may take; None: none comes."""
         rtt_ms = self._watch.rtt_ms(link) or _UNKNOWN_RTT_MS
         return _ANSWER_S + rtt_ms / 1000 if self._watch.ask_position(link, session) else None
 
