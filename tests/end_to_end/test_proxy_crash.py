@@ -97,7 +97,7 @@ def test_transfers_outlive_their_proxy_and_move_afterwards(spliced: Field, soak:
     assert written(field) != records
     assert field.carrying("wifi") < 50_000
     for transfer in transfers:
-        assert transfer.result()["error"] == ""
+        assert transfer.result(120)["error"] == ""
     assert field.lab.server.accepted_connections() - already == count
     eventually(lambda: not sessions(field))
 
