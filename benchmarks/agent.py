@@ -53,9 +53,7 @@ def main() -> int:
         raw["profile"] = _once(lambda: _profile(options.share))
     if "flows" in options.only:
         raw["flows"] = _once(lambda: _flows(options))
-    publish.publish(options.output, "agent", raw, page(raw))
-    for name, drawing in plots(raw).items():
-        (options.output / name).write_text(drawing)
+    publish.publish(options.output, "agent", raw, page(raw), plots(raw))
     return 0
 
 

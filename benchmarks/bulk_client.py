@@ -13,14 +13,13 @@ import argparse
 import contextlib
 import json
 import socket
-import sys
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client_way import Spent, add_arguments, connect
+from benchmarks.client_way import Spent, add_arguments, connect, end
 from msocks.errors import MsocksError
 from msocks_lab.arrival import ArrivalMeter
 from msocks_lab.errors import TransferError
@@ -106,10 +105,7 @@ def main() -> None:
             result |= _transfer(connection, options, meter)
     except (OSError, ValueError, TransferError, MsocksError) as error:
         result["error"] = f"{type(error).__name__}: {error}"
-    if options.record:
-        meter.save(options.record)
-    print(json.dumps(result | {"received": meter.total}), flush=True)
-    sys.exit(1 if result["error"] else 0)
+    end(result, meter, options.record)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import socket
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks import machine
+from msocks_lab.arrival import ArrivalMeter
 from msocks_lab.socks import connect_through
 
 
@@ -20,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--socks", metavar="HOST:PORT", help="go through this SOCKS5 server")
     way.add_argument("--library", type=Path, metavar="FILE", help="by the library, with the access link in FILE")
+
+
+def end(result: dict[str, Any], meter: ArrivalMeter, record: Path | None) -> NoReturn:
+    """Keep when the bytes arrived, print the result as JSON, and exit: with 1 where `result` has an "error"."""
+    if record:
+        meter.save(record)
+    print(json.dumps(result | {"received": meter.total}), flush=True)
+    sys.exit(1 if result["error"] else 0)
 
 
 def connect(options: argparse.Namespace, timeout: float) -> socket.socket:

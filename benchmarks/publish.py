@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.provenance import ROOT
@@ -27,10 +29,14 @@ def origin(provenance: dict[str, Any], raw: str) -> str:
     ])  # fmt: skip
 
 
-def publish(directory: Path, name: str, raw: dict[str, Any], page: str) -> None:
-    """Write DIRECTORY/NAME.md and DIRECTORY/data/NAME.json."""
+def publish(
+    directory: Path, name: str, raw: dict[str, Any], page: str, drawings: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write DIRECTORY/NAME.md and DIRECTORY/data/NAME.json, and the page's drawings, by the names of their files."""
     write_raw(directory, name, raw)
     write_page(directory, name, page)
+    for file, drawing in drawings.items():
+        (directory / file).write_text(drawing)
 
 
 def write_raw(directory: Path, name: str, raw: dict[str, Any]) -> None:

@@ -69,9 +69,7 @@ def main() -> int:
                 _tell(rounds[-1])
     raw = {**origin, "seed": options.seed, "datapath": options.datapath}
     raw |= {"durations": asdict(_durations(options)), "rounds": rounds}
-    publish.publish(options.output, "splice", raw, page(raw))
-    for name, drawing in plots(raw).items():
-        (options.output / name).write_text(drawing)
+    publish.publish(options.output, "splice", raw, page(raw), plots(raw))
     return 0
 
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client_way import Spent, add_arguments, open_streams
+from benchmarks.client_way import Spent, add_arguments, end, open_streams
 from msocks.errors import MsocksError
 from msocks_lab.arrival import ArrivalMeter
 from msocks_lab.errors import TransferError
@@ -67,10 +65,7 @@ def main() -> None:
         result |= asyncio.run(_transfer(options, meter))
     except (OSError, TransferError, MsocksError) as error:
         result["error"] = f"{type(error).__name__}: {error}"
-    if options.record:
-        meter.save(options.record)
-    print(json.dumps(result | {"received": meter.total}), flush=True)
-    sys.exit(1 if result["error"] else 0)
+    end(result, meter, options.record)
 
 
 if __name__ == "__main__":

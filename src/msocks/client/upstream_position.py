@@ -45,8 +45,8 @@ class UpstreamPosition:
         Raises OSError, MsocksError.
         """
         stream, self._answer, loop = self._stream, None, asyncio.get_running_loop()
-        much = stream.sent - stream.acknowledged() > _MUCH_BYTES
-        patience_s = self._way.ask_position(link, self._session) if ask and much else None
+        asks = ask and stream.sent - stream.acknowledged() > _MUCH_BYTES
+        patience_s = self._way.ask_position(link, self._session) if asks else None
         if patience_s is None:
             return await self._way.dial(link)
         self._answer, until = loop.create_future(), loop.time() + patience_s
