@@ -120,6 +120,12 @@ class Node:
     def ask_position(self, link: str, session: SessionId) -> float | None:
         return None
 
+    def take_spare(self, link: str) -> socket.socket | None:
+        return None
+
+    def is_down(self, link: str) -> bool:
+        return False
+
     def carries(self) -> None: ...
 
     def on_carried(self, carried: Carried) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import Iterator
 from typing import cast
 
 import pytest
 
 from msocks.client.upstream_position import UpstreamPosition
+from msocks.transport.kernel import tcp_info
 from msocks.transport.leg_stream import LegStream
 from msocks.values.ids import SessionId
 
@@ -20,6 +23,8 @@ class Stream:
 
     def __init__(self, base: int, sent: int) -> None:
         self.base, self.sent = base, sent
+
+    acks_tell = True
 
     def acknowledged(self) -> int:
         return self.base
@@ -37,6 +42,15 @@ class Way:
         self.can_ask = can_ask
         self.ends: list[socket.socket] = []
         self.dialled = asyncio.Event()
+        self.spare: socket.socket | None = None
+        self.down: set[str] = set()
+
+    def take_spare(self, link: str) -> socket.socket | None:
+        spare, self.spare = self.spare, None
+        return spare
+
+    def is_down(self, link: str) -> bool:
+        return link in self.down
 
     def ask_position(self, link: str, session: SessionId) -> float | None:
         self.asked.append((link, session))
@@ -116,6 +130,60 @@ async def test_nobody_waits_for_an_answer_that_is_not_worth_it_or_will_not_come(
     assert asked.beginning() == 1_000
     assert bool(way.asked) is (ask and sent > 20_000)
     way.close()
+
+
+@pytest.fixture
+def connections() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A leg over which bytes were sent and ACKed, and one that is new."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        legs = []
+        for _ in range(2):
+            legs.append(stack.enter_context(socket.create_connection(listener.getsockname())))
+            stack.enter_context(listener.accept()[0])
+        legs[0].sendall(bytes(100_000))
+        yield legs[0], legs[1]
+
+
+@pytest.mark.parametrize(("down", "round_trips"), [(True, 1.0), (False, 0.5)])
+async def test_over_a_spare_a_leg_begins_with_what_has_probably_not_arrived(
+    connections: tuple[socket.socket, socket.socket], down: bool, round_trips: float
+):
+    lost, spare = connections
+    way = Way()
+    way.spare, way.down = spare, {"wifi"} if down else set()
+    asked = position(way, 1_000_000, 30_000_000)
+    asked.leg_lost("wifi", lost)
+    before, fresh = tcp_info(lost), tcp_info(spare)
+    assert await asked.dial("lte", ask=True) is spare
+    assert way.asked == []
+    flight = asked.flight
+    assert flight is not None
+    assert flight.length == fresh.segment_bytes * (fresh.window_segments - 1)
+    arrived = before.delivered_per_s * round_trips * before.rtt_least_ms / 1000
+    assert arrived > 0
+    assert flight.begins_at == asked.beginning() == 1_000_000 + int(arrived)
+    # The next one has nothing to go by.
+    way.spare = spare
+    asked.told(5)
+    await asked.dial("lte", ask=True)
+    assert asked.flight is None
+    assert way.asked == [("lte", SESSION)]
+
+
+async def test_where_acks_tell_nothing_the_proxy_is_asked_though_there_is_a_spare(
+    connections: tuple[socket.socket, socket.socket],
+):
+    lost, spare = connections
+    way = Way()
+    way.spare = spare
+    stream = Stream(1_000_000, 30_000_000)
+    stream.acks_tell = False
+    asked = UpstreamPosition(way, SESSION, cast("LegStream", stream))
+    asked.leg_lost("wifi", lost)
+    asyncio.get_running_loop().call_later(0.005, asked.told, 2_000_000)
+    assert await asked.dial("lte", ask=True) is spare
+    assert asked.flight is None
+    assert asked.beginning() == 2_000_000
 
 
 async def test_the_connection_is_closed_when_nobody_wants_it_any_more():

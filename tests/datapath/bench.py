@@ -86,10 +86,11 @@ class Bench:
         early: bytes = b"",
         handover: bool = False,
         split: bool = False,
+        first_flight: int = 0,
     ) -> socket.socket:
         """Connect or reconnect in the order that the interface asks for; returns the mobile's end, the reply read."""
         mobile, leg = self.mobile_leg()
-        position = ClientPosition(received, upstream_from, None, None, handover)
+        position = ClientPosition(received, upstream_from, None, None, handover, first_flight)
         resume(position, self.conduit.state())
         self.conduit.stop_leg(handover=handover)
         await self.conduit.settle()
@@ -99,7 +100,7 @@ class Bench:
         decided = resume(position, self.conduit.state())
         with self.owner.calling():
             self.conduit.attach(
-                Attachment(leg, generation, REPLY, decided.down_from, upstream_from, early, handover, split)
+                Attachment(leg, generation, REPLY, decided.down_from, decided.up_from, early, handover, split)
             )
         assert (self.conduit.kind, self.conduit.reason) == (carriage.kind, carriage.reason)
         self.down_from = decided.down_from

@@ -124,6 +124,28 @@ async def test_upstream_that_was_taken_already_is_skipped(bench: Bench) -> None:
     assert await read(bench.server, 3) == b"abc"
 
 
+@pytest.mark.every_family
+@pytest.mark.parametrize(
+    ("begins_at", "goes_on_at"),
+    [(8, 12), (10, 14), (6, 10), (12, 10), (4, 10)],
+    ids=["joins", "follows", "repeats", "is beyond", "is behind"],
+)
+async def test_a_first_flight_is_of_use_or_in_vain_and_no_byte_is_lost(
+    bench: Bench, begins_at: int, goes_on_at: int
+) -> None:
+    stream, flight = b"0123456789abcdefghij", 4
+    mobile = await bench.attach(1)
+    await write(mobile, stream[:10])
+    assert await read(bench.server, 10) == stream[:10]
+    await eventually(lambda: bench.conduit.state().up_taken == 10)
+    # Half of it came with the request, the other half comes by itself.
+    early, late = stream[begins_at : begins_at + 2], stream[begins_at + 2 : begins_at + flight]
+    again = await bench.attach(2, upstream_from=begins_at, first_flight=flight, early=early)
+    await write(again, late + stream[goes_on_at:])
+    again.shutdown(socket.SHUT_WR)
+    assert await read(bench.server, 11) == stream[10:]
+
+
 async def test_the_unread_queue_of_the_old_leg_goes_first(bench: Bench) -> None:
     mobile = await bench.attach(1)
     sent = 0

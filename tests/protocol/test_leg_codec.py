@@ -160,7 +160,7 @@ def test_sizes_are_those_of_the_protocol_page():
     assert {command.name: size for command, size in REQUEST_BYTES.items()} == {
         "CONNECT": 351,
         "BIND": 351,
-        "RECONNECT": 127,
+        "RECONNECT": 131,
         "QUERY": 91,
         "CLOSE": 107,
     }
@@ -262,6 +262,7 @@ def request_of(fields: dict[str, Any]) -> LegRequest:
                 down_fin_at=fields.get("down_fin_at"),
                 up_fin_at=fields.get("up_fin_at"),
                 handover_from=fields.get("handover_from", 0),
+                first_flight=fields.get("first_flight", 0),
                 middlebox=fields.get("middlebox", False),
             )
         case "QUERY":

@@ -23,6 +23,7 @@ from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId, SessionId
 
 PATIENCE_S = 5.0
+_OWN = ("down_fin_at", "up_fin_at", "handover_from", "first_flight")  # fields of a RECONNECT
 MessageT = TypeVar("MessageT")
 
 
@@ -194,7 +195,7 @@ class MobileNode:
     async def reconnect(
         self, session: SessionId, generation: int, received: int, upstream_from: int, early: bytes = b"", **changes: Any
     ) -> Leg:
-        own = {name: changes.pop(name) for name in ("down_fin_at", "up_fin_at", "handover_from") if name in changes}
+        own = {name: changes.pop(name) for name in _OWN if name in changes}
         key_up = changes.pop("key_up", None)
         fields = self.fields(session, generation, **changes)
         request = Reconnect(received=received, upstream_from=upstream_from, **own, **fields)

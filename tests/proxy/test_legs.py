@@ -13,6 +13,7 @@ from tests.proxy.mobile_node import MobileNode, Server, read_all, read_exactly, 
 from msocks.errors import EndReason
 from msocks.protocol.control import LegAccepted, Park, Parked, ParkedLeg, SessionEnded
 from msocks.protocol.leg import Bind, CloseMode, DatapathKind, LegReply, LegStatus
+from msocks.session.first_flight import FirstFlight
 from msocks.transport.kernel import bytes_unread
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import SessionId
@@ -78,6 +79,24 @@ async def test_reconnect_after_a_reset_repeats_nothing_and_skips_nothing(proxy: 
     assert (reply.status, reply.generation, reply.down_from, reply.up_acked) == (LegStatus.OK, 2, 5, 4)
     assert await read_exactly(second.sock, 5) == b"zwei "
     assert await read_exactly(remote, 3) == b"two"
+
+
+@pytest.mark.parametrize("begins_at", [9, 10, 7, 12, 5], ids=["joins", "follows", "repeats", "beyond", "behind"])
+async def test_the_reply_says_where_a_leg_goes_on_behind_its_first_flight(
+    proxy: RunningProxy, server: Server, begins_at: int
+):
+    stream, flight = b"0123456789abcdefghij", 3
+    node = await proxy.node()
+    session, leg = await node.open_session(server.endpoint)
+    remote = await server.accept()
+    await send(leg.sock, stream[:10])
+    assert await read_exactly(remote, 10) == stream[:10]
+    guessed = stream[begins_at : begins_at + flight]
+    second = await node.reconnect(session, 2, 0, begins_at, guessed, first_flight=flight)
+    reply = await second.reply()
+    assert (reply.status, reply.up_acked) == (LegStatus.OK, 10)
+    await send(second.sock, stream[FirstFlight(begins_at, flight).leg_begins_at(10) + flight :])
+    assert await read_exactly(remote, 10) == stream[10:]
 
 
 async def test_unread_bytes_in_the_old_leg_are_drained_before_the_new_one(proxy: RunningProxy, server: Server):

@@ -15,7 +15,7 @@ PROXY = StreamState(up_taken=50, up_fin=None, down_acknowledged=120, down_sent=1
 
 
 def test_d_is_what_the_mobile_or_an_earlier_legs_ack_says_whichever_is_more() -> None:
-    assert resume(CLIENT, PROXY) == Resumption(down_from=120, up_taken=50)
+    assert resume(CLIENT, PROXY) == Resumption(down_from=120, up_taken=50, up_from=40)
     assert resume(replace(CLIENT, received=150), PROXY).down_from == 150
 
 
@@ -39,9 +39,33 @@ def test_offsets_that_cannot_be_true_are_refused(client: ClientPosition, proxy: 
 
 def test_a_handover_begins_where_what_was_sent_on_the_old_leg_ends() -> None:
     client = replace(CLIENT, sends_from=80, handover=True)
-    assert resume(client, PROXY) == Resumption(down_from=190, up_taken=50)
+    assert resume(client, PROXY) == Resumption(down_from=190, up_taken=50, up_from=80)
     # The present leg may still be repeating what an earlier one had brought.
-    assert resume(replace(client, sends_from=49), PROXY) == Resumption(down_from=190, up_taken=50)
+    assert resume(replace(client, sends_from=49), PROXY) == Resumption(down_from=190, up_taken=50, up_from=49)
+
+
+@pytest.mark.parametrize(
+    ("sends_from", "up_from"),
+    [
+        (50, 50),
+        (45, 45),  # a part of it has arrived
+        (40, 40),  # all of it, and just that
+        (39, 40),  # more than that: the leg goes on at 50, and ten bytes before it are repeated
+        (51, 40),  # it does not join what has arrived, and takes the place of what has
+        (500, 40),
+    ],
+)
+def test_a_first_flight_counts_where_it_joins_and_else_takes_the_place_of_what_has_arrived(
+    sends_from: int, up_from: int
+) -> None:
+    client = replace(CLIENT, sends_from=sends_from, first_flight=10)
+    assert resume(client, PROXY) == Resumption(down_from=120, up_taken=50, up_from=up_from)
+
+
+def test_a_first_flight_of_more_than_has_arrived_cannot_be_thrown_away() -> None:
+    assert resume(replace(CLIENT, sends_from=60, first_flight=50), PROXY).up_from == 0
+    with pytest.raises(OffsetError, match="first flight"):
+        resume(replace(CLIENT, sends_from=60, first_flight=51), PROXY)
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))

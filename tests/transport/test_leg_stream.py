@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from msocks.session.first_flight import FirstFlight
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import ClientPosition, StreamState, resume
 from msocks.transport.kernel import prepare_leg
@@ -87,21 +88,28 @@ async def reactor() -> AsyncIterator[Reactor]:
     made.close()
 
 
-def connect(mobile: Program, proxy: Program, generation: int) -> tuple[socket.socket, socket.socket]:
-    """What a RECONNECT does, without its messages."""
+def connect(
+    mobile: Program, proxy: Program, generation: int, chance: random.Random | None = None
+) -> tuple[socket.socket, socket.socket]:
+    """What a RECONNECT does, without its messages; by `chance` the leg begins with a first flight, of any bytes."""
     near, far = tcp_pair()
-    basepoint = mobile.stream.freeze()
+    begins_at, length = mobile.stream.freeze(), 0
     received = mobile.stream.received()
-    mobile.stream.send_on(near, generation, basepoint)
+    if chance is not None and 1 < begins_at < mobile.stream.sent and chance.random() < 0.7:
+        begins_at = chance.randrange(begins_at, mobile.stream.sent)
+        length = chance.randint(1, min(20_000, mobile.stream.sent - begins_at, mobile.stream.acknowledged()))
+    mobile.stream.send_on(near, generation, begins_at, first_flight=length)
     proxy.stream.stop_sending()
     decided = resume(
-        ClientPosition(received, basepoint, None, None),
+        ClientPosition(received, begins_at, None, None, first_flight=length),
         StreamState(
             proxy.stream.received(), None, proxy.stream.acknowledged(), proxy.stream.sent_now, proxy.stream.sent, None
         ),
     )
-    proxy.stream.receive_on(far, generation, basepoint)
+    proxy.stream.receive_on(far, generation, decided.up_from)
     proxy.stream.send_on(far, generation, decided.down_from)
+    if length:
+        mobile.stream.go_on(FirstFlight(begins_at, length).leg_begins_at(decided.up_taken))
     mobile.stream.receive_on(near, generation, decided.down_from)
     return near, far
 
@@ -123,7 +131,7 @@ async def test_every_byte_arrives_once_over_many_legs(reactor: Reactor, seed: in
         if chance.random() < 0.6:  # the old leg dies before the new one stands; else they overlap
             kill(chance.choice(legs[-1]))
             await asyncio.sleep(chance.choice((0, 0.001)))
-        legs.append(connect(mobile, proxy, generation))
+        legs.append(connect(mobile, proxy, generation, chance))
     mobile.reading = proxy.reading = True
     for program in (mobile, proxy):
         program.on_readable()
@@ -136,6 +144,31 @@ async def test_every_byte_arrives_once_over_many_legs(reactor: Reactor, seed: in
     assert mobile.stream.retained == proxy.stream.retained == 0
     mobile.stream.close()
     proxy.stream.close()
+
+
+async def test_behind_a_first_flight_nothing_is_sent_before_it_is_known_what(reactor: Reactor) -> None:
+    mobile = Program(reactor, Sweep(reactor), 1, 30_000)
+    first, peer = tcp_pair()
+    mobile.stream.send_on(first, 1, 0)
+    mobile.stream.receive_on(first, 1, 0)
+    mobile.stream.freeze()
+    mobile.write_some()
+    near, far = tcp_pair()
+    mobile.stream.send_on(near, 2, 10_000, first_flight=5_000)
+    await asyncio.sleep(0.02)
+    mobile.stream.flush()
+    await asyncio.sleep(0.02)
+    assert len(far.recv(65536)) == 5_000
+    with pytest.raises(BlockingIOError):  # not even the end of the stream
+        far.recv(1)
+    mobile.stream.go_on(15_000)  # the server has 20,000: the flight was in vain
+    mobile.stream.receive_on(near, 2, 0)
+    await asyncio.sleep(0.02)
+    assert len(far.recv(65536)) == 10_000
+    assert far.recv(1) == b""
+    mobile.stream.close()
+    for sock in (peer, far):
+        sock.close()
 
 
 async def test_unread_bytes_of_a_reset_leg_are_read_before_the_next_one(reactor: Reactor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 
 from msocks.client.ended_sessions import EndedSession
@@ -195,6 +196,7 @@ class Connection:
                     if self._live is not None:
                         # When its link comes back it must not talk the server into sending on a leg that is given up.
                         deafen(self._live)
+                        self.position.leg_lost(self.carried_by, self._live)
                         self._live = None
                     if generation:
                         self._network.park(ParkedLeg(self.session, generation, self.stream.received()))
@@ -250,6 +252,7 @@ class Connection:
             if attempt.handover:
                 begins_at = self.stream.sent_now
                 self._handover_link = self._machine.link
+            attempt.flight = self.position.flight
             attempt.split = self._network.is_split(attempt.link)
             request = leg_request(self, authority, attempt, effect, begins_at)
             attempt.say(sock, encode_request(request, authority.key_up), authority.key_up, authority.key_down)
@@ -266,11 +269,14 @@ class Connection:
                 overhead=attempt.request_bytes,
                 handover=attempt.handover,
                 split=attempt.split or self._network.is_doubtful(attempt.link),
+                first_flight=attempt.flight.length if attempt.flight is not None else 0,
             )
             attempt.sends_from = begins_at
         self._machine.request_sent(self._now(), attempt.generation)
         self._arm()
         attempt.listen()
+        if attempt.flight is not None and self.stream.sent_now != attempt.flight.end:
+            self._on_failure(attempt, OSError(errno.EAGAIN, "the new connection does not take its first flight whole"))
 
     def _on_reply(self, attempt: LegAttempt, received: ReceivedReply) -> None:
         reply, authority = received.reply, self._network.authority
@@ -302,8 +308,7 @@ class Connection:
         reply, stream = received.reply, self.stream
         del self._attempts[attempt.generation]
         try:
-            if attempt.sends_from is not None and reply.up_acked < attempt.sends_from and not attempt.handover:
-                raise StreamGapError(reply.up_acked, attempt.sends_from)
+            attempt.go_on(stream, reply.up_acked)
             while self._accepted:
                 self._receive_on(*self._accepted.pop(0))
             self._receive_on(attempt, received)

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from msocks.errors import MsocksError, ProtocolError
 from msocks.protocol.leg import ReceivedReply
 from msocks.protocol.leg_reply_codec import LegReplyDecoder
+from msocks.session.first_flight import FirstFlight
+from msocks.session.leg_chain import StreamGapError
 from msocks.transport.kernel import deafen
+from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 
 
@@ -38,6 +41,7 @@ class LegAttempt:
         self.request_bytes = 0
         self.key_up = b""
         self.sends_from: int | None = None  # A, once the stream's bytes follow the request
+        self.flight: FirstFlight | None = None  # where that is a guess
         self.handover = False
         self.split = False  # a middlebox ACKs on it in the proxy's place
         self.disowned = False  # somebody answered, unverifiably, that the association is unknown
@@ -79,6 +83,16 @@ class LegAttempt:
     def listen(self) -> None:
         """Begin to wait for the reply."""
         self._reactor.watch(self.sock.fileno(), self._on_events)
+
+    def go_on(self, stream: LegStream, arrived: int) -> None:
+        """Go on with the stream's upstream, of which the proxy has `arrived` bytes. Raises StreamGapError at a gap."""
+        if self.flight is not None:
+            retained_from = stream.acknowledged()
+            if not retained_from <= arrived <= stream.sent:
+                raise StreamGapError(arrived, retained_from)
+            stream.go_on(self.flight.leg_begins_at(arrived))
+        elif self.sends_from is not None and arrived < self.sends_from and not self.handover:
+            raise StreamGapError(arrived, self.sends_from)
 
     def cease(self) -> None:
         """Wait no longer."""

@@ -62,6 +62,12 @@ class Network(Protocol):
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
 
+    def take_spare(self, link: str) -> socket.socket | None:
+        """A connection to the proxy over a link that stands already, if there is one. Raises LinkUnavailable."""
+
+    def is_down(self, link: str) -> bool:
+        """Whether a link is known to be gone, with its carrier or its address."""
+
     def ask_position(self, link: str, session: SessionId) -> float | None:
         """Ask over a link how far a session's upstream has come; seconds the answer may take; None: none comes."""
 

@@ -92,7 +92,7 @@ class MobileNode:
         self._usable: tuple[str, ...] = ()
         self.router: Router | None = None
         """Decides for each connection; by default each may use all links in their order."""
-        self._spares = SpareLegs(self.reactor, self._dial_anew, self._spare_links) if spare_legs else None
+        self._spares = SpareLegs(self.reactor, self.dial, self._spare_links if spare_legs else lambda: ((), ()))
         self._problem: MsocksError | None = None
 
     async def start(self) -> None:
@@ -112,8 +112,7 @@ class MobileNode:
             await asyncio.wait_for(self._channels.close(), _CLOSING_S)
         self._unsubscribe()
         self._confirmations.close()
-        if self._spares is not None:
-            self._spares.close()
+        self._spares.close()
         self._authority.close()
         self._watch.close()
         self._monitor.close()
@@ -216,11 +215,15 @@ class MobileNode:
 
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises LinkUnavailable, OSError."""
-        spare = None if self._spares is None else self._spares.take(self._known(link))
-        return spare or await self._dial_anew(link)
-
-    async def _dial_anew(self, link: str) -> socket.socket:
         return await self._dialer.dial(self._known(link), timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
+
+    def take_spare(self, link: str) -> socket.socket | None:
+        """A connection over a link that stands already, if there is one. Raises LinkUnavailable."""
+        return self._spares.take(self._known(link))
+
+    def is_down(self, link: str) -> bool:
+        """Whether a link is known to be gone, with its carrier or its address."""
+        return link not in self.links or self.links[link].state is LinkState.DOWN
 
     def _known(self, link: str) -> Link:
         known = self._watch.links().get(link)
@@ -256,8 +259,7 @@ class MobileNode:
 
     def carries(self) -> None:
         """Which links carry sessions may have changed, and so where a spare leg is needed."""
-        if self._spares is not None:
-            self._spares.reconsider()
+        self._spares.reconsider()
 
     def _spare_links(self) -> tuple[list[str], tuple[str, ...]]:
         """The idle links that a session may have to move to, metered ones left out; and all that can be used."""
@@ -275,8 +277,7 @@ class MobileNode:
 
     def addresses(self, link: str) -> tuple[Address, ...]:
         """The link's own addresses."""
-        known = self._watch.links().get(link)
-        return () if known is None else tuple(known.addresses)
+        return tuple(self.links[link].addresses) if link in self.links else ()
 
     def forget_udp(self, connection: UdpConnection) -> None:
         """The flow has ended."""
@@ -299,8 +300,7 @@ class MobileNode:
             self._problem = error
         elif error is not None:
             self._problem = LinkUnavailable(link, str(error))
-        refusal = self._association.refusal
-        if refusal is not None:
+        if (refusal := self._association.refusal) is not None:
             for connection in self._all():
                 connection.give_up(refusal)
             self.inbound.on_refused(refusal)

@@ -2,8 +2,8 @@
 
 How much of that has arrived, the ACKs that were lost with the leg would have told. A leg that begins with bytes that
 the server has spends its first round trips on them, from a congestion window of ten segments on. So the proxy is asked
-by UDP while the new connection's handshake is on the way: both take one round trip. Where a connection stands already,
-that round trip is still less than those that it saves.
+by UDP while the new connection's handshake is on the way: both take one round trip. Where a connection stands already
+there is nothing to wait for: the leg begins with a guess, and the proxy's reply mends that (`session.first_flight`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ import contextlib
 import socket
 from typing import Protocol
 
+from msocks.session.first_flight import FirstFlight, guess
+from msocks.transport.kernel import TcpInfo, tcp_info
 from msocks.transport.leg_stream import LegStream
 from msocks.values.ids import SessionId
 
 _MUCH_BYTES = 10 * 1400
 """The first flight of a new connection (RFC 6928) brings no more."""
+_GONE, _SILENT = 1.0, 0.5
+"""How many round trips of ACKs are lost with a leg. The mobile node's own interface, gone, sends and hears nothing:
+what it had sent goes on its way. Where silence begins somewhere on the path, half of it is as good a guess as any."""
 
 
 class Way(Protocol):
@@ -26,31 +31,57 @@ class Way(Protocol):
     def ask_position(self, link: str, session: SessionId) -> float | None:
         """Ask how far a session's upstream has come; how many seconds the answer may take, None: there will be none."""
 
+    def take_spare(self, link: str) -> socket.socket | None:
+        """A connection to the proxy over a link that stands already, if there is one."""
+
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
 
+    def is_down(self, link: str) -> bool:
+        """Whether a link is known to be gone, with its carrier or its address."""
+
 
 class UpstreamPosition:
-    """That of one session, for one leg after the other."""
+    """That of one session, for one leg after the other.
+
+    Attributes:
+        flight: What the leg begins with that was dialled last; None where that is no guess.
+    """
 
     def __init__(self, way: Way, session: SessionId, stream: LegStream) -> None:
+        self.flight: FirstFlight | None = None
         self._way = way
         self._session = session
         self._stream = stream
         self._answer: asyncio.Future[int] | None = None
+        self._lost: tuple[str, TcpInfo] | None = None
+
+    def leg_lost(self, link: str | None, leg: socket.socket) -> None:
+        """The leg over `link` carries no more; what its ACKs have told is remembered for the next."""
+        if link is not None and self._stream.acks_tell:
+            with contextlib.suppress(OSError):
+                self._lost = link, tcp_info(leg)
 
     async def dial(self, link: str, *, ask: bool) -> socket.socket:
-        """Connect to the proxy over a link and, where `ask` says so and it is worth it, ask meanwhile.
+        """A connection to the proxy over a link, new or spare; where `ask` says so and it is worth it, guess or ask.
 
         Raises OSError, MsocksError.
         """
-        stream, self._answer, loop = self._stream, None, asyncio.get_running_loop()
-        asks = ask and stream.sent - stream.acknowledged() > _MUCH_BYTES
-        patience_s = self._way.ask_position(link, self._session) if asks else None
+        stream, loop = self._stream, asyncio.get_running_loop()
+        self.flight = self._answer = None
+        lost, self._lost = self._lost, None
+        spare = self._way.take_spare(link)
+        if not ask or stream.sent - stream.acknowledged() <= _MUCH_BYTES:
+            return spare or await self._way.dial(link)
+        if spare is not None and lost is not None:
+            self.flight = self._guess(spare, *lost)
+            if self.flight is not None:
+                return spare
+        patience_s = self._way.ask_position(link, self._session)
         if patience_s is None:
-            return await self._way.dial(link)
+            return spare or await self._way.dial(link)
         self._answer, until = loop.create_future(), loop.time() + patience_s
-        sock = await self._way.dial(link)
+        sock = spare or await self._way.dial(link)
         with contextlib.ExitStack() as stack:
             stack.callback(sock.close)  # if this is cancelled
             await asyncio.wait((self._answer,), timeout=max(0.0, until - loop.time()))
@@ -65,6 +96,22 @@ class UpstreamPosition:
     def beginning(self) -> int:
         """Where the leg begins that was dialled last; nothing is forgotten from now on (see `LegStream.freeze`)."""
         begins_at = self._stream.freeze()
+        if self.flight is not None:
+            return self.flight.begins_at
         if self._answer is not None and self._answer.done():
             begins_at = max(begins_at, min(self._answer.result(), self._stream.sent))
         return begins_at
+
+    def _guess(self, spare: socket.socket, link: str, lost: TcpInfo) -> FirstFlight | None:
+        with contextlib.suppress(OSError):
+            fresh = tcp_info(spare)
+            round_trips = _GONE if self._way.is_down(link) else _SILENT
+            return guess(
+                self._stream.acknowledged(),
+                self._stream.sent,
+                lost.delivered_per_s,
+                round_trips * lost.rtt_least_ms / 1000,
+                # The request takes a segment of its own.
+                fresh.segment_bytes * (fresh.window_segments - 1),
+            )
+        return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from msocks.protocol.fields import MAX_OFFSET, MAX_U64, check_range
+from msocks.protocol.fields import MAX_OFFSET, MAX_U32, MAX_U64, check_range
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import FIRST_GENERATION, MAX_GENERATION, AssociationId, SessionId
 
@@ -209,6 +209,8 @@ class Reconnect(LegRequest):
         up_fin_at: Where the program has closed its direction: the final length of the upstream, not below A.
         handover_from: Generation of the live leg, which delivers what was sent on it while this one begins behind that:
             A is then the end of what the client has written to it. 0 for a takeover, which stops it.
+        first_flight: So many upstream bytes follow from A on, which is a guess, and no more before the reply: it says
+            where the leg goes on (`msocks.session.first_flight`). 0 where A is none; at most A, and not in a handover.
         middlebox: As in `Connect`.
     """
 
@@ -217,6 +219,7 @@ class Reconnect(LegRequest):
     down_fin_at: int | None = None
     up_fin_at: int | None = None
     handover_from: int = 0
+    first_flight: int = 0
     middlebox: bool = False
 
     def __post_init__(self) -> None:
@@ -227,6 +230,11 @@ class Reconnect(LegRequest):
         check_fin(self.down_fin_at, "down_fin_at")
         check_fin(self.up_fin_at, "up_fin_at")
         check_range(self.handover_from, MAX_GENERATION, "the generation that hands over")
+        check_range(self.first_flight, min(MAX_U32, self.upstream_from), "the first flight")
+        if self.first_flight and self.handover_from:
+            raise ValueError("a leg that is handed over to begins where the other ends: it has no first flight")
+        if self.first_flight and self.up_fin_at is not None and self.upstream_from + self.first_flight > self.up_fin_at:
+            raise ValueError(f"the upstream ends at {self.up_fin_at}, within the first flight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

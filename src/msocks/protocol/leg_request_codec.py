@@ -45,7 +45,7 @@ from msocks.values.ids import FIRST_GENERATION, AssociationId, SessionId
 
 # version, command, flags, generation, association, leg number, expiry, session
 _HEADER = struct.Struct(">BBHI16sQQ16s")
-_RECONNECT = struct.Struct(">QQQQI")
+_RECONNECT = struct.Struct(">QQQQII")
 _CLOSE = struct.Struct(">B7xQ")
 
 _BODY_BYTES = {
@@ -90,7 +90,12 @@ def encode_request(request: LegRequest, key_up: bytes) -> bytes:
             flags |= MIDDLEBOX if request.middlebox else 0
             command = LegCommand.RECONNECT
             body = _RECONNECT.pack(
-                request.received, request.upstream_from, down_fin_at, up_fin_at, request.handover_from
+                request.received,
+                request.upstream_from,
+                down_fin_at,
+                up_fin_at,
+                request.handover_from,
+                request.first_flight,
             )
         case Query():
             command, body = LegCommand.QUERY, b""
@@ -229,7 +234,11 @@ def _decode_request(signed: bytes) -> LegRequest:
                 destination=decode_fixed_host(body),
             )
         case LegCommand.RECONNECT:
-            received, upstream_from, down_fin_at, up_fin_at, handover_from = _RECONNECT.unpack(body)
+            received, upstream_from, down_fin_at, up_fin_at, handover_from, first_flight = _RECONNECT.unpack(body)
+            require(not (first_flight and handover_from), "a RECONNECT that is handed over to has a first flight")
+            require(first_flight <= upstream_from, "the first flight is longer than A")
+            fits = not flags & UP_FIN or upstream_from + first_flight <= up_fin_at
+            require(fits or not first_flight, "the upstream ends within the first flight")
             return Reconnect(
                 **common,
                 received=decode_offset(received, "R"),
@@ -237,6 +246,7 @@ def _decode_request(signed: bytes) -> LegRequest:
                 down_fin_at=unpack_fin(flags, DOWN_FIN, down_fin_at, "down_fin_at"),
                 up_fin_at=unpack_fin(flags, UP_FIN, up_fin_at, "up_fin_at"),
                 handover_from=handover_from,
+                first_flight=first_flight,
                 middlebox=bool(flags & MIDDLEBOX),
             )
         case LegCommand.QUERY:

@@ -62,7 +62,7 @@ def consider(
         state=state,
         bound=bound,
         down_from=begin.down_from,
-        up_from=position.sends_from,
+        up_from=begin.up_from,
         handover=position.handover,
     )
 

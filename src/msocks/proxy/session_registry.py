@@ -117,6 +117,7 @@ class SessionRegistry:
                 up_fin=request.up_fin_at,
                 down_fin=request.down_fin_at,
                 handover=request.handover_from != 0,
+                first_flight=request.first_flight,
             )
             session.reconnect(leg, position, request.handover_from)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msocks.session.first_flight import FirstFlight
+
 
 @dataclass(frozen=True, slots=True)
 class ClientPosition:
@@ -14,6 +16,7 @@ class ClientPosition:
     up_fin: int | None  # offset at which the program ended its direction
     down_fin: int | None  # offset of the server's FIN, where the mobile has received it
     handover: bool = False  # the old leg carries on to its end; the new one begins behind it
+    first_flight: int = 0  # so many bytes come from A on, which is a guess; then the client waits for U
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,11 @@ class StreamState:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """The new leg's basepoints: `down_from` is D, `up_taken` is U."""
+    """The new leg's basepoints: `down_from` is D, `up_taken` is U, `up_from` A, or where a first flight counts from."""
 
     down_from: int
     up_taken: int
+    up_from: int
 
 
 class OffsetError(ValueError):
@@ -48,12 +52,18 @@ def resume(client: ClientPosition, proxy: StreamState) -> Resumption:
     read when it counted R; they lie in the old socket, which the mobile drains up to D.
 
     Raises OffsetError where R is more than was ever sent, A is more than was ever taken (the bytes between are gone;
-    in a handover they are still to come), or the ends of the streams disagree.
+    in a handover they are still to come, and a first flight that does not join what has arrived is thrown away), or
+    the ends of the streams disagree.
     """
+    up_from = client.sends_from
+    if client.first_flight:
+        up_from = FirstFlight(up_from, client.first_flight).leg_begins_at(proxy.up_taken)
     if client.received > proxy.down_available:
         raise OffsetError(f"R is {client.received}, but only {proxy.down_available} bytes were sent downstream")
-    if client.sends_from > proxy.up_taken and not client.handover:
-        raise OffsetError(f"A is {client.sends_from}, but only {proxy.up_taken} upstream bytes have arrived")
+    if up_from > proxy.up_taken and not client.handover:
+        raise OffsetError(f"A is {up_from}, but only {proxy.up_taken} upstream bytes have arrived")
+    if up_from < 0:
+        raise OffsetError(f"a first flight of {client.first_flight} bytes, where {proxy.up_taken} have arrived")
     if client.up_fin is not None and client.up_fin < client.sends_from:
         raise OffsetError(f"the upstream ends at {client.up_fin}, before A = {client.sends_from}")
     if client.up_fin is not None and client.up_fin < proxy.up_taken:
@@ -63,5 +73,6 @@ def resume(client: ClientPosition, proxy: StreamState) -> Resumption:
     if client.down_fin is not None and client.down_fin != proxy.down_fin:
         raise OffsetError(f"the client has a FIN at {client.down_fin}, the server ended at {proxy.down_fin}")
     if client.handover:
-        return Resumption(down_from=proxy.down_sent, up_taken=proxy.up_taken)
-    return Resumption(down_from=max(client.received, proxy.down_acknowledged), up_taken=proxy.up_taken)
+        return Resumption(down_from=proxy.down_sent, up_taken=proxy.up_taken, up_from=up_from)
+    down_from = max(client.received, proxy.down_acknowledged)
+    return Resumption(down_from=down_from, up_taken=proxy.up_taken, up_from=up_from)

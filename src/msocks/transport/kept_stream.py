@@ -169,8 +169,18 @@ class KeptStream(LegStream):
         preface: bytes = b"",
         handover: bool = False,
         split: bool = False,
+        first_flight: int = 0,
     ) -> None:
-        super().send_on(sock, generation, begins_at, overhead=overhead, preface=preface, handover=handover, split=split)
+        super().send_on(
+            sock,
+            generation,
+            begins_at,
+            overhead=overhead,
+            preface=preface,
+            handover=handover,
+            split=split,
+            first_flight=first_flight,
+        )
         self._reactor.call_soon(self._note)
 
     def receive_on(

@@ -76,7 +76,10 @@ def limit_rate(sock: socket.socket, bytes_per_second: float | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TcpInfo:
-    """The part of struct tcp_info (linux/tcp.h) that the watch over a path and pacing need; times in milliseconds."""
+    """The part of struct tcp_info (linux/tcp.h) that is needed; times in milliseconds.
+
+    `delivered_per_s` are bytes per second as the last ACK showed them, `window_segments` the congestion window.
+    """
 
     state: int
     retransmits: int
@@ -91,6 +94,9 @@ class TcpInfo:
     rtt_receiver_ms: float
     acknowledged_bytes: int
     unsent_bytes: int
+    segment_bytes: int
+    window_segments: int
+    delivered_per_s: int
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo:
@@ -100,6 +106,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
     words = struct.unpack_from("24I", raw, 8)
     (acknowledged,) = struct.unpack_from("Q", raw, 120)
     unsent, rtt_least_us = struct.unpack_from("2I", raw, 144)
+    (delivered,) = struct.unpack_from("Q", raw, 160)
     return TcpInfo(
         state=state,
         retransmits=retransmits,
@@ -114,4 +121,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         rtt_receiver_ms=words[21] / 1000,
         acknowledged_bytes=acknowledged,
         unsent_bytes=unsent,
+        segment_bytes=words[2],
+        window_segments=words[18],
+        delivered_per_s=delivered,
     )

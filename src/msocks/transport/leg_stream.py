@@ -18,17 +18,17 @@ from collections.abc import Callable
 
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.leg_chain import LegChain
-from msocks.transport.confirmed import Confirmed
 from msocks.transport.handover_watch import HandoverWatch
 from msocks.transport.leg import Leg
 from msocks.transport.leg_pacer import LegPacer
 from msocks.transport.outbound import Outbound
+from msocks.transport.outbound_progress import OutboundProgress
 from msocks.transport.reactor import READABLE, WRITABLE, Reactor
 from msocks.transport.stream_owner import StreamOwner
 from msocks.transport.sweep import Sweep
 
 
-class LegStream(Confirmed):
+class LegStream(OutboundProgress):
     """See the module. Not thread-safe; all calls from the reactor's thread."""
 
     peeks = False  # what `read` gives stays in the leg's kernel: see `KeptStream.consume`
@@ -59,26 +59,6 @@ class LegStream(Confirmed):
     def position(self) -> int:
         """Inbound bytes handed to the reader."""
         return self._chain.position
-
-    @property
-    def written(self) -> int:
-        """Outbound bytes accepted from the writer."""
-        return self._out.written
-
-    @property
-    def sent(self) -> int:
-        """Outbound bytes that any leg's kernel has taken; the peer cannot have received more."""
-        return self._out.sent
-
-    @property
-    def sent_now(self) -> int:
-        """Outbound bytes up to what the present leg's kernel has taken: where a handover begins."""
-        return self._out.sent_now
-
-    @property
-    def retained(self) -> int:
-        """Outbound bytes held in memory."""
-        return self._out.retained
 
     @property
     def writable(self) -> bool:
@@ -149,19 +129,22 @@ class LegStream(Confirmed):
         preface: bytes = b"",
         handover: bool = False,
         split: bool = False,
+        first_flight: int = 0,
     ) -> None:
         """Send on a new leg, from stream offset `begins_at`; nothing more is sent on the leg before.
 
         `overhead` bytes were already written to the socket (a request), `preface` is written before the stream (a
         reply). With `handover` the leg before delivers what it has taken, which ends at `begins_at` (see `sent_now`).
-        With `split` a middlebox ACKs on the leg, and `confirm` tells what has arrived.
-        Raises ValueError when `begins_at` is not retained.
+        With `split` a middlebox ACKs on the leg, and `confirm` tells what has arrived. With `first_flight` only so many
+        bytes are sent before `go_on`. Raises ValueError when `begins_at` is not retained.
         """
         self._out.check(begins_at)
         leg = self._legs.setdefault(generation, Leg(sock, generation))
         if self._legs.keys() - {generation} or begins_at:
             self._pacer = LegPacer(self._reactor.loop, sock)
-        self._close_done(self._out.replace(leg, begins_at, overhead, handover=handover, split=split))
+        self._close_done(
+            self._out.replace(leg, begins_at, overhead, handover=handover, split=split, first_flight=first_flight)
+        )
         if handover:
             self._watch_handover()
         if preface:
@@ -171,6 +154,11 @@ class LegStream(Confirmed):
             except OSError as error:
                 self._fail(leg, error)
                 return
+        self.flush()
+
+    def go_on(self, begins_at: int) -> None:
+        """What follows the first flight of the leg that sends now, whose bytes count from `begins_at` on."""
+        self._out.go_on(begins_at)
         self.flush()
 
     def resume_sending(self, generation: int) -> bool:

@@ -35,6 +35,7 @@ class Outbound:
         self._confirmed = 0  # the other end has said that it has everything before
         self._end_confirmed = False  # and the FIN
         self._release_at = _RELEASE_STEP_BYTES
+        self._holds_at: int | None = None  # the first flight's end, where it is not known yet what follows
 
     def begin_at(self, offset: int, sent: int) -> None:
         """Everything before has arrived already, by other ways, which have sent up to `sent`. Before the first leg."""
@@ -141,15 +142,21 @@ class Outbound:
             return False
         before = retention.sent
         with contextlib.suppress(BlockingIOError):  # EPOLLOUT will tell
-            while (view := retention.next_unsent()) is not None:
+            while (view := retention.next_unsent()) is not None and retention.sent != self._holds_at:
+                if self._holds_at is not None:
+                    view = view[: self._holds_at - retention.sent]
                 retention.mark_sent(leg.sock.send(view))
-            if self.finishing and not leg.fin_sent:
+            if self.finishing and not leg.fin_sent and self._holds_at is None:
                 leg.sock.shutdown(socket.SHUT_WR)
                 leg.fin_sent = True
         return retention.sent != before
 
-    def replace(self, leg: Leg, begins_at: int, overhead: int, *, handover: bool, split: bool) -> list[Leg]:
+    def replace(
+        self, leg: Leg, begins_at: int, overhead: int, *, handover: bool, split: bool, first_flight: int = 0
+    ) -> list[Leg]:
         """Send on another leg, from `begins_at` on; returns the legs that nothing is sent on any more.
+
+        With `first_flight` no more bytes than that, and no FIN, until `go_on`.
 
         Raises ValueError when `begins_at` is not retained.
         """
@@ -169,7 +176,22 @@ class Outbound:
         else:
             self._retention.rewind(begins_at)
         self.leg = leg
+        self._holds_at = begins_at + first_flight if first_flight else None
         return done
+
+    def go_on(self, begins_at: int) -> None:
+        """The first flight of the present leg was sent, and its bytes count from `begins_at` on: send what follows.
+
+        Raises ValueError where that is not retained.
+        """
+        leg, holds_at = self.leg, self._holds_at
+        if leg is None or holds_at is None:
+            return  # the leg is dead already
+        if begins_at != leg.begins_at:
+            self._sent_highest = max(self._sent_highest, holds_at)
+            self._retention.rewind(holds_at - leg.begins_at + begins_at)
+            leg.begins_at = begins_at
+        self._holds_at = None
 
     def resume(self, leg: Leg) -> list[Leg]:
         """Go back to an earlier leg after an attempt that came to nothing; returns as `replace` does."""
@@ -185,6 +207,7 @@ class Outbound:
         """Send nothing more on the present leg; returns the tails that are done."""
         done = self.release()
         self.paused = False
+        self._holds_at = None
         if self.leg is not None:
             self.leg.sent_until = self._retention.sent
             self._sent_highest = max(self._sent_highest, self.leg.sent_until)

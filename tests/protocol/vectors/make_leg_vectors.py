@@ -75,7 +75,7 @@ def request_unsigned(fields: Case) -> bytes:
             body = fixed_host(fields["destination"])
         case "RECONNECT":
             offsets = (fields["received"], fields["upstream_from"], down_fin, up_fin)
-            body = struct.pack(">QQQQI", *offsets, fields.get("handover_from", 0))
+            body = struct.pack(">QQQQII", *offsets, fields.get("handover_from", 0), fields.get("first_flight", 0))
         case "CLOSE":
             body = struct.pack(">B7xQ", CLOSE_MODES[fields["mode"]], up_fin)
     command = COMMANDS[fields["command"]]
@@ -142,6 +142,19 @@ def leg_requests() -> list[Case]:
         request_case("RECONNECT by handover", "RECONNECT", 3, 16, received=9, upstream_from=5, handover_from=2),
         request_case("CONNECT over a middlebox", "CONNECT", 1, 17, destination="server.example:443", middlebox=True),
         request_case("RECONNECT over a middlebox", "RECONNECT", 3, 18, received=9, upstream_from=5, middlebox=True),
+        request_case(
+            "RECONNECT with a first flight", "RECONNECT", 3, 19, received=9, upstream_from=20_000, first_flight=12_852
+        ),
+        request_case(
+            "RECONNECT with a first flight of all there is, and its end",
+            "RECONNECT",
+            3,
+            20,
+            received=9,
+            upstream_from=700,
+            up_fin_at=1_400,
+            first_flight=700,
+        ),
     ]
 
 
@@ -192,6 +205,13 @@ def invalid_requests() -> list[Case]:
         ("down_fin_at without its flag", altered(reconnect, (body + 23, b"\x01")), "field"),
         ("up_fin_at without its flag", altered(reconnect, (body + 31, b"\x01")), "field"),
         ("up_fin_at above 2^63-1", altered(reconnect, (5, b"\0\x02"), (body + 24, b"\x80" + bytes(7))), "field"),
+        ("first flight longer than A", altered(reconnect, (body + 36, struct.pack(">I", 501))), "field"),
+        ("first flight in a handover", altered(reconnect, (body + 35, b"\x01\0\0\0\x01")), "field"),
+        (
+            "upstream that ends within the first flight",
+            altered(reconnect, (5, b"\0\x02"), (body + 24, struct.pack(">Q4xI", 510, 11))),
+            "field",
+        ),
         ("CLOSE mode 0", altered(graceful, (body, b"\x00")), "field"),
         ("CLOSE mode 3", altered(graceful, (body, b"\x03")), "field"),
         ("reserved bytes of a CLOSE not zero", altered(graceful, (body + 7, b"\x01")), "field"),

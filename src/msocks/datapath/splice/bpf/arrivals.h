@@ -14,7 +14,7 @@
 #include "rewrite.h"
 
 /* A greeting that offers MSOCKS alone, version 1, RECONNECT: docs/reference/protocol.md, "MSOCKS leg". */
-#define RECONNECT_BYTES 127
+#define RECONNECT_BYTES 131
 #define RECONNECT_BEGINS 0x05018d01
 #define RECONNECT_COMMAND 0x81
 
