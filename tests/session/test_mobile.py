@@ -187,7 +187,7 @@ def test_an_answer_may_take_twice_as_long_each_time_that_none_came(live: MobileS
     assert live.deadline == pytest.approx(asked + 0.6)
 
 
-def test_retries_back_off_and_a_new_link_ends_the_waiting(live: MobileSession) -> None:
+def test_retries_back_off_and_a_new_link_or_word_of_the_proxy_ends_the_waiting(live: MobileSession) -> None:
     live.links_changed(0, ("wifi",), RTT)
     live.leg_lost(0, 1)
     now, waits = 0.0, []
@@ -202,6 +202,11 @@ def test_retries_back_off_and_a_new_link_ends_the_waiting(live: MobileSession) -
     assert waits[-1] == pytest.approx(5)
     live.attempt_failed(now, 12, LinkUnavailable("wifi", "no answer"))
     assert live.links_changed(now, ("wifi", "lte"), RTT) == [Attempt(13, "wifi", reconnect=True)]
+    assert live.retry(now) == []  # that is under way
+    live.attempt_failed(now, 13, LinkUnavailable("wifi", "no answer"))
+    assert live.retry(now) == [Attempt(14, "wifi", reconnect=True)]
+    live.attempt_failed(now, 14, LinkUnavailable("wifi", "no answer"))
+    assert live.deadline == pytest.approx(now + 0.1)  # and the next waiting is the first again
 
 
 def test_the_refused_destination_ends_it(session: MobileSession) -> None:

@@ -165,13 +165,13 @@ class Connection:
         self._apply(self._machine.foreign_leg(self._now(), generation))
 
     def keys_changed(self, key_up: bytes) -> None:
-        """The proxy was restarted: whoever was asked under other keys answers no more."""
+        """The proxy has told the keys: whoever was asked under others answers no more, and nobody waits any longer."""
         for attempt in list(self._attempts.values()):
             if attempt.said and attempt.key_up != key_up:
                 if attempt.disowned:
                     self._machine.disowned(attempt.generation)
-                restarted = LinkUnavailable(attempt.link, "the proxy was restarted before it had answered")
-                self._on_failure(attempt, restarted)
+                self._on_failure(attempt, LinkUnavailable(attempt.link, "the proxy was restarted before it answered"))
+        self._apply(self._machine.retry(self._now()))
 
     def _reset(self, reason: EndReason) -> None:
         """End without order, at both ends."""

@@ -29,6 +29,7 @@ from msocks.session.mobile_effects import (
     Parked,
     SessionState,
 )
+from msocks.session.verdicts import ENDINGS, REFUSALS
 from msocks.values.ids import FIRST_GENERATION
 
 # The TCP handshake and one round trip of the request, on a path whose round-trip time is not known yet.
@@ -41,19 +42,6 @@ RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 # A better link must have been there this long before a flow that is well goes back to it, unless told otherwise.
 HOLD_DOWN_S = 1.0
-
-
-_REFUSALS = {LegStatus.CANNOT_SPLICE: "cannot_splice: something on it takes out TCP options that the server counts on"}
-_ENDINGS: dict[LegStatus, EndReason] = {
-    LegStatus.UNKNOWN_SESSION: EndReason.UNKNOWN,
-    LegStatus.ENDED_RESET: EndReason.SERVER_RESET,
-    LegStatus.ENDED_FIN: EndReason.CLOSED,
-    LegStatus.ENDED_EXPIRED: EndReason.EXPIRED,
-    LegStatus.ENDED_CLOSED: EndReason.CLIENT_CLOSED,
-    LegStatus.ENDED_TIMED_OUT: EndReason.SERVER_TIMED_OUT,
-    LegStatus.ENDED_BYTES_LOST: EndReason.BYTES_LOST,
-    LegStatus.BAD_OFFSETS: EndReason.BYTES_LOST,
-}
 
 
 @dataclass(slots=True)
@@ -228,8 +216,8 @@ class MobileSession:
             # The proxy has lost its records, and so has not touched the leg that stands: the last one.
             self._may_reconnect = self._pending.said = False
             return self.attempt_failed(now, generation, SessionEnded(EndReason.UNKNOWN))
-        if reply.status in _ENDINGS:
-            return self.ended(_ENDINGS[reply.status])
+        if reply.status in ENDINGS:
+            return self.ended(ENDINGS[reply.status])
         # The others invite another attempt: with a new number and clock, above the generation that is told, or without
         # a leg that is gone.
         self._generation = max(self._generation, reply.generation)
@@ -237,7 +225,7 @@ class MobileSession:
         if reply.status is LegStatus.LEG_GONE and self._leg is not None:
             cause = self._pending.cause
             return [*self._abandon(), *self._lose_leg(cause), *self._advance(now)]
-        why = _REFUSALS.get(reply.status, reply.status.name.lower())
+        why = REFUSALS.get(reply.status, reply.status.name.lower())
         return self.attempt_failed(now, generation, LinkUnavailable(self._pending.link, why))
 
     def attempt_failed(self, now: float, generation: int, error: MsocksError) -> list[Effect]:
@@ -266,6 +254,12 @@ class MobileSession:
         if self._ended:
             return []
         return self._end(None if reason is EndReason.CLOSED else SessionEnded.because(reason))
+
+    def retry(self, now: float) -> list[Effect]:
+        """The proxy was heard anew: what has failed before need not fail again."""
+        self._failures = 0
+        self._retry_at = None
+        return self._advance(now)
 
     def on_time(self, now: float) -> list[Effect]:
         """Time has passed."""
