@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,18 +30,20 @@ class Outage:
         self.clock = ResidualClock(reactor.loop)
         host: Any = SimpleNamespace(reactor=reactor, output=output, residuals=self.clock, held=self.held)
         self.session = Session()
-        for address in (self.session.legs[SERVER].local, self.session.legs[SERVER].remote):
-            address[10] = address[11] = 0xFF
+        for leg in self.session.legs:
+            for address in (leg.local, leg.remote):
+                address[10] = address[11] = 0xFF
         self.session.legs[SERVER].flags = LegFlag.SACK
         self.session.legs[SERVER].in_base = BASE
         self.session.down.fin = NO_FIN
         self.session.down.sent, self.session.down.acked, self.session.down.edge = 9000, 1000, 60_000
         self.parking = Parking(host, self.session)
 
-    def hold(self, offset: int, size: int) -> None:
+    def hold(self, offset: int, size: int, ago_s: float = 0.0) -> None:
         packet = HeldPacket()
         packet.event.offset = offset
         packet.copied = packet.segment = size
+        packet.arrived_ns = time.monotonic_ns() - int(ago_s * 1e9)
         self.parking.on_held(packet)
 
     def heard(self) -> list[tuple[int, int]]:
@@ -107,6 +110,52 @@ async def test_without_anything_acknowledged_or_a_window_there_is_no_late_ack(be
     outage = resumed(begins, mobile_edge)
     assert outage.heard()[0] == (begins, 60_000 - begins)
     outage.parking.close()
+
+
+def delivered(outage: Outage) -> list[int]:
+    """Sizes of what was said to the mobile since it was looked at last."""
+    found = [len(packet) - 40 for packet in outage.said if len(packet) > 52]  # a selective ACK has 52
+    outage.said.clear()
+    return found
+
+
+@pytest.mark.parametrize(("round_trip_ms", "stale"), [(50, True), (2000, False)])
+async def test_what_was_held_for_long_and_sent_once_is_not_delivered(round_trip_ms: int, stale: bool) -> None:
+    """But the first segment is, and what the server has sent again: their ACKs tell it of no round trip."""
+    outage = Outage()
+    outage.session.mobile_edge = 60_000
+    outage.session.legs[1].round_trip_ms = round_trip_ms
+    outage.hold(1000, 100, ago_s=3.0)
+    outage.hold(2000, 200, ago_s=3.0)
+    outage.hold(3000, 300, ago_s=3.0)
+    outage.hold(3000, 300, ago_s=2.5)
+    outage.hold(4000, 400, ago_s=0.1)
+    outage.parking.prepare(1000)
+    outage.parking.resume(1)
+    assert delivered(outage) == ([100, 300, 400] if stale else [100, 200, 300, 400])
+    outage.parking.close()
+
+
+async def test_another_leg_brings_what_was_said_on_the_one_before() -> None:
+    outage = Outage()
+    outage.session.mobile_edge = 60_000
+    outage.hold(1000, 100)
+    for number in (1, 2):
+        outage.parking.prepare(1000)
+        outage.parking.resume(number)
+        assert delivered(outage) == [100]
+    outage.parking.close()
+
+
+async def test_the_first_segment_has_its_place_whatever_is_held() -> None:
+    outage = Outage()
+    outage.session.down.sent = 90_000
+    for number in range(MOST_SEGMENTS):
+        outage.hold(2000 + 10 * number, 10)
+    outage.hold(1000, 500)
+    outage.parking.prepare(4000)
+    outage.parking.announce()
+    assert outage.heard() == [(1500, 65535)]
 
 
 async def test_what_was_acknowledged_takes_no_place() -> None:

@@ -10,9 +10,13 @@ not, once it learns what is missing. So a later leg begins with three things:
 - what the server had sent again during the outage, if it belongs at the beginning of the leg. Its timestamp is moved
   on by the time that it was held, or the server would take the outage for a round trip.
 
-If it lies before D, the server must not take its time-out for spurious, as Linux does at an ACK of more than it has
-sent again (RFC 5682): it would believe that all is still on the way, and wait for the next time-out. So it hears first
-the ACK of what it has sent again, with a window that leaves no room for anything new, and sends the rest again.
+What was held for long and sent only once is not delivered: its ACK would be a round trip as long as the outage, and to
+a server that has had a time-out it would say that this was spurious (RFC 5682 section 3.1, step 3b). Linux takes back
+then what it took for lost, and does not find all of that again: the rest waits for the next time-out.
+
+If what the server has sent again lies before D, it must not take its time-out for spurious either, as Linux does at an
+ACK of more than that (RFC 5682): it would believe that all is still on the way, and wait for the next time-out. So it
+hears first the ACK of what it has sent again, with a window that leaves no room for anything new, and sends the rest.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ _AGAIN_S = 0.3
 _LONGEST_S = 30.0
 _SILENT_NS = 1_000_000_000
 _GONE_NS = 24 * 3600 * 1_000_000_000
+_STALE_S = 0.3
 _FIRST_FLIGHT = 32 << 10  # bytes: half of what a handover begins with, since this comes all at once, from a standstill
 
 
@@ -48,6 +53,7 @@ class _Segment:
     payload: bytes
     tsval: int
     arrived_ns: int
+    again: bool = False  # the server has sent it more than once
     said_at: float | None = None
 
     @property
@@ -115,6 +121,8 @@ class Parking:
         self._acknowledge(begins)
         session.held = 0
         self._has_flown = False
+        for segment in self._segments.values():
+            segment.said_at = None
         # Without SACK, a server learns from its mobile's repeated ACKs alone that something is missing.
         if begins < min(session.down.sent, session.down.fin) and session.legs[SERVER].flags & LegFlag.SACK:
             session.flags |= SessionFlag.RESUMING
@@ -133,8 +141,9 @@ class Parking:
         session = self._session
         self._number = number
         self._since = self._loop.time()
-        for segment in [each for each in self._segments.values() if each.end <= session.down.acked]:
-            self._drop(segment)
+        for segment in list(self._segments.values()):
+            if segment.end <= session.down.acked or self._is_stale(segment):
+                self._drop(segment)
         if session.flags & SessionFlag.CLOSED_WINDOW:
             session.flags &= ~SessionFlag.CLOSED_WINDOW
             self._open_window()
@@ -205,15 +214,25 @@ class Parking:
         again()
         self._opening = Residual(self._clock, again, lambda: bool(session.down.packets != packets), over, timeout_s=0)
 
+    def _is_stale(self, segment: _Segment) -> bool:
+        """Whether its ACK would tell the server of the outage; one at D has been sent again, if that was long."""
+        if segment.again or segment.offset == self._session.down.acked:
+            return False
+        limit_s = max(_STALE_S, 2 * self._session.legs[self._number or 0].round_trip_ms / 1000)
+        return time.monotonic_ns() - segment.arrived_ns > limit_s * 1e9
+
     def _hold(self, segment: _Segment) -> None:
         known = self._segments.get(segment.offset)
         if known is not None:
             if known.said_at is not None:
                 return
             self._drop(known)
+            segment.again = True
         if len(self._segments) >= MOST_SEGMENTS:
             for old in [each for each in self._segments.values() if each.end <= self._session.down.acked]:
                 self._drop(old)
+        if segment.offset == self._session.down.acked and len(self._segments) >= MOST_SEGMENTS:
+            self._drop(self._segments[max(self._segments)])  # without the first, no other is of use
         if len(self._segments) < MOST_SEGMENTS and self._total.held + len(segment.payload) <= MOST_BYTES:
             self._segments[segment.offset] = segment
             self._total.held += len(segment.payload)
