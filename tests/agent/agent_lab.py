@@ -33,8 +33,8 @@ FLOW_KEYS = {
     "tag", "source", "protocol", "dropped_datagrams",
 }  # fmt: skip
 LINK_KEYS = {
-    "name", "state", "rtt_ms", "flows", "kind", "role", "rate_mbit", "cost", "coverage", "used_bytes", "cap_bytes",
-    "problem", "middlebox",
+    "name", "state", "rtt_ms", "loss_percent", "flows", "kind", "role", "rate_mbit", "cost", "coverage", "used_bytes",
+    "cap_bytes", "problem", "middlebox",
 }  # fmt: skip
 
 Service = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

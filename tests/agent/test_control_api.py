@@ -62,6 +62,7 @@ def test_status_and_links_have_exactly_their_keys(lab: AgentLab, agent: RunningA
         assert set(link) == LINK_KEYS
         assert link["state"] == "up"
         assert link["rtt_ms"] > 0
+        assert link["loss_percent"] == 0
 
 
 def test_the_socket_is_for_its_owner_alone(agent: RunningAgent):

@@ -21,7 +21,7 @@ async def test_status_and_links_for_people_and_programs(agent: RunningAgent):
 
     shown = agent.run("links")
     heading, wifi, lte = (line.split() for line in shown.stdout.splitlines())
-    assert heading == ["NAME", "STATE", "RTT", "FLOWS"]
+    assert heading == ["NAME", "STATE", "RTT", "LOSS", "FLOWS"]
     assert (wifi[:2], lte[:2], wifi[3]) == (["wifi", "up"], ["lte", "up"], "ms")
     answer = json.loads(agent.run("links", "--json").stdout)
     assert set(answer) == {"schema", "links"}

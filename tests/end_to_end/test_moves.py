@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 from tests.end_to_end.conftest import LTE, WIFI, Field, Transfer
 
-from msocks_lab import CutMode
+from msocks_lab import CutMode, Direction
 
 MB = 1_000_000
 BOTH_WAYS = ("--download", str(8 * MB), "--upload", str(4 * MB))
@@ -75,6 +76,26 @@ def test_a_spare_leg_stands_over_the_other_link_while_there_is_a_flow(make_field
         field.wait_until(lambda: connections_over(field, "lte") == 1)
         agent.stop()
         field.wait_until(lambda: connections_over(field, "lte") == 0)
+
+
+@mostly_spliced
+def test_what_a_link_loses_is_told_by_what_a_flow_had_to_send_again(make_field: Callable[..., Field]) -> None:
+    field = make_field()
+    field.start_proxy()
+    field.start_agent("wifi", "lte")
+    field.lab.link("wifi").set(Direction.UP, loss_percent=4.0)
+    transfer = field.transfer("--upload", str(4 * MB))
+    shares = {}
+
+    def is_told() -> bool:
+        links = json.loads(field.msocks("links", "--json").stdout)["links"]
+        shares.update({link["name"]: link["loss_percent"] for link in links})
+        return bool(shares["wifi"] > 2)
+
+    field.wait_until(is_told)
+    assert shares["wifi"] < 8
+    assert shares["lte"] < 1
+    assert transfer.result()["error"] == ""
 
 
 @pytest.mark.parametrize("mode", list(CutMode))

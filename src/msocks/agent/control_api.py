@@ -143,12 +143,14 @@ class ControlApi:
                 "name": name,
                 "state": link.state.value,
                 "rtt_ms": self._node.rtt_ms(name),
+                "loss_percent": None if path is None else path.loss_percent,
                 "flows": per_link[name],
-                "problem": error_as_json(self._node.link_problem(name)),
+                "problem": error_as_json(None if path is None else path.captive),
                 "middlebox": self._node.is_split(name),
             }
             | by_policy[name]
             for name, link in self._node.links.items()
+            for path in [self._node.path(name)]
         ]
         return _answer({"links": links})
 

@@ -48,8 +48,9 @@ def links(control: str | None, as_json: bool) -> None:
 
     STATE is `up`; `down` (no carrier, no address or no route); `silent` (it looks up, but nothing comes back); or
     `captive` (something on the way answers in the proxy's place). RTT is the round-trip time to the proxy in
-    milliseconds, `-` as long as nothing was answered. FLOWS is how many flows the link carries now. Lines below the
-    table say what is wrong with a link, or odd about it, and what to do.
+    milliseconds, `-` as long as nothing was answered. LOSS is what was lost of late of what was sent, as probes and the
+    flows' retransmissions tell. FLOWS is how many flows the link carries now. Lines below the table say what is wrong
+    with a link, or odd about it, and what to do.
     """
     from msocks.cli.agent_client import AgentClient
 
@@ -64,11 +65,12 @@ def links(control: str | None, as_json: bool) -> None:
                 str(link["name"]),
                 str(link["state"]),
                 "-" if link["rtt_ms"] is None else f"{link['rtt_ms']:.1f} ms",
+                "-" if link["loss_percent"] is None else f"{link['loss_percent']:.1f} %",
                 str(link["flows"]),
             )
             for link in found
         ]
-        print_table(("NAME", "STATE", "RTT", "FLOWS"), rows)
+        print_table(("NAME", "STATE", "RTT", "LOSS", "FLOWS"), rows)
         for link in found:
             for line in _remarks(link):
                 click.echo(line)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 from msocks.client.leg_check import LegChecks
 from msocks.client.link_path import LinkPath
-from msocks.session.path_health import PathHealth
+from msocks.session.path_health import PathHealth, PathState
 from msocks.transport.kernel import TcpInfo, tcp_info
 from msocks.transport.reactor import Reactor
 
@@ -27,6 +28,7 @@ class LegSigns:
 
     def __init__(self, reactor: Reactor) -> None:
         self.checks = LegChecks(reactor)
+        self._sent: WeakKeyDictionary[socket.socket, tuple[int, int]] = WeakKeyDictionary()  # when looked at last
 
     def listen(
         self,
@@ -57,6 +59,8 @@ class LegSigns:
             health.on_heard(now - heard_ms / 1000)
             if sock is not control:
                 self._note_traffic(health, sock, info, now)
+                if look:
+                    self._note_loss(health, sock, info)
 
     def note_whole(self, path: LinkPath, rtt_s: float, legs: Iterable[socket.socket]) -> None:
         """The proxy's program has answered a probe over the path; see how long TCP takes at this moment."""
@@ -66,6 +70,13 @@ class LegSigns:
                 with contextlib.suppress(OSError):
                     busy_s = max(busy_s, _takes_now_s(tcp_info(leg)))
         path.split.on_whole(rtt_s, busy_s)
+
+    def _note_loss(self, health: PathHealth, leg: socket.socket, info: TcpInfo) -> None:
+        sent, again = info.sent_bytes, info.sent_again_bytes
+        sent_before, again_before = self._sent.get(leg, (sent, again))
+        self._sent[leg] = sent, again
+        if health.state is PathState.ALIVE:
+            health.loss.on_sent(sent - sent_before, again - again_before)
 
     def _note_traffic(self, health: PathHealth, leg: socket.socket, info: TcpInfo, now: float) -> None:
         # Of what is sent, its sender tells. The ACK of a keep-alive is no traffic: it would be asked about for minutes.

@@ -67,6 +67,11 @@ class LinkPath:
         return self.state is LinkState.UP and self.health is not None and self.health.state is PathState.ALIVE
 
     @property
+    def loss_percent(self) -> float | None:
+        """Of what is sent over it, what is lost; None while it is down."""
+        return None if self.health is None else 100 * self.health.loss.share
+
+    @property
     def picture(self) -> tuple[LinkState, bool, bool]:
         """What subscribers are told of changes of: state, proven, split."""
         return self.state, self.proven, self.split.is_split

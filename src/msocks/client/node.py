@@ -15,6 +15,7 @@ from msocks.client.control_channel import ControlChannels
 from msocks.client.control_connection import ProxyWord
 from msocks.client.ended_sessions import EndedSession
 from msocks.client.inbound import Inbound
+from msocks.client.link_path import LinkPath
 from msocks.client.lost_legs import LostLegs
 from msocks.client.network import ConnectionListener, Route, Router
 from msocks.client.node_authority import NodeAuthority
@@ -22,7 +23,7 @@ from msocks.client.path_watch import PathWatch
 from msocks.client.session_closer import SessionCloser
 from msocks.client.spare_legs import SpareLegs
 from msocks.client.udp_connection import UdpConnection
-from msocks.errors import LinkCaptive, LinkUnavailable, MsocksError
+from msocks.errors import LinkUnavailable, MsocksError
 from msocks.link_monitor.monitor import LinkMonitor
 from msocks.link_monitor.table import LinkChange
 from msocks.protocol.control import Drain, LegAccepted, Parked, ParkedLeg, Received, SessionEnded, Welcome
@@ -136,10 +137,9 @@ class MobileNode:
         """
         self._watch.set_metered(is_metered)
 
-    def link_problem(self, link: str) -> LinkCaptive | None:
-        """Why a link that has carrier and address is of no use, and what to do; None where nothing is known."""
-        path = self._watch.path(link)
-        return None if path is None else path.captive
+    def path(self, link: str) -> LinkPath | None:
+        """What is known of the way to the proxy over a link; None where there is no such link."""
+        return self._watch.path(link)
 
     def is_split(self, link: str) -> bool:
         """Whether a middlebox on that link ACKs in the proxy's place; see `msocks.session.split_path`."""

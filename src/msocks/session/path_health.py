@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from enum import Enum, Flag, StrEnum
 
+from msocks.session.path_loss import PathLoss
 from msocks.session.path_samples import Arrivals, RoundTripTime, SentProbe
 
 NEEDED_LEAST = 4
@@ -107,6 +108,7 @@ class PathHealth:
     Attributes:
         state: What is known of the path.
         rtt: Round-trip time.
+        loss: Of what is sent; whoever sends on legs tells it of them.
         udp_blocked: Whether UDP probes stay unanswered although the path lives; then the control channel is used.
         wanted: Whether somebody waits for this path to come back (flows without a better one); set by the caller.
         heard_at: When anything was received last, or minus infinity.
@@ -117,6 +119,7 @@ class PathHealth:
     def __init__(self, now: float, tariff: Tariff = Tariff.FREE) -> None:
         self.state = PathState.UNPROVEN
         self.rtt = RoundTripTime()
+        self.loss = PathLoss()
         self.udp_blocked = False
         self.wanted = False
         self.alone = False
@@ -133,7 +136,6 @@ class PathHealth:
         self._udp_sent_at = -math.inf
         self._udp_answered = False
         self._udp_lost: list[float] = []  # when the UDP probes were sent that went unanswered in a row
-        self._loss = 0.0
         self._margin_s = MARGIN_S
         self._margin_raised_at = now
         self._arrivals = Arrivals()
@@ -178,7 +180,7 @@ class PathHealth:
         beyond_s = rtt_s - (self.rtt.smoothed_s or 0.0) - 4 * self.rtt.variation_s
         if self._is_measurement(probe, rtt_s):
             self.rtt.sample(now, rtt_s, calm=probe.is_calm)
-        self._loss -= self._loss / 32
+        self.loss.on_probe(lost=False)
         if probe.over_udp:
             self.udp_blocked = False
             self._udp_answered = True
@@ -279,9 +281,9 @@ class PathHealth:
 
         They do not explain that nothing comes any more of what came densely.
         """
-        if self._loss < 0.001 or self._arrivals.longest_pause_s(self.heard_at) <= DENSE_S:
+        if self._arrivals.longest_pause_s(self.heard_at) <= DENSE_S:
             return NEEDED_LEAST
-        return min(max(math.ceil(math.log(FALSE_ALARM) / math.log(min(self._loss, 0.5))), NEEDED_LEAST), NEEDED_MOST)
+        return min(max(self.loss.misses(FALSE_ALARM), NEEDED_LEAST), NEEDED_MOST)
 
     def _probe_due_at(self, now: float) -> float:
         suspicious = self.is_suspicious(now)
@@ -394,4 +396,4 @@ class PathHealth:
                 return
             del self._probes[number]
             if probe.tells_loss:
-                self._loss += (1 - self._loss) / 32
+                self.loss.on_probe(lost=True)

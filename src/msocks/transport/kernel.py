@@ -78,7 +78,8 @@ def limit_rate(sock: socket.socket, bytes_per_second: float | None) -> None:
 class TcpInfo:
     """The part of struct tcp_info (linux/tcp.h) that is needed; times in milliseconds.
 
-    `delivered_per_s` are bytes per second as the last ACK showed them, `window_segments` the congestion window.
+    `delivered_per_s` are bytes per second as the last ACK showed them, `window_segments` the congestion window; in
+    `sent_bytes` retransmissions count (`sent_again_bytes`).
     """
 
     state: int
@@ -97,6 +98,8 @@ class TcpInfo:
     segment_bytes: int
     window_segments: int
     delivered_per_s: int
+    sent_bytes: int
+    sent_again_bytes: int
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo:
@@ -107,6 +110,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
     (acknowledged,) = struct.unpack_from("Q", raw, 120)
     unsent, rtt_least_us = struct.unpack_from("2I", raw, 144)
     (delivered,) = struct.unpack_from("Q", raw, 160)
+    sent, again = struct.unpack_from("2Q", raw, 200)
     return TcpInfo(
         state=state,
         retransmits=retransmits,
@@ -124,4 +128,6 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         segment_bytes=words[2],
         window_segments=words[18],
         delivered_per_s=delivered,
+        sent_bytes=sent,
+        sent_again_bytes=again,
     )
