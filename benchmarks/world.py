@@ -36,7 +36,7 @@ class Product:
     proxy: LabProcess
     agent: LabProcess
 
-    def msocks(self, *arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+    def msocks(self, *arguments: str, timeout: float = 90.0) -> subprocess.CompletedProcess[str]:
         """Run a verb of `msocks` on the mobile host; what it says on failure is in the result."""
         environment = {"MSOCKS_CONTROL": str(self.control)}
         return self.lab.mobile.run([MSOCKS, *arguments], env=environment, check=False, timeout=timeout)

@@ -131,12 +131,13 @@ class AccessLink:
         match chosen:
             case CutMode.CARRIER:
                 self._network.nodes[self.plan.radio].down("mobile")
-                # Sockets may have kept an IPv6 route from before. What they send on a dead interface asks for the
-                # gateway's address in vain, once a second; when the link is back, all wait for the next time.
-                self._network.nodes["mobile"].flush_gateways(self.name)
             case CutMode.ADMIN:
                 self._network.nodes["mobile"].down(self.name)
-        self._interfere()
+        self._interfere()  # before all that takes time: what is under way is lost together with the link
+        if chosen is CutMode.CARRIER:
+            # Sockets may have kept an IPv6 route from before. What they send on a dead interface asks for the
+            # gateway's address in vain, once a second; when the link is back, all wait for the next time.
+            self._network.nodes["mobile"].flush_gateways(self.name)
         if before is not chosen and before is not None and before.takes_interface:
             self._give_interface_back(before)
 

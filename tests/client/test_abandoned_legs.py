@@ -123,9 +123,6 @@ class Node:
     def take_spare(self, link: str) -> socket.socket | None:
         return None
 
-    def is_down(self, link: str) -> bool:
-        return False
-
     def carries(self) -> None: ...
 
     def on_carried(self, carried: Carried) -> None:

@@ -196,7 +196,7 @@ class Connection:
                     if self._live is not None:
                         # When its link comes back it must not talk the server into sending on a leg that is given up.
                         deafen(self._live)
-                        self.position.leg_lost(self.carried_by, self._live)
+                        self.position.leg_lost(self._live)
                         self._live = None
                     if generation:
                         self._network.park(ParkedLeg(self.session, generation, self.stream.received()))

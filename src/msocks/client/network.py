@@ -65,9 +65,6 @@ class Network(Protocol):
     def take_spare(self, link: str) -> socket.socket | None:
         """A connection to the proxy over a link that stands already, if there is one. Raises LinkUnavailable."""
 
-    def is_down(self, link: str) -> bool:
-        """Whether a link is known to be gone, with its carrier or its address."""
-
     def ask_position(self, link: str, session: SessionId) -> float | None:
         """Ask over a link how far a session's upstream has come; seconds the answer may take; None: none comes."""
 

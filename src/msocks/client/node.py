@@ -221,10 +221,6 @@ class MobileNode:
         """A connection over a link that stands already, if there is one. Raises LinkUnavailable."""
         return self._spares.take(self._known(link))
 
-    def is_down(self, link: str) -> bool:
-        """Whether a link is known to be gone, with its carrier or its address."""
-        return link not in self.links or self.links[link].state is LinkState.DOWN
-
     def _known(self, link: str) -> Link:
         known = self._watch.links().get(link)
         if known is None:

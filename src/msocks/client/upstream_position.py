@@ -20,9 +20,9 @@ from msocks.values.ids import SessionId
 
 _MUCH_BYTES = 10 * 1400
 """The first flight of a new connection (RFC 6928) brings no more."""
-_GONE, _SILENT = 1.0, 0.5
-"""How many round trips of ACKs are lost with a leg. The mobile node's own interface, gone, sends and hears nothing:
-what it had sent goes on its way. Where silence begins somewhere on the path, half of it is as good a guess as any."""
+_UNHEARD = 0.5
+"""Round trips whose ACKs are lost with a leg: all, where its near end broke and what had been sent went on its way; none,
+where its far end did. The first flight covers what half of one leaves open on most paths."""
 
 
 class Way(Protocol):
@@ -36,9 +36,6 @@ class Way(Protocol):
 
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
-
-    def is_down(self, link: str) -> bool:
-        """Whether a link is known to be gone, with its carrier or its address."""
 
 
 class UpstreamPosition:
@@ -54,13 +51,13 @@ class UpstreamPosition:
         self._session = session
         self._stream = stream
         self._answer: asyncio.Future[int] | None = None
-        self._lost: tuple[str, TcpInfo] | None = None
+        self._lost: TcpInfo | None = None
 
-    def leg_lost(self, link: str | None, leg: socket.socket) -> None:
-        """The leg over `link` carries no more; what its ACKs have told is remembered for the next."""
-        if link is not None and self._stream.acks_tell:
+    def leg_lost(self, leg: socket.socket) -> None:
+        """It carries no more; what its ACKs have told is remembered for the next."""
+        if self._stream.acks_tell:
             with contextlib.suppress(OSError):
-                self._lost = link, tcp_info(leg)
+                self._lost = tcp_info(leg)
 
     async def dial(self, link: str, *, ask: bool) -> socket.socket:
         """A connection to the proxy over a link, new or spare; where `ask` says so and it is worth it, guess or ask.
@@ -74,7 +71,7 @@ class UpstreamPosition:
         if not ask or stream.sent - stream.acknowledged() <= _MUCH_BYTES:
             return spare or await self._way.dial(link)
         if spare is not None and lost is not None:
-            self.flight = self._guess(spare, *lost)
+            self.flight = self._guess(spare, lost)
             if self.flight is not None:
                 return spare
         patience_s = self._way.ask_position(link, self._session)
@@ -102,15 +99,14 @@ class UpstreamPosition:
             begins_at = max(begins_at, min(self._answer.result(), self._stream.sent))
         return begins_at
 
-    def _guess(self, spare: socket.socket, link: str, lost: TcpInfo) -> FirstFlight | None:
+    def _guess(self, spare: socket.socket, lost: TcpInfo) -> FirstFlight | None:
         with contextlib.suppress(OSError):
             fresh = tcp_info(spare)
-            round_trips = _GONE if self._way.is_down(link) else _SILENT
             return guess(
                 self._stream.acknowledged(),
                 self._stream.sent,
                 lost.delivered_per_s,
-                round_trips * lost.rtt_least_ms / 1000,
+                _UNHEARD * lost.rtt_least_ms / 1000,
                 # The request takes a segment of its own.
                 fresh.segment_bytes * (fresh.window_segments - 1),
             )
