@@ -11,6 +11,8 @@ from typing import cast
 import pytest
 
 from msocks.client.upstream_position import UpstreamPosition
+from msocks.protocol.leg import LegCommand
+from msocks.protocol.leg_request_codec import REQUEST_BYTES
 from msocks.transport.kernel import tcp_info
 from msocks.transport.leg_stream import LegStream
 from msocks.values.ids import SessionId
@@ -153,7 +155,7 @@ async def test_over_a_spare_a_leg_begins_with_what_has_probably_not_arrived(
     assert way.asked == []
     flight = asked.flight
     assert flight is not None
-    assert flight.length == fresh.segment_bytes * (fresh.window_segments - 1)
+    assert flight.length + REQUEST_BYTES[LegCommand.RECONNECT] == fresh.segment_bytes * fresh.window_segments
     arrived = before.delivered_per_s * 0.5 * before.rtt_least_ms / 1000
     assert arrived > 0
     assert flight.begins_at == asked.beginning() == 1_000_000 + int(arrived)

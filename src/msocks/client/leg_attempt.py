@@ -72,7 +72,8 @@ class LegAttempt:
 
     def say(self, sock: socket.socket, request: bytes, key_up: bytes, key_down: bytes) -> None:
         """Write the request. Raises OSError where the connection does not take it (it is empty, so it is dead)."""
-        sent = sock.send(request)
+        # The first flight follows at once, and begins in the same segment.
+        sent = sock.send(request, 0 if self.flight is None else socket.MSG_MORE)
         if sent != len(request):
             raise OSError(errno.EAGAIN, "the new connection does not take the request whole")
         self.request_bytes = sent

@@ -13,6 +13,8 @@ import contextlib
 import socket
 from typing import Protocol
 
+from msocks.protocol.leg import LegCommand
+from msocks.protocol.leg_request_codec import REQUEST_BYTES
 from msocks.session.first_flight import FirstFlight, guess
 from msocks.transport.kernel import TcpInfo, tcp_info
 from msocks.transport.leg_stream import LegStream
@@ -21,7 +23,7 @@ from msocks.values.ids import SessionId
 _MUCH_BYTES = 10 * 1400
 """The first flight of a new connection (RFC 6928) brings no more."""
 _UNHEARD = 0.5
-"""Round trips whose ACKs are lost with a leg: all, where its near end broke and what had been sent went on its way; none,
+"""Round trips whose ACKs are lost with a leg: one, where its near end broke and what was sent went on its way; none,
 where its far end did. The first flight covers what half of one leaves open on most paths."""
 
 
@@ -107,7 +109,6 @@ class UpstreamPosition:
                 self._stream.sent,
                 lost.delivered_per_s,
                 _UNHEARD * lost.rtt_least_ms / 1000,
-                # The request takes a segment of its own.
-                fresh.segment_bytes * (fresh.window_segments - 1),
+                fresh.segment_bytes * fresh.window_segments - REQUEST_BYTES[LegCommand.RECONNECT],
             )
         return None

@@ -235,6 +235,12 @@ class ProxiedSession:
         self._association, self._sockaddr = leg.association, leg.sockaddr
         if was_parked:
             self._host.on_resumed(self)
+        try:
+            conduit.attach(attachment)  # before all that can wait: the mobile does
+        except Exception:
+            self._failed()
+            leg.discard()
+            return
         if self._association is not None:
             self._association.announce(LegAccepted(record.session, leg.generation, leg.leg_number))
             _log.info(
@@ -247,12 +253,6 @@ class ProxiedSession:
                 datapath=grant.kind.name.lower(),
                 **({"why": grant.reason.name.lower()} if grant.reason else {}),
             )
-        try:
-            conduit.attach(attachment)
-        except Exception:
-            self._failed()
-            leg.discard()
-            return
         if record.resumable and self._association is not None and conduit.identity is not None:
             self._host.on_carried(record, self._association, grant, conduit.identity)
 
