@@ -2,8 +2,9 @@
 the other.
 
 No byte of the leg can be spent on the question, so TCP asks: keep-alive segments now instead of in two minutes. A leg
-that lives ACKs them; one that the network has forgotten is reset by whoever gets them, or runs into a time-out of two
-to three seconds. Either way the kernel fails the socket, and the leg is replaced as after any other loss.
+that lives ACKs them; one that the network has forgotten is reset by whoever gets them, or runs into a time-out of three
+to four seconds: three of them have to be lost, which on a path that loses a few in a hundred is no chance. Either way
+the kernel fails the socket, and the leg is replaced as after any other loss.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from msocks.transport.kernel import tcp_info
 from msocks.transport.reactor import Reactor
 
 _INTERVAL_S = 1
-_PROBES = 2
-_GIVE_UP_MS = 2000
-_LASTS_S = 5.0
+_PROBES = 3
+# With TCP_USER_TIMEOUT it is the time that counts, and no number of probes (tcp(7)): so long do all of them take.
+_GIVE_UP_MS = 1000 * _INTERVAL_S * (1 + _PROBES)
+_LASTS_S = 6.0
 _PAUSE_MS = 2000
 _PAUSE_SEEN_MS = 2000  # looks come at least this often while a pause is young
 _TCP_USER_TIMEOUT = socket.TCP_USER_TIMEOUT
