@@ -48,7 +48,7 @@ TRAFFIC = (
     Traffic("download, 200 KB/s", down=200_000),
     Traffic("upload, 200 KB/s", up=200_000),
     Traffic("both ways, 100 KB/s", down=100_000, up=100_000),
-    Traffic("download, 600 KB/s", down=600_000),
+    Traffic("download, 20 KB/s", down=20_000),
 )
 
 

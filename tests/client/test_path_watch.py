@@ -305,6 +305,28 @@ async def test_a_leg_that_lives_survives_its_check(lab: Lab, access: AccessLink,
         await asyncio.get_running_loop().sock_sendall(leg.sock, b"still here")
 
 
+async def test_a_leg_survives_the_loss_of_keep_alives(lab: Lab, access: AccessLink):
+    """Where 2 % of the packets are lost, one in 25 is not answered. The other leg has a TCP_USER_TIMEOUT besides."""
+    async with (
+        node_of(lab, access) as node,
+        leg_over(lab, node, "wifi") as idle,
+        leg_over(lab, node, "wifi", SINK_PORT + 1) as busy,
+    ):
+        await asyncio.sleep(1.1)  # idle: it asks at once, and again after a second
+        busy.sock.send(b"not yet acknowledged")
+        node.watch._signs.checks.check(busy.sock)
+        await asyncio.sleep(0.5)
+        await cut(lab, "wifi")
+        node.watch._signs.checks.check(idle.sock)
+        await asyncio.sleep(1.4)  # `busy` asks once meanwhile
+        await restore(lab, "wifi")
+        await asyncio.sleep(2.5)
+        for leg in (idle, busy):
+            assert not leg.error
+            assert leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            await asyncio.get_running_loop().sock_sendall(leg.sock, b"still here")
+
+
 async def test_after_a_suspend_everything_is_asked_anew(lab: Lab, access: AccessLink, monkeypatch: pytest.MonkeyPatch):
     async with node_of(lab, access) as node:
         monkeypatch.setattr("msocks.client.sleep_watch.boot_time_s", lambda: boot_time_s() + 3600)

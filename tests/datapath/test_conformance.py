@@ -124,7 +124,6 @@ async def test_upstream_that_was_taken_already_is_skipped(bench: Bench) -> None:
     assert await read(bench.server, 3) == b"abc"
 
 
-@pytest.mark.every_family
 @pytest.mark.parametrize(
     ("begins_at", "goes_on_at"),
     [(8, 12), (10, 14), (6, 10), (12, 10), (4, 10)],

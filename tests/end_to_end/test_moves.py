@@ -78,6 +78,7 @@ def test_a_spare_leg_stands_over_the_other_link_while_there_is_a_flow(make_field
         field.wait_until(lambda: connections_over(field, "lte") == 0)
 
 
+@pytest.mark.long
 @mostly_spliced
 def test_what_a_link_loses_is_told_by_what_a_flow_had_to_send_again(make_field: Callable[..., Field]) -> None:
     field = make_field()
