@@ -28,7 +28,6 @@ class LegSigns:
 
     def __init__(self, reactor: Reactor) -> None:
         self.checks = LegChecks(reactor)
-            WeakKeyDictionary()
         self._sent: WeakKeyDictionary[socket.socket, tuple[int, int]] = WeakKeyDictionary()  # when looked at last
 
     def listen(
