@@ -28,7 +28,7 @@ def test_with_what_follows_the_stream_is_whole_wherever_the_flight_began(stream:
     length = data.draw(st.integers(1, len(stream) - begins_at))
     flight = FirstFlight(begins_at, length)
     leg_begins_at = flight.leg_begins_at(arrived)
-    on_the_leg = stream[begins_at : flight.end] + stream[leg_begins_at + length :] if leg_begins_at >= -length else b""
+    on_the_leg = stream[begins_at : flight.end] + stream[leg_begins_at + length :]
     assert leg_begins_at <= arrived
     assert stream[:arrived] + on_the_leg[arrived - leg_begins_at :] == stream
 

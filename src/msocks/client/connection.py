@@ -269,7 +269,7 @@ class Connection:
                 overhead=attempt.request_bytes,
                 handover=attempt.handover,
                 split=attempt.split or self._network.is_doubtful(attempt.link),
-                first_flight=attempt.flight.length if attempt.flight is not None else 0,
+                first_flight=attempt.first_flight,
             )
             attempt.sends_from = begins_at
         self._machine.request_sent(self._now(), attempt.generation)

@@ -65,6 +65,11 @@ class LegAttempt:
         return self._sock is not None
 
     @property
+    def first_flight(self) -> int:
+        """Length of the flight that it begins with; 0 where that is no guess."""
+        return 0 if self.flight is None else self.flight.length
+
+    @property
     def early(self) -> bytes:
         """Stream bytes that came with the reply; empty when asked again."""
         assert self._decoder is not None

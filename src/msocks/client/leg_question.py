@@ -40,6 +40,6 @@ def leg_request(
         down_fin_at=stream.position if stream.at_eof else None,
         up_fin_at=stream.written if stream.finishing else None,
         handover_from=effect.handover_from if attempt.handover else 0,
-        first_flight=attempt.flight.length if attempt.flight is not None else 0,
+        first_flight=attempt.first_flight,
         middlebox=attempt.split,
     )
