@@ -149,7 +149,6 @@ async def test_over_a_spare_a_leg_begins_with_what_has_probably_not_arrived(
     way = Way()
     way.spare = spare
     asked = position(way, 1_000_000, 30_000_000)
-    asked.guesses = True
     asked.leg_lost(lost)
     before, fresh = tcp_info(lost), tcp_info(spare)
     assert await asked.dial("lte", ask=True) is spare

@@ -10,9 +10,10 @@ import socket
 import time
 
 import pytest
-from tests.datapath.bench import Bench, eventually, read, read_into, write
+from tests.datapath.bench import REPLY, Bench, eventually, read, read_into, write
 
-from msocks.datapath.interface import LegEnd
+from msocks.datapath.interface import Attachment, LegEnd
+from msocks.datapath.splice.rebuild import vanish
 from msocks.protocol.leg import DatapathKind
 from msocks.session.resume import StreamState
 from msocks.transport.kernel import bytes_unacknowledged, reset_on_close
@@ -86,6 +87,24 @@ async def test_a_reset_of_the_mobile_leg_only_detaches(bench: Bench) -> None:
     assert await read(mobile, 4) == b"held"
     await write(mobile, b"two")
     assert await read(bench.server, 3) == b"two"
+
+
+async def test_a_mobile_that_is_gone_when_its_first_reply_comes_can_come_again(bench: Bench) -> None:
+    """Its host answers the reply with an RST: on these networks before the call that writes the reply has returned."""
+    mobile, leg = bench.mobile_leg()
+    vanish(mobile)
+    bench.conduit.stop_leg()
+    await bench.conduit.settle()
+    bench.conduit.carriage_for(leg)
+    with bench.owner.calling():
+        bench.conduit.attach(Attachment(leg, 1, REPLY, 0, 0, b""))
+    await eventually(lambda: bool(bench.owner.legs_ended))
+    assert bench.owner.legs_ended == [(1, LegEnd.RESET)]
+    mobile = await bench.attach(2)
+    await write(mobile, b"request")
+    assert await read(bench.server, 7) == b"request"
+    await write(bench.server, b"answer")
+    assert await read(mobile, 6) == b"answer"
 
 
 @pytest.mark.every_family

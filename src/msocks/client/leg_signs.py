@@ -28,6 +28,8 @@ class LegSigns:
 
     def __init__(self, reactor: Reactor) -> None:
         self.checks = LegChecks(reactor)
+        # Behind which byte data waits for its ACK, and since when.
+        self._waits: WeakKeyDictionary[socket.socket, tuple[int, float]] = WeakKeyDictionary()
         self._sent: WeakKeyDictionary[socket.socket, tuple[int, int]] = WeakKeyDictionary()  # when looked at last
 
     def listen(
@@ -81,10 +83,15 @@ class LegSigns:
     def _note_traffic(self, health: PathHealth, leg: socket.socket, info: TcpInfo, now: float) -> None:
         # Of what is sent, its sender tells. The ACK of a keep-alive is no traffic: it would be asked about for minutes.
         health.on_traffic(now - info.last_data_received_ms / 1000)
-        silent_s = min(info.last_data_received_ms, info.last_ack_received_ms) / 1000
-        if info.unacked_segments and silent_s < _OUTSTANDING_S:
+        if not info.unacked_segments:
+            self._waits.pop(leg, None)
+            return
+        acknowledged, since = self._waits.get(leg, (-1, now))
+        if acknowledged != info.acknowledged_bytes:
+            self._waits[leg], since = (info.acknowledged_bytes, now), now
+        if now - since < _OUTSTANDING_S:
             health.on_traffic(now)
-        elif info.unacked_segments and health.heard_at > now - _OUTSTANDING_S / 2:
+        elif health.heard_at > now - _OUTSTANDING_S / 2:
             self.checks.check(leg)  # its link lives, it does not seem to
 
 

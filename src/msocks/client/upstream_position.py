@@ -45,10 +45,7 @@ class UpstreamPosition:
 
     Attributes:
         flight: What the leg begins with that was dialled last; None where that is no guess.
-        guesses: Whether to guess rather than to ask, where there is a spare.
     """
-
-    guesses = False  # one upload in many quick moves stood still with it, and nobody knows yet why
 
     def __init__(self, way: Way, session: SessionId, stream: LegStream) -> None:
         self.flight: FirstFlight | None = None
@@ -75,7 +72,7 @@ class UpstreamPosition:
         spare = self._way.take_spare(link)
         if not ask or stream.sent - stream.acknowledged() <= _MUCH_BYTES:
             return spare or await self._way.dial(link)
-        if self.guesses and spare is not None and lost is not None:
+        if spare is not None and lost is not None:
             self.flight = self._guess(spare, lost)
             if self.flight is not None:
                 return spare

@@ -109,6 +109,8 @@ class SpliceConduit:
     def carriage_for(self, leg: socket.socket, *, split: bool = False) -> Carriage:
         if self._relay is not None:
             return self._relay.carriage_for(leg)
+        if self._first is not None and isinstance(self._takeover, Takeover):
+            self._takeover.check()  # perhaps its reply has left meanwhile, and this is no first leg
         if self._first is not None:
             carriage, side = self._first.carriage_for(leg, split=split)
         else:
@@ -227,7 +229,7 @@ class SpliceConduit:
             host.enter(preparation.slot, self)
             if first.take_over(takeover, leg, side):
                 return
-        elif side is not None:
+        elif side is not None and session.flags & SessionFlag.STOPPED:  # else the first has just begun to carry
             takeover.fill(side, leg)
             self._park().prepare(leg.down_from)
             if flows.put(host, preparation.slot, [(side.key, number)]):

@@ -198,6 +198,13 @@ class Takeover:
         if attachment is not None:
             self._let_go(attachment.sock)
 
+    def check(self) -> None:
+        """Go on if the reply has left, which makes the legs the splice's, whatever has become of them since."""
+        attachment = self._attachment
+        if attachment is not None and self._session.legs[self.number].state >= LegState.LIVE:
+            self._attachment = None
+            self._finish(attachment)
+
     def repeat(self) -> None:
         """The mobile has what came behind the reply, but not the reply."""
         if self._said is not None and not self._is_heard():
@@ -217,13 +224,10 @@ class Takeover:
 
     def _look(self) -> None:
         """Whether the reply has left."""
-        attachment = self._attachment
-        if attachment is None:
+        self.check()
+        if self._attachment is None:
             return
-        if self._session.legs[self.number].state == LegState.LIVE:
-            self._attachment = None
-            self._finish(attachment)
-        elif time.monotonic() > self._deadline:
+        if time.monotonic() > self._deadline:
             self._lose()
         else:
             self._host.reactor.loop.call_later(_NOT_YET_S, self._look)

@@ -135,7 +135,7 @@ static int msocks_join(int mobile, const void *reply, size_t size, int server, u
 		session->owed_up = session->owed_down = 1;
 	if (send(mobile, reply, size, MSG_NOSIGNAL) < 0)
 		return JOIN_LOST;
-	if (*state != LEG_LIVE)
+	if (*state < LEG_LIVE) /* the mobile's answer, an RST perhaps, may be here already */
 		return JOIN_WAITS;
 	if (count_unread(mobile, &unread) < 0 || unread || (server >= 0 && (count_unread(server, &unread) < 0 || unread)))
 		return JOIN_LIVE;
