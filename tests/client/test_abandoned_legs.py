@@ -69,6 +69,7 @@ class Node:
         self.far: list[Far] = []
         self.carried: list[int] = []
         self.ended: list[MsocksError | None] = []
+        self.closed: list[int] = []  # generations of CLOSEs
         self.received = b""
         self._numbers = 0
         self._news = asyncio.Event()
@@ -103,7 +104,8 @@ class Node:
 
     def park(self, leg: ParkedLeg) -> None: ...
 
-    def close_session(self, session: SessionId, generation: int) -> None: ...
+    def close_session(self, session: SessionId, generation: int) -> None:
+        self.closed.append(generation)
 
     def is_split(self, link: str) -> bool:
         return False
@@ -250,6 +252,22 @@ async def test_one_to_which_another_leg_was_handing_over_is_taken_over_with_it()
         assert (request.received, request.handover_from) == (3, 0)
         third.accept(down_from=3, behind=b"defghi")
         await node.until_received(b"abcdefghi")
+
+
+async def test_a_close_names_the_leg_that_may_have_been_accepted() -> None:
+    """A program resets while its session moves: with the generation of the leg that stands, CLOSE would be stale."""
+    async with living() as node:
+        node.links("wifi", "lte")
+        first, _ = await node.leg()
+        first.accept(down_from=0, behind=b"a")
+        await node.until_received(b"a")
+        moving = asyncio.ensure_future(node.connection.move("lte"))
+        _, request = await node.leg()
+        assert isinstance(request, Reconnect)
+        node.connection.abort()
+        with pytest.raises(MsocksError):
+            await moving
+        assert node.closed == [request.generation] == [2]
 
 
 async def test_a_deafened_connection_keeps_what_it_has_and_acknowledges_no_more(node: Node) -> None:

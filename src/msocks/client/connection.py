@@ -128,9 +128,10 @@ class Connection:
 
     def finished(self) -> None:
         """Both directions have ended and all was delivered."""
-        link, generation = self._machine.link, self._machine.generation
+        machine = self._machine
+        link = machine.link
         if link is not None and self.state is not SessionState.ENDED:
-            self._network.finished(link, EndedSession(self.session, generation, self.stream.written))
+            self._network.finished(link, EndedSession(self.session, machine.newest_generation, self.stream.written))
         self._apply(self._machine.ended(EndReason.CLOSED))
 
     def abort(self) -> None:
@@ -176,9 +177,8 @@ class Connection:
     def _reset(self, reason: EndReason) -> None:
         """End without order, at both ends."""
         if self.state is not SessionState.ENDED:
-            generation = self._machine.generation
             self._apply(self._machine.ended(reason))
-            self._network.close_session(self.session, generation)
+            self._network.close_session(self.session, self._machine.newest_generation)
 
     def _now(self) -> float:
         return self._network.reactor.loop.time()

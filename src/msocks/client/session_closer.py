@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msocks.client.network import Authority
 from msocks.errors import MsocksError
-from msocks.protocol.leg import Close, CloseMode
+from msocks.protocol.leg import Close, CloseMode, LegReply, LegStatus
 from msocks.protocol.leg_reply_codec import LegReplyDecoder
 from msocks.protocol.leg_request_codec import encode_request
 from msocks.values.ids import MAX_GENERATION, SessionId
@@ -18,6 +18,8 @@ _GIVE_UP_S = 120.0
 _RETRY_FIRST_S = 0.2
 _RETRY_MOST_S = 10.0
 _REPLY_S = 5.0
+_AGAIN = frozenset({LegStatus.REPLAYED, LegStatus.EXPIRED, LegStatus.STALE_GENERATION, LegStatus.BUSY, LegStatus.LIMIT})
+"""The session is what it was: with a new number, the clock and the generation of the reply it can be closed."""
 
 
 class Way(Protocol):
@@ -46,7 +48,7 @@ class SessionCloser:
     def close(self, session: SessionId, generation: int, up_end: int | None = None) -> None:
         """Have `session` reset, or ended in good order where its upstream ends with the byte before `up_end`.
 
-        `generation` is the last one that this side used.
+        `generation` is the highest one that this side used, whether a reply came or not.
         """
         task = self._loop.create_task(self._until_told(session, generation, up_end))
         self._tasks.add(task)
@@ -69,9 +71,12 @@ class SessionCloser:
                     sock = await self._way.dial(links[tries % len(links)])
                     with sock:
                         telling = self._tell(sock, authority, session, generation, up_end)
-                        told = await asyncio.wait_for(telling, _REPLY_S)
-                    if told:
-                        return
+                        reply = await asyncio.wait_for(telling, _REPLY_S)
+                    if reply is not None:
+                        authority.proxy_time_is(reply.proxy_ms)
+                        if reply.status not in _AGAIN:
+                            return
+                        generation = max(generation, reply.generation)
                 except (OSError, MsocksError):
                     pass  # the next link, the next time
                 tries += 1
@@ -80,8 +85,8 @@ class SessionCloser:
 
     async def _tell(
         self, sock: socket.socket, authority: Authority, session: SessionId, generation: int, up_end: int | None
-    ) -> bool:
-        """Say CLOSE; whether a verified answer came (any: an unknown session needs no closing)."""
+    ) -> LegReply | None:
+        """Say CLOSE; the answer, if it can be believed."""
         request = encode_request(
             Close(
                 association=authority.id,
@@ -99,5 +104,5 @@ class SessionCloser:
         while data := await self._loop.sock_recv(sock, decoder.bytes_needed):
             received = decoder.receive(data)
             if received is not None:
-                return received.verified
-        return False
+                return received.reply if received.verified else None
+        return None

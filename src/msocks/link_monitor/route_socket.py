@@ -1,14 +1,16 @@
 """One NETLINK_ROUTE conversation with the kernel: subscribe to changes, ask for all there is.
 
-pyroute2 encodes and decodes; the socket is an ordinary non-blocking one, so any loop can watch it. What comes out are
-the few facts that make a link (rtnetlink(7)).
+pyroute2 encodes and decodes, but for interfaces; the socket is an ordinary non-blocking one, so any loop can watch it.
+What comes out are the few facts that make a link (rtnetlink(7)).
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -28,6 +30,9 @@ _DUMP_TIMEOUT_S = 5.0
 _DUMP_ATTEMPTS = 5
 
 _NLMSG_HEADER = struct.Struct("=IHHII")
+_INTERFACE = struct.Struct("=BxHiI4x")  # struct ifinfomsg
+_ATTRIBUTE = struct.Struct("=HH")  # struct rtattr
+_IFLA_IFNAME, _IFLA_MTU = 3, 4
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_MULTI, _NLM_F_DUMP = 0x1, 0x2, 0x300
 _NLM_F_DUMP_INTR = 0x10
@@ -198,7 +203,7 @@ class RouteSocket:
         request.encode()
         for kind, message in self._ask(bytes(request.data)):
             if kind == _RTM_NEWLINK:
-                return _interface(self._decode(message))
+                return _interface(message)
         return None
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -264,9 +269,9 @@ class RouteSocket:
     def _facts(self, kind: int, message: bytes) -> Iterator[Fact]:
         match kind:
             case 16 | 17:  # RTM_NEWLINK, RTM_DELLINK
-                link = self._decode(message)
-                if link["family"] == socket.AF_UNSPEC:  # else a bridge speaks of one of its ports
-                    yield _interface(link) if kind == _RTM_NEWLINK else InterfaceGone(link["index"])
+                family, _, index, _ = _INTERFACE.unpack_from(message, _NLMSG_HEADER.size)
+                if family == socket.AF_UNSPEC:  # else a bridge speaks of one of its ports
+                    yield _interface(message) if kind == _RTM_NEWLINK else InterfaceGone(index)
             case 20 | 21:  # RTM_NEWADDR, RTM_DELADDR
                 found = _address(self._decode(message))
                 if found is not None:
@@ -286,18 +291,33 @@ def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _interface(link: Any) -> Interface:
-    flags = link["flags"]
+def _interface(message: bytes) -> Interface:
+    """Read here: of what the kernel says of an interface pyroute2 decodes all, and a session waits for the news."""
+    _, hardware, index, flags = _INTERFACE.unpack_from(message, _NLMSG_HEADER.size)
+    attributes = _attributes(message, _NLMSG_HEADER.size + _INTERFACE.size)
+    mtu = attributes.get(_IFLA_MTU)
     running = _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP
     return Interface(
-        index=link["index"],
-        name=link.get_attr("IFLA_IFNAME"),
+        index=index,
+        name=os.fsdecode(attributes[_IFLA_IFNAME].rstrip(b"\0")),
         is_up=bool(flags & _IFF_UP),
         is_running=flags & running == running,
         is_loopback=bool(flags & _IFF_LOOPBACK),
-        mtu=link.get_attr("IFLA_MTU"),
-        hardware=link["ifi_type"],
+        mtu=None if mtu is None else int.from_bytes(mtu, sys.byteorder),
+        hardware=hardware,
     )
+
+
+def _attributes(message: bytes, at: int) -> dict[int, bytes]:
+    """The attributes from a place on, by type."""
+    found = {}
+    while at + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind] = message[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
+    return found
 
 
 def _address(message: Any) -> InterfaceAddress | None:

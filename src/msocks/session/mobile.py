@@ -119,6 +119,11 @@ class MobileSession:
         return self._leg.generation if self._leg is not None else self._generation
 
     @property
+    def newest_generation(self) -> int:
+        """Generation of the last attempt: the proxy may have accepted that, though no reply has come."""
+        return self._generation
+
+    @property
     def attempting(self) -> int | None:
         """Generation of the attempt under way."""
         return self._pending.generation if self._pending is not None else None
