@@ -25,7 +25,7 @@ from msocks_lab import STANDARD_LAB, CutMode, Lab, LabError, LabProcess, Link, m
 
 MOVES = 500
 SESSIONS = 28  # at a time; several may end between two looks
-FEWEST_SESSIONS = 20
+FEWEST_SESSIONS = 20  # without so many nothing happens
 _PIECE_BYTES = 12_000_000  # of each session in each of its directions
 _PAUSE_S = (0.2, 1.5)  # between events
 _LONGEST_END_S = 300.0
@@ -85,12 +85,13 @@ class Storm:
         world.wait_for(lambda: len(self._observe()) >= self.sessions, "the sessions to begin", 30.0)
         latest, at = 0, time.monotonic()
         while self.moves < moves or self.killed < self.crashes:
+            # Many may have ended together, and on a busy machine it takes a while until others have begun.
+            world.wait_for(self._are_enough, "others to begin in place of the sessions that have ended", 60.0)
             if self.killed * moves < self.crashes * self.moves or self.moves >= moves:
                 self._cause_something_and_crash()
             else:
                 self._cause_something()
             self._observe()
-            self._tend(start=True)
             if self.moves > latest:
                 latest, at = self.moves, time.monotonic()
             elif time.monotonic() > at + _STUCK_S:
@@ -106,6 +107,10 @@ class Storm:
             session.error = f"it did not end within {_LONGEST_END_S:.0f} s after the last event"
         self.ended += self.running
         self.running = []
+
+    def _are_enough(self) -> bool:
+        self._tend(start=True)
+        return len(self._observe()) >= min(FEWEST_SESSIONS, self.sessions)
 
     def _tend(self, *, start: bool) -> None:
         """Take what has ended, and start as many anew."""
