@@ -24,6 +24,7 @@ from msocks_lab import Lab, LabConfig, LabProcess, LinkConfig
 
 MSOCKS = [sys.executable, "-m", "msocks"]
 PROXY_PORT = 7070
+_LAST_ACCEPTED_S = 0.01  # a connection that the loop has accepted has a transport then
 LINKS = ("wifi", "lte")
 
 # What the agent's JSON has; others rely on it.
@@ -70,6 +71,7 @@ class AgentLab:
     async def server(self, service: Service) -> AsyncIterator[Endpoint]:
         """Serve on the lab's server host; what a connection still does when the block ends is cancelled."""
         tasks: set[asyncio.Task[None]] = set()
+        transports: set[asyncio.Transport] = set()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -77,23 +79,43 @@ class AgentLab:
             tasks.add(task)
             try:
                 await service(reader, writer)
-            except asyncio.CancelledError:
-                writer.transport.abort()  # who does not read any more would not let it close
             finally:
                 tasks.discard(task)
                 writer.close()
 
+        loop = asyncio.get_running_loop()
         with on_host(self.lab, "server"):
-            listening = await asyncio.start_server(serve, self.server_host, 0)
+            listening = await loop.create_server(lambda: _Serving(serve, transports), self.server_host, 0)
         try:
             yield Endpoint.of(self.server_host, listening.sockets[0].getsockname()[1])
         finally:
             listening.close()
+            await asyncio.sleep(_LAST_ACCEPTED_S)
             left = list(tasks)
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+            for transport in list(transports):
+                transport.abort()  # who does not read any more would not let it close
             await asyncio.sleep(0)
+
+
+class _Serving(asyncio.StreamReaderProtocol):
+    """Notes its transport while it is open: one that is accepted last may never be served, and is closed too."""
+
+    def __init__(self, serve: Service, transports: set[asyncio.Transport]) -> None:
+        super().__init__(asyncio.StreamReader(), serve)
+        self._open = transports
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._open.add(transport)
+        self._mine = transport
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self._mine)
+        super().connection_lost(exc)
 
 
 class RunningAgent:
