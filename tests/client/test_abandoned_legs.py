@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.client.authority import OwnAuthority
 
 from msocks.client.connection import Connection
 from msocks.client.ended_sessions import EndedSession
@@ -27,7 +28,7 @@ from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
 from msocks.transport.sweep import Sweep
 from msocks.values.endpoint import Endpoint
-from msocks.values.ids import AssociationId, SessionId
+from msocks.values.ids import SessionId
 
 _MAC_BYTES = 32
 _RTT = {"wifi": 0.005, "lte": 0.05}
@@ -56,40 +57,21 @@ class Far:
         self.sock.send(encode_reply(reply, self._request[-_MAC_BYTES:], Node.key_down) + behind)
 
 
-class Node:
+class Node(OwnAuthority):
     """The network and authority of a connection, its stream's owner, and whom it tells."""
 
-    key_up = b"u" * 32
-    key_down = b"d" * 32
-
     def __init__(self) -> None:
+        super().__init__()
         self.reactor = Reactor(asyncio.get_running_loop())
-        self.id = AssociationId.generate()
         self.legs: asyncio.Queue[Far] = asyncio.Queue()
         self.far: list[Far] = []
         self.carried: list[int] = []
         self.ended: list[MsocksError | None] = []
         self.closed: list[int] = []  # generations of CLOSEs
         self.received = b""
-        self._numbers = 0
         self._news = asyncio.Event()
         self.stream = LegStream(self.reactor, self, Sweep(self.reactor))
         self.connection = Connection(self, Endpoint.of("192.0.2.1", 80), self.stream, self)
-
-    @property
-    def authority(self) -> Node:
-        return self
-
-    def next_leg_number(self) -> int:
-        self._numbers += 1
-        return self._numbers
-
-    def expiry_ms(self) -> int:
-        return 30_000
-
-    def proxy_time_is(self, proxy_ms: int) -> None: ...
-
-    def forgotten(self, key_up: bytes) -> None: ...
 
     async def dial(self, link: str) -> socket.socket:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -196,6 +178,18 @@ def hear_nothing(node: Node) -> None:
         node.reactor.unwatch(attempt.sock.fileno())
 
 
+async def that_moves(node: Node) -> tuple[Far, Far, Reconnect, asyncio.Future[None]]:
+    """The leg that has brought a byte, the one to which it hands over and its request, and the move."""
+    node.links("wifi", "lte")
+    first, _ = await node.leg()
+    first.accept(down_from=0, behind=b"a")
+    await node.until_received(b"a")
+    moving = asyncio.ensure_future(node.connection.move("lte"))
+    second, request = await node.leg()
+    assert isinstance(request, Reconnect)
+    return first, second, request, moving
+
+
 async def test_what_an_abandoned_leg_had_acknowledged_is_read_from_it(node: Node) -> None:
     node.links("lte")
     second, _ = await node.leg()
@@ -232,13 +226,7 @@ async def test_an_abandoned_leg_acknowledges_nothing_any_more(node: Node) -> Non
 async def test_one_to_which_another_leg_was_handing_over_is_taken_over_with_it() -> None:
     """What it has cannot be used before the bytes that were lost with the other leg: the proxy counts none of it."""
     async with living() as node:
-        node.links("wifi", "lte")
-        first, _ = await node.leg()
-        first.accept(down_from=0, behind=b"a")
-        await node.until_received(b"a")
-        moving = asyncio.ensure_future(node.connection.move("lte"))
-        second, request = await node.leg()
-        assert isinstance(request, Reconnect)
+        first, second, request, moving = await that_moves(node)
         assert request.handover_from == 1
         hear_nothing(node)
         first.sock.send(b"bc")
@@ -247,9 +235,9 @@ async def test_one_to_which_another_leg_was_handing_over_is_taken_over_with_it()
         node.links("wifi")
         with pytest.raises(LinkUnavailable):
             await moving
-        third, request = await node.leg()
-        assert isinstance(request, Reconnect)
-        assert (request.received, request.handover_from) == (3, 0)
+        third, takeover = await node.leg()
+        assert isinstance(takeover, Reconnect)
+        assert (takeover.received, takeover.handover_from) == (3, 0)
         third.accept(down_from=3, behind=b"defghi")
         await node.until_received(b"abcdefghi")
 
@@ -257,13 +245,7 @@ async def test_one_to_which_another_leg_was_handing_over_is_taken_over_with_it()
 async def test_a_close_names_the_leg_that_may_have_been_accepted() -> None:
     """A program resets while its session moves: with the generation of the leg that stands, CLOSE would be stale."""
     async with living() as node:
-        node.links("wifi", "lte")
-        first, _ = await node.leg()
-        first.accept(down_from=0, behind=b"a")
-        await node.until_received(b"a")
-        moving = asyncio.ensure_future(node.connection.move("lte"))
-        _, request = await node.leg()
-        assert isinstance(request, Reconnect)
+        _, _, request, moving = await that_moves(node)
         node.connection.abort()
         with pytest.raises(MsocksError):
             await moving

@@ -7,49 +7,30 @@ import socket
 from collections.abc import Callable
 
 import pytest
+from tests.client.authority import OwnAuthority
 
 from msocks.client import session_closer
 from msocks.client.session_closer import SessionCloser
 from msocks.protocol.leg import Close, CloseMode, LegReply, LegStatus
 from msocks.protocol.leg_reply_codec import encode_reply
 from msocks.protocol.leg_request_codec import LegRequestDecoder
-from msocks.values.ids import AssociationId, SessionId
+from msocks.values.ids import SessionId
 
 SESSION = SessionId(b"s" * 16)
 _MAC_BYTES = 32
 
 
-class Proxy:
+class Proxy(OwnAuthority):
     """Answers one CLOSE after the other as `answers` say; None: not at all. Is the way to itself, and its authority."""
 
     usable_links = ("wifi", "lte")
-    key_up = b"u" * 32
-    key_down = b"d" * 32
 
     def __init__(self, *answers: LegReply | None) -> None:
-        self.id = AssociationId.generate()
+        super().__init__()
         self.requests: list[Close] = []
         self.links: list[str] = []
-        self.times: list[int] = []
         self._answers = list(answers)
-        self._numbers = 0
         self._serving: set[asyncio.Task[None]] = set()
-
-    @property
-    def authority(self) -> Proxy:
-        return self
-
-    def next_leg_number(self) -> int:
-        self._numbers += 1
-        return self._numbers
-
-    def expiry_ms(self) -> int:
-        return 30_000
-
-    def proxy_time_is(self, proxy_ms: int) -> None:
-        self.times.append(proxy_ms)
-
-    def forgotten(self, key_up: bytes) -> None: ...
 
     async def dial(self, link: str) -> socket.socket:
         self.links.append(link)
