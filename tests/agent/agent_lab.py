@@ -10,11 +10,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.client.mobile_lab import on_host
+from tests.own_server import Service, serving
 
 from msocks.cli.agent_client import AgentClient
 from msocks.store.administration import add_user
@@ -24,7 +25,6 @@ from msocks_lab import Lab, LabConfig, LabProcess, LinkConfig
 
 MSOCKS = [sys.executable, "-m", "msocks"]
 PROXY_PORT = 7070
-_LAST_ACCEPTED_S = 0.01  # a connection that the loop has accepted has a transport then
 LINKS = ("wifi", "lte")
 
 # What the agent's JSON has; others rely on it.
@@ -37,8 +37,6 @@ LINK_KEYS = {
     "name", "state", "rtt_ms", "loss_percent", "flows", "kind", "role", "rate_mbit", "cost", "coverage", "used_bytes",
     "cap_bytes", "problem", "middlebox",
 }  # fmt: skip
-
-Service = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class AgentLab:
@@ -70,52 +68,10 @@ class AgentLab:
     @contextlib.asynccontextmanager
     async def server(self, service: Service) -> AsyncIterator[Endpoint]:
         """Serve on the lab's server host; what a connection still does when the block ends is cancelled."""
-        tasks: set[asyncio.Task[None]] = set()
-        transports: set[asyncio.Transport] = set()
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            tasks.add(task)
-            try:
-                await service(reader, writer)
-            finally:
-                tasks.discard(task)
-                writer.close()
-
-        loop = asyncio.get_running_loop()
         with on_host(self.lab, "server"):
-            listening = await loop.create_server(lambda: _Serving(serve, transports), self.server_host, 0)
-        try:
-            yield Endpoint.of(self.server_host, listening.sockets[0].getsockname()[1])
-        finally:
-            listening.close()
-            await asyncio.sleep(_LAST_ACCEPTED_S)
-            left = list(tasks)
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-            for transport in list(transports):
-                transport.abort()  # who does not read any more would not let it close
-            await asyncio.sleep(0)
-
-
-class _Serving(asyncio.StreamReaderProtocol):
-    """Notes its transport while it is open: one that is accepted last may never be served, and is closed too."""
-
-    def __init__(self, serve: Service, transports: set[asyncio.Transport]) -> None:
-        super().__init__(asyncio.StreamReader(), serve)
-        self._open = transports
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._open.add(transport)
-        self._mine = transport
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._open.discard(self._mine)
-        super().connection_lost(exc)
+            listener = socket.create_server((self.server_host, 0))
+        async with serving(listener, service):
+            yield Endpoint.of(self.server_host, listener.getsockname()[1])
 
 
 class RunningAgent:

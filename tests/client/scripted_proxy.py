@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from tests.client.mobile_lab import on_host
+from tests.own_server import serving
 
 from msocks.protocol.control import ControlMessage, Hello, Welcome
 from msocks.protocol.control_channel import ControlChannel, Side
@@ -67,26 +68,15 @@ Script = Callable[[ScriptedChannel], Awaitable[None]]
 @contextlib.asynccontextmanager
 async def scripted_proxy(lab: Lab, port: int, identity: Path, script: Script) -> AsyncIterator[None]:
     """Run `script` for every channel that comes to that port of the lab's proxy; the channel ends with it."""
-    running: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        running.add(task)
         try:
             with contextlib.suppress(EOFError, ConnectionError):
                 await script(ScriptedChannel(reader, writer))
         finally:
-            running.discard(task)
             writer.transport.abort()
 
     with on_host(lab, "proxy"):
         listener = socket.create_server((lab.proxy.ipv4, port))
-    server = await asyncio.start_server(serve, sock=listener, ssl=server_context(identity))
-    try:
+    async with serving(listener, serve, server_context(identity)):
         yield
-    finally:
-        server.close()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.client.mobile_lab import LinksOfANode, links_of_a_node, make_user, on_host, start_proxy
 from tests.client.scripted_proxy import Script, ScriptedChannel, scripted_proxy
+from tests.own_server import serving
 
 from msocks.client import link_channel
 from msocks.client.link_channel import ChannelState
@@ -403,11 +404,10 @@ async def test_a_captive_portal_is_recognised_and_seen_to_go(
 
     with on_host(lab, "proxy"):
         listener = socket.create_server((lab.proxy.ipv4, SCRIPTED_PORT))
-    server = await asyncio.start_server(portal, sock=listener)
-    async with links_of_a_node(lab, scripted, ["wifi"]) as node:
+    async with serving(listener, portal) as close, links_of_a_node(lab, scripted, ["wifi"]) as node:
         await node.until_state("wifi", LinkState.CAPTIVE)
         assert isinstance(node.channels.status()["wifi"].error, ProtocolError)
-        server.close()
+        close()
         async with scripted_proxy(lab, SCRIPTED_PORT, identity(state), script):
             await node.until_state("wifi", LinkState.UP)
             assert node.told.opened == ["wifi"]

@@ -12,6 +12,7 @@ import pytest
 import socks
 from python_socks import ProxyConnectionError, ProxyError
 from python_socks.async_.asyncio import Proxy as PythonSocks
+from tests.own_server import serving
 from tests.proxy.conftest import RunningProxy, StartProxy
 from tests.proxy.mobile_node import Server, dial, read_all, read_exactly, receive, reset, send, server_on
 
@@ -59,9 +60,9 @@ async def web_server(body: bytes) -> AsyncIterator[int]:
         writer.close()
         await writer.wait_closed()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with serving(listener, answer):
+        yield listener.getsockname()[1]
 
 
 async def curl(*arguments: str) -> tuple[int, bytes]:
