@@ -44,11 +44,6 @@ class Way:
         self.can_ask = can_ask
         self.ends: list[socket.socket] = []
         self.dialled = asyncio.Event()
-        self.spare: socket.socket | None = None
-
-    def take_spare(self, link: str) -> socket.socket | None:
-        spare, self.spare = self.spare, None
-        return spare
 
     def ask_position(self, link: str, session: SessionId) -> float | None:
         self.asked.append((link, session))
@@ -66,6 +61,11 @@ class Way:
             end.close()
 
 
+async def dial(asked: UpstreamPosition, *, ask: bool) -> socket.socket:
+    assert not asked.begins_on(None, ask=ask)
+    return await asked.dial("lte", None)
+
+
 def position(way: Way, base: int, sent: int) -> UpstreamPosition:
     return UpstreamPosition(way, SESSION, cast("LegStream", Stream(base, sent)))
 
@@ -73,7 +73,7 @@ def position(way: Way, base: int, sent: int) -> UpstreamPosition:
 async def test_a_leg_begins_with_what_has_not_arrived():
     way = Way()
     asked = position(way, 1_000, 101_000)
-    dialling = asyncio.ensure_future(asked.dial("lte", ask=True))
+    dialling = asyncio.ensure_future(dial(asked, ask=True))
     await asyncio.sleep(0)
     asked.told(90_000)
     way.dials.set()
@@ -88,7 +88,7 @@ async def test_an_answer_that_comes_after_the_handshake_counts():
     way.dials.set()
     asked = position(way, 1_000, 101_000)
     asyncio.get_running_loop().call_later(0.005, asked.told, 90_000)
-    await asked.dial("lte", ask=True)
+    await dial(asked, ask=True)
     assert asked.beginning() == 90_000
     way.close()
 
@@ -98,7 +98,7 @@ async def test_without_an_answer_it_begins_where_the_acks_ended():
     way.dials.set()
     asked = position(way, 1_000, 101_000)
     began = asyncio.get_running_loop().time()
-    await asked.dial("lte", ask=True)
+    await dial(asked, ask=True)
     assert asyncio.get_running_loop().time() - began < 0.2
     assert asked.beginning() == 1_000
     asked.told(90_000)  # too late
@@ -111,7 +111,7 @@ async def test_nonsense_moves_nothing_but_within_what_was_sent(told: int, begins
     way.dials.set()
     asked = position(way, 1_000, 101_000)
     asyncio.get_running_loop().call_soon(asked.told, told)
-    await asked.dial("lte", ask=True)
+    await dial(asked, ask=True)
     assert asked.beginning() == begins
     way.close()
 
@@ -123,11 +123,22 @@ async def test_nobody_waits_for_an_answer_that_is_not_worth_it_or_will_not_come(
     way = Way(can_ask)
     way.dials.set()
     asked = position(way, 1_000, sent)
-    await asked.dial("lte", ask=ask)
+    await dial(asked, ask=ask)
     asked.told(5_000)
     assert asked.beginning() == 1_000
     assert bool(way.asked) is (ask and sent > 20_000)
     way.close()
+
+
+@pytest.mark.parametrize(("sent", "ask"), [(9_000, True), (101_000, False)])
+def test_on_a_spare_a_leg_begins_at_once_where_there_is_little_to_be_known(sent: int, ask: bool):
+    way = Way()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        asked = position(way, 1_000, sent)
+        assert asked.begins_on(ours, ask=ask)
+        assert asked.beginning() == 1_000
+    assert way.asked == []
 
 
 @pytest.fixture
@@ -147,23 +158,22 @@ async def test_over_a_spare_a_leg_begins_with_what_has_probably_not_arrived(
 ):
     lost, spare = connections
     way = Way()
-    way.spare = spare
     asked = position(way, 1_000_000, 30_000_000)
     asked.leg_lost(lost)
     before, fresh = tcp_info(lost), tcp_info(spare)
-    assert await asked.dial("lte", ask=True) is spare
+    assert asked.begins_on(spare, ask=True)
     assert way.asked == []
     flight = asked.flight
     assert flight is not None
     assert flight.length + REQUEST_BYTES[LegCommand.RECONNECT] == fresh.segment_bytes * fresh.window_segments
-    arrived = before.delivered_per_s * 0.5 * before.rtt_least_ms / 1000
+    arrived = int(before.delivered_per_s * before.rtt_least_ms / 1000)
     assert arrived > 0
-    assert flight.begins_at == asked.beginning() == 1_000_000 + int(arrived)
+    assert flight.begins_at == asked.beginning() == 1_000_000 + max(arrived // 2, arrived - flight.length)
     # The next one has nothing to go by.
-    way.spare = spare
     asked.told(5)
-    await asked.dial("lte", ask=True)
+    assert not asked.begins_on(spare, ask=True)
     assert asked.flight is None
+    assert await asked.dial("lte", spare) is spare
     assert way.asked == [("lte", SESSION)]
 
 
@@ -172,13 +182,13 @@ async def test_where_acks_tell_nothing_the_proxy_is_asked_though_there_is_a_spar
 ):
     lost, spare = connections
     way = Way()
-    way.spare = spare
     stream = Stream(1_000_000, 30_000_000)
     stream.acks_tell = False
     asked = UpstreamPosition(way, SESSION, cast("LegStream", stream))
     asked.leg_lost(lost)
+    assert not asked.begins_on(spare, ask=True)
     asyncio.get_running_loop().call_later(0.005, asked.told, 2_000_000)
-    assert await asked.dial("lte", ask=True) is spare
+    assert await asked.dial("lte", spare) is spare
     assert asked.flight is None
     assert asked.beginning() == 2_000_000
 
@@ -187,7 +197,7 @@ async def test_the_connection_is_closed_when_nobody_wants_it_any_more():
     way = Way()
     way.dials.set()
     asked = position(way, 1_000, 101_000)
-    dialling = asyncio.ensure_future(asked.dial("lte", ask=True))
+    dialling = asyncio.ensure_future(dial(asked, ask=True))
     await way.dialled.wait()
     await asyncio.sleep(0)
     dialling.cancel()

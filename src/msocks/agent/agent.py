@@ -45,6 +45,7 @@ from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
 from msocks.transport.descriptor_limit import raise_descriptor_limit
+from msocks.transport.garbage import spare_collections
 from msocks.values.endpoint import Endpoint
 from msocks.values.origin import Origin
 from msocks.version import __version__
@@ -362,6 +363,7 @@ async def run_agent(settings: AgentSettings, on_ready: Callable[[], None], sourc
     if agent.reload is not None:
         loop.add_signal_handler(signal.SIGHUP, agent.reload.reload_soon)
     await agent.start()
+    spare_collections()
     _log.info(
         "ready",
         listen=[str(endpoint) for endpoint in agent.endpoints],

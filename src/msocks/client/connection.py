@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 
+from msocks.client.awaited_moves import AwaitedMoves
 from msocks.client.ended_sessions import EndedSession
 from msocks.client.leg_attempt import LegAttempt
 from msocks.client.leg_question import leg_request
@@ -55,7 +56,7 @@ class Connection:
         self._live: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._connected: asyncio.Future[Endpoint | None] = network.reactor.loop.create_future()
-        self._moves: dict[str, list[asyncio.Future[None]]] = {}
+        self._moves = AwaitedMoves(network.reactor.loop)
         self.position = UpstreamPosition(network, self.session, stream)
         stream.on_sent = self._sent
         stream.watches_handovers = True
@@ -109,8 +110,7 @@ class Connection:
         """
         if self.state is SessionState.ENDED:
             raise SessionEnded(EndReason.UNKNOWN)
-        done: asyncio.Future[None] = self._network.reactor.loop.create_future()
-        self._moves.setdefault(link, []).append(done)
+        done = self._moves.to(link)
         self._apply(self._machine.move(self._now(), link))
         await done
 
@@ -128,10 +128,9 @@ class Connection:
 
     def finished(self) -> None:
         """Both directions have ended and all was delivered."""
-        machine = self._machine
-        link = machine.link
+        generation, link = self._machine.newest_generation, self._machine.link
         if link is not None and self.state is not SessionState.ENDED:
-            self._network.finished(link, EndedSession(self.session, machine.newest_generation, self.stream.written))
+            self._network.finished(link, EndedSession(self.session, generation, self.stream.written))
         self._apply(self._machine.ended(EndReason.CLOSED))
 
     def abort(self) -> None:
@@ -142,7 +141,7 @@ class Connection:
         """The links that can be used, in order of preference; see `MobileSession.links_changed`."""
         if self._handover_link not in links and self.stream.handing_over:
             self.stream.break_handover()
-        self._apply(self._machine.links_changed(self._now(), links, rtt_s, hold_down_s))
+        self._apply(self._machine.links_changed(self._now(), links, rtt_s, hold_down_s), at_once=True)
 
     def leg_lost(self, generation: int, error: OSError) -> None:
         """The stream says that its newest leg is dead."""
@@ -183,11 +182,13 @@ class Connection:
     def _now(self) -> float:
         return self._network.reactor.loop.time()
 
-    def _apply(self, effects: list[mobile.Effect]) -> None:
+    def _apply(self, effects: list[mobile.Effect], *, at_once: bool = False) -> None:
+        """With `at_once`, which none of the stream's calls may ask for, another leg begins before this returns."""
+        was_parked = False
         for effect in effects:
             match effect:
                 case mobile.Attempt():
-                    self._begin(effect)
+                    self._begin(effect, at_once=at_once and effect.reconnect)
                 case mobile.Abandon(generation):
                     self._abandon(generation)
                 case mobile.Carried():
@@ -202,46 +203,51 @@ class Connection:
                         self._network.park(ParkedLeg(self.session, generation, self.stream.received()))
                     if self._machine.attempting is None or not self.stream.sends_on(self._machine.attempting):
                         self.stream.stop_sending()
-                    self._listener.on_parked()
+                    was_parked = True
                 case mobile.MoveFailed(link, error):
-                    for waiting in self._moves.pop(link, []):
-                        if not waiting.done():
-                            waiting.set_exception(error)
+                    self._moves.failed(link, error)
                 case mobile.Ended(error):
                     self._end(error)
         self._arm()
+        if was_parked and self.state is not SessionState.ENDED:
+            self._listener.on_parked()  # after all that the other end waits for
 
     def _sent(self) -> None:
-        link = self._machine.link
-        if link is not None:
+        if (link := self._machine.link) is not None:
             self._network.sent(link)
 
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline = self._machine.deadline
-        if deadline is not None:
+        if (deadline := self._machine.deadline) is not None:
             self._timer = self._network.reactor.loop.call_at(deadline, self._on_time)
 
     def _on_time(self) -> None:
         self._timer = None
         self._apply(self._machine.on_time(self._now()))
 
-    def _begin(self, effect: mobile.Attempt) -> None:
+    def _begin(self, effect: mobile.Attempt, *, at_once: bool) -> None:
         attempt = LegAttempt(
             self._network.reactor, effect.generation, effect.link, self._on_reply, self._on_failure, self.stream.flush
         )
         self._attempts[effect.generation] = attempt
-        attempt.dialing = self._network.reactor.loop.create_task(self._dial(attempt, effect))
+        spare = self._network.take_spare(effect.link)
+        begins = self.position.begins_on(spare, ask=effect.reconnect and not effect.handover_from)
+        if begins and at_once and spare is not None:
+            self._request(attempt, effect, spare)
+        else:
+            attempt.dial(self._dial(attempt, effect, spare), spare)
 
-    async def _dial(self, attempt: LegAttempt, effect: mobile.Attempt) -> None:
+    async def _dial(self, attempt: LegAttempt, effect: mobile.Attempt, spare: socket.socket | None) -> None:
         try:
-            asks = effect.reconnect and not effect.handover_from
-            sock = await self.position.dial(attempt.link, ask=asks)
+            sock = await self.position.dial(attempt.link, spare)
         except (OSError, MsocksError) as error:
             self._on_failure(attempt, error)
             return
+        self._request(attempt, effect, sock)
+
+    def _request(self, attempt: LegAttempt, effect: mobile.Attempt, sock: socket.socket) -> None:
         attempt.dialing = None
         authority = self._network.authority
         try:
@@ -368,9 +374,7 @@ class Connection:
             self._resolve(attempt)
 
     def _carried(self, carried: mobile.Carried) -> None:
-        for waiting in self._moves.pop(carried.link, []):
-            if not waiting.done():
-                waiting.set_result(None)
+        self._moves.carried(carried.link)
         self._live = self.stream.live_socket
         self._network.carries()
         if not self._connected.done():
@@ -385,11 +389,7 @@ class Connection:
             attempt.close()
         self._attempts.clear()
         self._accepted.clear()
-        for waitings in self._moves.values():
-            for waiting in waitings:
-                if not waiting.done():
-                    waiting.set_exception(error or SessionEnded(EndReason.CLOSED))
-        self._moves.clear()
+        self._moves.ended(error or SessionEnded(EndReason.CLOSED))
         if not self._connected.done():
             if error is None:
                 self._connected.set_result(self.bound)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from msocks.errors import MsocksError, ProtocolError
 from msocks.protocol.leg import ReceivedReply
@@ -74,6 +74,12 @@ class LegAttempt:
         """Stream bytes that came with the reply; empty when asked again."""
         assert self._decoder is not None
         return self._decoder.take_trailing()
+
+    def dial(self, dialing: Coroutine[None, None, None], spare: socket.socket | None) -> None:
+        """Let `dialing` get the connection; `spare`, which it may use, is closed if nobody wants it any more."""
+        self.dialing = self._reactor.loop.create_task(dialing)
+        if spare is not None:
+            self.dialing.add_done_callback(lambda task: spare.close() if task.cancelled() else None)
 
     def say(self, sock: socket.socket, request: bytes, key_up: bytes, key_down: bytes) -> None:
         """Write the request. Raises OSError where the connection does not take it (it is empty, so it is dead)."""

@@ -63,7 +63,7 @@ class Network(Protocol):
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
 
     def take_spare(self, link: str) -> socket.socket | None:
-        """A connection to the proxy over a link that stands already, if there is one. Raises LinkUnavailable."""
+        """A connection to the proxy over a link that stands already, if there is one; it is the caller's then."""
 
     def ask_position(self, link: str, session: SessionId) -> float | None:
         """Ask over a link how far a session's upstream has come; seconds the answer may take; None: none comes."""

@@ -218,8 +218,9 @@ class MobileNode:
         return await self._dialer.dial(self._known(link), timeout_s=_DIAL_TIMEOUT_S, rtt_ms=self._watch.rtt_ms(link))
 
     def take_spare(self, link: str) -> socket.socket | None:
-        """A connection over a link that stands already, if there is one. Raises LinkUnavailable."""
-        return self._spares.take(self._known(link))
+        """A connection over a link that stands already, if there is one."""
+        known = self._watch.links().get(link)
+        return None if known is None else self._spares.take(known)
 
     def _known(self, link: str) -> Link:
         known = self._watch.links().get(link)
@@ -330,7 +331,7 @@ class MobileNode:
     def _on_links(self, changes: Sequence[LinkChange]) -> None:
         for change in changes:
             after = change.after
-            if after is not None and change.before != after:
+            if after is not None and change.before != after and after.state is LinkState.UP:
                 self._lost.check_addresses(after)
         self._offer_links()
         for change in changes:

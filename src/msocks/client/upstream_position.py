@@ -22,9 +22,6 @@ from msocks.values.ids import SessionId
 
 _MUCH_BYTES = 10 * 1400
 """The first flight of a new connection (RFC 6928) brings no more."""
-_UNHEARD = 0.5
-"""Round trips whose ACKs are lost with a leg: one, where its near end broke and what was sent went on its way; none,
-where its far end did. The first flight covers what half of one leaves open on most paths."""
 
 
 class Way(Protocol):
@@ -32,9 +29,6 @@ class Way(Protocol):
 
     def ask_position(self, link: str, session: SessionId) -> float | None:
         """Ask how far a session's upstream has come; how many seconds the answer may take, None: there will be none."""
-
-    def take_spare(self, link: str) -> socket.socket | None:
-        """A connection to the proxy over a link that stands already, if there is one."""
 
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""
@@ -54,6 +48,7 @@ class UpstreamPosition:
         self._stream = stream
         self._answer: asyncio.Future[int] | None = None
         self._lost: TcpInfo | None = None
+        self._asks = False
 
     def leg_lost(self, leg: socket.socket) -> None:
         """It carries no more; what its ACKs have told is remembered for the next."""
@@ -61,22 +56,26 @@ class UpstreamPosition:
             with contextlib.suppress(OSError):
                 self._lost = tcp_info(leg)
 
-    async def dial(self, link: str, *, ask: bool) -> socket.socket:
-        """A connection to the proxy over a link, new or spare; where `ask` says so and it is worth it, guess or ask.
+    def begins_on(self, spare: socket.socket | None, *, ask: bool) -> bool:
+        """Whether a leg can begin at once, on a connection that stands already; where not, `dial`.
 
-        Raises OSError, MsocksError.
+        Where `ask` says so and it is worth it, it begins with a guess; if there is none, the proxy has to be asked.
         """
-        stream, loop = self._stream, asyncio.get_running_loop()
+        stream = self._stream
         self.flight = self._answer = None
         lost, self._lost = self._lost, None
-        spare = self._way.take_spare(link)
-        if not ask or stream.sent - stream.acknowledged() <= _MUCH_BYTES:
-            return spare or await self._way.dial(link)
-        if spare is not None and lost is not None:
+        self._asks = ask and stream.sent - stream.acknowledged() > _MUCH_BYTES
+        if spare is not None and lost is not None and self._asks:
             self.flight = self._guess(spare, lost)
-            if self.flight is not None:
-                return spare
-        patience_s = self._way.ask_position(link, self._session)
+        return spare is not None and (self.flight is not None or not self._asks)
+
+    async def dial(self, link: str, spare: socket.socket | None) -> socket.socket:
+        """A connection to the proxy over a link, `spare` or a new one, and meanwhile the question where it is asked.
+
+        To be called after `begins_on`; `spare` stays the caller's. Raises OSError, MsocksError.
+        """
+        loop = asyncio.get_running_loop()
+        patience_s = self._way.ask_position(link, self._session) if self._asks else None
         if patience_s is None:
             return spare or await self._way.dial(link)
         self._answer, until = loop.create_future(), loop.time() + patience_s
@@ -108,7 +107,7 @@ class UpstreamPosition:
                 self._stream.acknowledged(),
                 self._stream.sent,
                 lost.delivered_per_s,
-                _UNHEARD * lost.rtt_least_ms / 1000,
+                lost.rtt_least_ms / 1000,
                 fresh.segment_bytes * fresh.window_segments - REQUEST_BYTES[LegCommand.RECONNECT],
             )
         return None

@@ -14,21 +14,13 @@ from msocks.proxy.config import ProxyConfig
 from msocks.proxy.privileges import drop_privileges
 from msocks.proxy.server import Proxy
 from msocks.transport import service_manager
+from msocks.transport.garbage import spare_collections
 
 _log = structlog.get_logger("msocks.proxy")
 
-_COLLECT_AFTER = 5_000  # objects that were made and not freed
-
-
-def _spare_collections() -> None:
-    """Let the garbage collector look seldom, and never again at what was there from the start.
-
-    A session makes some dozens of objects; of a spliced one none is in a cycle, of a relayed one a few. With Python's
-    threshold, 700, the collector would look after every twentieth session, and mostly find nothing.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
+# Objects that were made and not freed. A session makes some dozens; of a spliced one none is in a cycle, of a relayed
+# one a few. With Python's threshold, 700, the collector would look after every twentieth session, and mostly in vain.
+_COLLECT_AFTER = 5_000
 
 
 async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
@@ -48,7 +40,8 @@ async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
     proxy = Proxy(config)
     await proxy.start()
     drop_privileges(config.state, splices=proxy.splices)
-    _spare_collections()
+    spare_collections()
+    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
     asked = asyncio.Event()
     hurried = asyncio.Event()
     leaving = False
