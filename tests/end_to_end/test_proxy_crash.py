@@ -68,7 +68,7 @@ def test_transfers_outlive_their_proxy_and_move_afterwards(spliced: Field, soak:
     field = spliced
     count = 100 if soak else 10
     rate = 10 * MB // count
-    size = str((90 if soak else 4) * rate)
+    size = str((90 if soak else 8) * rate)  # so many seconds: of which the proxy needs some to start again
     already = field.lab.server.accepted_connections()
     sizes = ("--download", size, "--upload", size, "--rate", str(rate))
     transfers = [field.transfer(*sizes) for _ in range(count)]

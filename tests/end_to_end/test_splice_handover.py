@@ -52,7 +52,7 @@ def test_an_explicit_move_costs_no_time_out_and_repeats_less_than_a_window() -> 
 
 def test_every_byte_is_right_over_many_quick_moves(soak: bool) -> None:
     """Some come before the one before has ended, some while bytes are lost; after some the old link falls silent."""
-    size = 35 * MB if soak else 3 * MB
+    size = 35 * MB if soak else 4 * MB
     rate = ("--rate", "700000")
     chance = random.Random(11)
     lossy = (replace(WIFI, loss_percent=0.2, jitter_ms=1), LinkConfig("lte", rtt_ms=30, rate_mbit=20, loss_percent=0.2))
