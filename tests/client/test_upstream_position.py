@@ -162,6 +162,7 @@ async def test_over_a_spare_a_leg_begins_with_what_has_probably_not_arrived(
     asked.leg_lost(lost)
     before, fresh = tcp_info(lost), tcp_info(spare)
     assert asked.begins_on(spare, ask=True)
+    assert await asked.dial("lte", spare) is spare  # where that is not done at once
     assert way.asked == []
     flight = asked.flight
     assert flight is not None

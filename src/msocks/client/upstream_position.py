@@ -64,10 +64,11 @@ class UpstreamPosition:
         stream = self._stream
         self.flight = self._answer = None
         lost, self._lost = self._lost, None
-        self._asks = ask and stream.sent - stream.acknowledged() > _MUCH_BYTES
-        if spare is not None and lost is not None and self._asks:
+        is_worth_it = ask and stream.sent - stream.acknowledged() > _MUCH_BYTES
+        if spare is not None and lost is not None and is_worth_it:
             self.flight = self._guess(spare, lost)
-        return spare is not None and (self.flight is not None or not self._asks)
+        self._asks = is_worth_it and self.flight is None
+        return spare is not None and not self._asks
 
     async def dial(self, link: str, spare: socket.socket | None) -> socket.socket:
         """A connection to the proxy over a link, `spare` or a new one, and meanwhile the question where it is asked.
