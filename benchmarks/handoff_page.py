@@ -54,7 +54,7 @@ a first link, its legs are like any other connection. This is how long it took u
 ## The first 256 KB
 
 Ms from the moment Wi-Fi went down until 256 KB (256,000 bytes) had arrived that had not before. An upload begins a new
-leg in slow start, and ten segments at first need most of this time (*The splice*, "What cannot be helped").
+leg in slow start, as any TCP does; that alone takes most of this time (*The splice*, "What cannot be helped").
 
 {amount}
 

@@ -137,7 +137,7 @@ class AccessLink:
         if chosen is CutMode.CARRIER:
             # Sockets may have kept an IPv6 route from before. What they send on a dead interface asks for the
             # gateway's address in vain, once a second; when the link is back, all wait for the next time.
-            self._network.nodes["mobile"].flush_gateways(self.name)
+            self._network.withdraw_routes(self.plan)
         if before is not chosen and before is not None and before.takes_interface:
             self._give_interface_back(before)
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import itertools
 import os
+import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,8 +55,8 @@ class Node:
 
     def index(self, interface: str) -> int:
         """The number of an interface."""
-        found: list[int] = self.netlink.link_lookup(ifname=interface)
-        return found[0]
+        with self.namespaces.network():
+            return socket.if_nametoindex(interface)
 
     def up(self, interface: str) -> None:
         """Set an interface up."""
@@ -83,11 +84,6 @@ class Node:
             address = found.get_attr("IFA_ADDRESS")
             if found["family"] in families and not address.startswith("fe80:"):
                 self.netlink.addr("del", index=index, address=address, prefixlen=found["prefixlen"])
-        self.flush_gateways(interface, families)
-
-    def flush_gateways(self, interface: str, families: Sequence[int] = (2, 10)) -> None:
-        """Remove every route through a gateway."""
-        index = self.index(interface)
         for family in families:
             for route in list(self.netlink.get_routes(family=family, oif=index, table=254)):
                 gateway = route.get_attr("RTA_GATEWAY")
@@ -104,6 +100,14 @@ class Node:
 
     def route(self, destination: str, interface: str, gateway: str | None = None, metric: int = 0) -> None:
         """Have a route; not an error where it is there already. `destination` may be "default" only with a gateway."""
+        self.netlink.route("replace", **self._route(destination, interface, gateway, metric))
+
+    def unroute(self, destination: str, interface: str, gateway: str, metric: int) -> None:
+        """Do not have a route; not an error where it is gone already."""
+        with _ignoring(errno.ESRCH):
+            self.netlink.route("del", **self._route(destination, interface, gateway, metric))
+
+    def _route(self, destination: str, interface: str, gateway: str | None, metric: int) -> dict[str, Any]:
         probe = gateway or destination
         arguments: dict[str, Any] = {"family": 10 if ":" in probe else 2, "oif": self.index(interface)}
         arguments["dst"] = _default(arguments["family"]) if destination == "default" else destination
@@ -113,7 +117,7 @@ class Node:
             arguments["scope"] = _SCOPE_LINK
         if metric:
             arguments["priority"] = metric
-        self.netlink.route("replace", **arguments)
+        return arguments
 
     def blackhole(self, destination: str) -> None:
         """Packets to a subnet that has no other route vanish: they neither loop nor raise ICMP errors."""

@@ -147,6 +147,12 @@ class Network:
             mobile.address(name, plan.ipv6, 64)
             mobile.route("default", name, plan.ipv6_gateway, plan.metric)
 
+    def withdraw_routes(self, plan: AccessPlan) -> None:
+        """Take away the default routes of `configure_mobile`."""
+        for gateway in (plan.ipv4_gateway if plan.ipv4 else None, plan.ipv6_gateway if plan.ipv6 else None):
+            if gateway is not None:
+                self.nodes["mobile"].unroute("default", plan.link.name, gateway, plan.metric)
+
     def has_lease(self, plan: AccessPlan) -> bool:
         """Whether the mobile has any address on a link, the IPv6 link-local one aside."""
         mobile = self.nodes["mobile"]

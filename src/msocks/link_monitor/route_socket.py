@@ -147,6 +147,7 @@ class RouteSocket:
         from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
         self._marshal: MarshalRtnl = MarshalRtnl()
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         try:
             self._events.setblocking(False)
@@ -212,7 +213,7 @@ class RouteSocket:
         overrun = False
         while True:
             try:
-                data = self._events.recv(_READ_BYTES)
+                length = self._events.recv_into(self._buffer)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -221,7 +222,7 @@ class RouteSocket:
                 overrun = True
                 continue
             if not overrun:
-                return data
+                return bytes(self._buffer[:length])
         if overrun:
             raise Overrun
         return None
