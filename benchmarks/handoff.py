@@ -125,7 +125,7 @@ def _task(number: int, planned: Planned, jitter: float, patience_s: float) -> Ta
 def _tell(entry: dict[str, Any]) -> None:
     figures = ", ".join(
         f"{stall['figure']} {shown_ms(stall['resumed_ms'])} (longest {shown_ms(stall['longest_ms'])}, "
-        f"256 KB {shown_ms(stall['amount_ms'])})"
+        f"256 KiB {shown_ms(stall['amount_ms'])})"
         for stall in entry["stalls"]
     )
     head = f"{entry['round']:2}  {entry['contender']:13} {entry['direction']:9} {figures} ms"

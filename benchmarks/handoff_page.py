@@ -51,10 +51,11 @@ a first link, its legs are like any other connection. This is how long it took u
 
 {plot}
 
-## The first 256 KB
+## The first 256 KiB
 
-Ms from the moment Wi-Fi went down until 256 KB (256,000 bytes) had arrived that had not before. An upload begins a new
-leg in slow start, as any TCP does; that alone takes most of this time (*The splice*, "What cannot be helped").
+Ms from the moment Wi-Fi went down until 256 KiB had arrived that had not before. The target is of downloads: that their
+server waits for no time-out. The client of an upload begins its new leg in slow start, like any TCP; over this LTE that
+takes 248 ms by itself (*The splice*, "What cannot be helped").
 
 {amount}
 

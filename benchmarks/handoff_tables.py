@@ -12,7 +12,7 @@ from benchmarks.server_side import between
 from benchmarks.summary import LOST, Spread, Target, markdown_table, shown
 
 AMOUNT_TARGET = Target(250)
-"""Ms until 256 KB had arrived after Wi-Fi went down (median)."""
+"""Ms until 256 KiB of a download had arrived after Wi-Fi went down (median)."""
 
 Found = dict[tuple[str, str, str], Spread]
 """Figures by event, direction and contender."""
@@ -96,7 +96,7 @@ def _rows(found: Found) -> Iterator[tuple[Figure, str]]:
 
 
 def amount_table(found: Found) -> str:
-    """How long after Wi-Fi went down 256 KB had come."""
+    """How long after Wi-Fi went down 256 KiB had come."""
     downs = {case.name for case in CASES if case.name.partition("-")[0] == "down"}
     chosen = {key: spread for key, spread in found.items() if key[0] in downs}
     contenders = _present(chosen)
@@ -104,8 +104,10 @@ def amount_table(found: Found) -> str:
     for figure, direction in _rows(chosen):
         ours = chosen.get((figure.name, direction, Msocks.name))
         cells = [cell(chosen.get((figure.name, direction, kind.name))) for kind in contenders]
-        kept = "-" if ours is None else yes(AMOUNT_TARGET.met(ours))
-        rows.append([figure.title, direction, *cells, f"{AMOUNT_TARGET.median:g}", kept])
+        if ours is None or direction == "upload":
+            rows.append([figure.title, direction, *cells, "-", "-"])
+        else:
+            rows.append([figure.title, direction, *cells, f"{AMOUNT_TARGET.median:g}", yes(AMOUNT_TARGET.met(ours))])
     heading = ["", "", *(kind.title for kind in contenders), "target (median)", "kept"]
     return markdown_table(heading, rows, text_columns=2)
 

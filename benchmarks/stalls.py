@@ -9,8 +9,8 @@ from msocks_lab.arrival import ArrivalMeter, Gap
 WATCHED_S = 2.5
 """How long a transfer has to go on after an event, so that what a move stirs up later still counts."""
 
-AMOUNT_BYTES = 256_000
-"""What has to have arrived for `Stall.amount_ms`: 256 KB, which are not KiB."""
+AMOUNT_BYTES = 256 * 1024
+"""What has to have arrived for `Stall.amount_ms`."""
 
 RATED_S = (0.5, 2.5)
 """The part of the time after an event (after `Moment.usable`) that `Stall.rate_mbit` is of."""

@@ -40,22 +40,17 @@ class FirstFlight:
         return arrived - self.length
 
 
-def guess(acknowledged: int, sent: int, bytes_per_second: float, rtt_s: float, length: int) -> FirstFlight | None:
+def guess(acknowledged: int, sent: int, bytes_per_second: float, unheard_s: float, length: int) -> FirstFlight | None:
     """The flight to begin with, or None where there is nothing to be guessed: begin with what is not acknowledged.
-
-    The ACKs of a whole round trip are lost where the path broke at the mobile, and what had been sent went on its way;
-    those of half of one, where the whole path is gone at once. The flight covers both where it is long enough, and the
-    whole one if not.
 
     Args:
         acknowledged: Upstream bytes of which ACKs have come.
         sent: Upstream bytes that may have arrived.
         bytes_per_second: As fast as they arrived last.
-        rtt_s: The path's round trip.
+        unheard_s: What arrived in so many seconds was acknowledged in vain.
         length: Of the flight.
     """
     if length <= 0 or acknowledged < length or sent - acknowledged <= length:
         return None
-    whole = int(bytes_per_second * rtt_s)
-    begins_at = acknowledged + max(whole // 2, whole - length)
+    begins_at = acknowledged + int(bytes_per_second * unheard_s)
     return FirstFlight(min(begins_at, sent - length), length)
