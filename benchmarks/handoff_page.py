@@ -53,9 +53,8 @@ a first link, its legs are like any other connection. This is how long it took u
 
 ## The first 256 KiB
 
-Ms from the moment Wi-Fi went down until 256 KiB had arrived that had not before. The target is of downloads: that their
-server waits for no time-out. The client of an upload begins its new leg in slow start, like any TCP; over this LTE that
-takes 248 ms by itself (*The splice*, "What cannot be helped").
+Ms from the moment Wi-Fi went down until 256 KiB had arrived that had not before. An upload begins its
+new leg in slow start (*The splice*, "What cannot be helped").
 
 {amount}
 
