@@ -52,7 +52,6 @@ class _Entry:
     routes: list[Route] = field(default_factory=list)
     families: frozenset[Family] = frozenset()  # for which one of the routes leads out
     metric: int | None = None  # the lowest that a route out had: the operating system's own order of preference
-    link: Link | None = None  # what follows from it; None where that has to be worked out anew
 
 
 class LinkTable:
@@ -111,7 +110,6 @@ class LinkTable:
                     self._entries[index] = _Entry(fact)
                     return True
                 changed = known.interface.is_up is not fact.is_up
-                known.link = None
                 known.interface = fact if fact.mtu is not None else replace(fact, mtu=known.interface.mtu)
                 return changed
             case InterfaceGone(index=index):
@@ -120,14 +118,10 @@ class LinkTable:
                 holder = self._entries.get(index)
                 if holder is not None:
                     holder.addresses[address] = fact
-                    holder.link = None
                 return False
             case AddressGone(index=index, address=address):
                 holder = self._entries.get(index)
-                if holder is None or holder.addresses.pop(address, None) is None:
-                    return False
-                holder.link = None
-                return True
+                return holder is not None and holder.addresses.pop(address, None) is not None
             case RoutesChanged():
                 return True
 
@@ -144,9 +138,7 @@ class LinkTable:
                 rank = self._names.index(name)
             else:
                 continue
-            if entry.link is None:
-                entry.link = self._link(index, entry)
-            found.append((rank, entry.link))
+            found.append((rank, self._link(index, entry)))
         found.sort(key=lambda ranked: (ranked[0], ranked[1].index))
         return {link.name: link for _, link in found}
 
@@ -154,7 +146,6 @@ class LinkTable:
         for entry in self._entries.values():
             ways_out = [route for route in entry.routes if self._leads_out(route)]
             entry.families = frozenset(Family(route.destination.version) for route in ways_out)
-            entry.link = None
             if ways_out:
                 entry.metric = min(route.metric for route in ways_out)
 
