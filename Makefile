@@ -14,7 +14,7 @@ install:  ## install what is missing: Debian packages (root), .venv, locked depe
 	@tools/install
 
 test: lint docs  ## lint, build the docs, run every test; a skipped test is a failed test
-	$(PYTHON) -m pytest --session-timeout=1000
+	$(PYTHON) -m pytest --session-timeout=2400
 
 demo: install  ## the main job: real curl and ssh move between networks, nothing is lost
 	@$(SCRIPT) demo/main.py

@@ -167,7 +167,7 @@ async def test_over_a_spare_a_leg_begins_with_what_has_probably_not_arrived(
     flight = asked.flight
     assert flight is not None
     assert flight.length + REQUEST_BYTES[LegCommand.RECONNECT] == fresh.segment_bytes * fresh.window_segments
-    arrived = before.delivered_per_s * 0.5 * before.rtt_least_ms / 1000
+    arrived = before.delivered_per_s * (0.5 * before.rtt_least_ms / 1000)
     assert arrived > 0
     assert flight.begins_at == asked.beginning() == 1_000_000 + int(arrived)
     # The next one has nothing to go by.

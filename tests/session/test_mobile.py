@@ -329,3 +329,16 @@ def test_a_leg_is_kept_where_nobody_has_understood_the_request_for_another(live:
     effects = live.attempt_failed(1, 2, LinkUnavailable("lte", "the proxy was restarted"))
     assert [type(effect) for effect in effects] == [Abandon, MoveFailed]
     assert (live.state, live.link) == (SessionState.LIVE, "wifi")
+
+
+def test_no_time_runs_while_an_attempt_waits_for_its_turn(live: MobileSession) -> None:
+    live.links_changed(1, ("lte",), RTT)
+    live.takes_turn(1, 2, waits=True)
+    assert live.deadline is None
+    assert live.on_time(1000) == []
+    live.takes_turn(1000, 1, waits=False)  # of an attempt that is over
+    assert live.deadline is None
+    live.takes_turn(1000, 2, waits=False)
+    assert live.deadline == pytest.approx(1000.6)
+    assert live.on_time(1000.5) == []
+    assert live.on_time(1000.7) == [Abandon(2)]

@@ -143,14 +143,12 @@ class Connection:
             self.stream.break_handover()
         self._apply(self._machine.links_changed(self._now(), links, rtt_s, hold_down_s), at_once=True)
 
-    def leg_lost(self, generation: int, error: OSError) -> None:
-        """The stream says that its newest leg is dead."""
-        del error  # the machine does the same whatever the reason
+    def leg_lost(self, generation: int, _error: OSError) -> None:
+        """The stream says that its newest leg is dead; what is done is the same whatever the reason."""
         self._apply(self._machine.leg_lost(self._now(), generation))
 
-    def lost_bytes(self, gap: StreamGapError) -> None:
+    def lost_bytes(self, _gap: StreamGapError) -> None:
         """The stream has a gap that nothing can fill: end loudly at both ends."""
-        del gap  # one is as bad as another
         self._reset(EndReason.BYTES_LOST)
 
     def proxy_ended(self, reason: EndReason) -> None:
@@ -233,19 +231,27 @@ class Connection:
         )
         self._attempts[effect.generation] = attempt
         spare = self._network.take_spare(effect.link)
-        begins = self.position.begins_on(spare, ask=effect.reconnect and not effect.handover_from)
-        if begins and at_once and spare is not None:
+        asks = effect.reconnect and not effect.handover_from
+        if self.position.begins_on(spare, ask=asks) and at_once and spare is not None:
             self._request(attempt, effect, spare)
         else:
             attempt.dial(self._dial(attempt, effect, spare), spare)
 
     async def _dial(self, attempt: LegAttempt, effect: mobile.Attempt, spare: socket.socket | None) -> None:
-        try:
-            sock = await self.position.dial(attempt.link, spare)
-        except (OSError, MsocksError) as error:
-            self._on_failure(attempt, error)
-            return
-        self._request(attempt, effect, sock)
+        gate = self._network.gates.at(attempt.link)
+        if waits := gate.locked():
+            self._apply(self._machine.takes_turn(self._now(), attempt.generation, waits=True))
+        async with gate:
+            if waits:
+                self._apply(self._machine.takes_turn(self._now(), attempt.generation, waits=False))
+            try:
+                sock = await self.position.dial(attempt.link, spare)
+            except (OSError, MsocksError) as error:
+                self._on_failure(attempt, error)
+                return
+            self._request(attempt, effect, sock)
+            if effect.reconnect:  # else the proxy waits for the server
+                await attempt.over()
 
     def _request(self, attempt: LegAttempt, effect: mobile.Attempt, sock: socket.socket) -> None:
         attempt.dialing = None
@@ -268,16 +274,7 @@ class Connection:
             return
         if effect.reconnect:
             # Upstream bytes follow the request at once: whatever the proxy has of them already, it skips.
-            self.stream.send_on(
-                sock,
-                attempt.generation,
-                begins_at,
-                overhead=attempt.request_bytes,
-                handover=attempt.handover,
-                split=attempt.split or self._network.is_doubtful(attempt.link),
-                first_flight=attempt.first_flight,
-            )
-            attempt.sends_from = begins_at
+            attempt.carry(self.stream, begins_at, doubtful=self._network.is_doubtful(attempt.link))
         self._machine.request_sent(self._now(), attempt.generation)
         self._arm()
         attempt.listen()
@@ -325,8 +322,7 @@ class Connection:
             return False
         self.told_split = attempt.split
         if attempt.sends_from is None:
-            split = attempt.split or self._network.is_doubtful(attempt.link)
-            stream.send_on(attempt.sock, attempt.generation, 0, overhead=attempt.request_bytes, split=split)
+            attempt.carry(stream, 0, doubtful=self._network.is_doubtful(attempt.link))
         stream.confirm(reply.up_acked, reply.up_fin_at is not None)
         return True
 

@@ -52,6 +52,7 @@ class LegAttempt:
         self._on_reply = on_reply
         self._on_failure = on_failure
         self._on_writable = on_writable
+        self._over = asyncio.Event()
 
     @property
     def sock(self) -> socket.socket:
@@ -96,6 +97,19 @@ class LegAttempt:
         """Begin to wait for the reply."""
         self._reactor.watch(self.sock.fileno(), self._on_events)
 
+    def carry(self, stream: LegStream, begins_at: int, *, doubtful: bool) -> None:
+        """Let the stream's upstream from `begins_at` on follow the request; `doubtful`: who ACKs on it is not known."""
+        stream.send_on(
+            self.sock,
+            self.generation,
+            begins_at,
+            overhead=self.request_bytes,
+            handover=self.handover,
+            split=self.split or doubtful,
+            first_flight=self.first_flight,
+        )
+        self.sends_from = begins_at
+
     def go_on(self, stream: LegStream, arrived: int) -> None:
         """Go on with the stream's upstream, of which the proxy has `arrived` bytes. Raises StreamGapError at a gap."""
         if self.flight is not None:
@@ -106,8 +120,13 @@ class LegAttempt:
         elif self.sends_from is not None and arrived < self.sends_from and not self.handover:
             raise StreamGapError(arrived, self.sends_from)
 
+    async def over(self) -> None:
+        """Wait until the reply has come, or nobody waits for it any longer."""
+        await self._over.wait()
+
     def cease(self) -> None:
         """Wait no longer."""
+        self._over.set()
         if self.dialing is not None:
             self.dialing.cancel()
         if self._sock is not None:
@@ -138,6 +157,7 @@ class LegAttempt:
                 self._on_failure(self, error)
                 return
             if received is not None:
+                self._over.set()
                 self._on_reply(self, received)
                 return
         if events & WRITABLE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Sequence
 
 from msocks.client.path_probe import ProbeSocket
@@ -30,6 +31,7 @@ class LinkPath:
         due: when that is; infinity where there is none.
         rechecked: Whether the kernel was asked about the present suspicion.
         looked_at: When all its connections were looked at last.
+        heard_on: The one that something was heard on last, as far as that was looked for.
         refused_at: When the proxy's host has said last that nobody listens, and
         refused_since: when the first time in a row.
         shown: What the subscribers know: see `picture`.
@@ -48,9 +50,11 @@ class LinkPath:
         self.due = math.inf
         self.rechecked = False
         self.looked_at = -math.inf
+        self.heard_on: socket.socket | None = None
         self.refused_since = self.refused_at = -math.inf
         self.shown = (LinkState.DOWN, False, False)
         self._tries = 0
+        self._sampled = 0
 
     @property
     def state(self) -> LinkState:
@@ -89,6 +93,16 @@ class LinkPath:
             return self.answering
         self._tries += 1
         return candidates[(self._tries - 1) % len(candidates)]
+
+    def sample(self, connections: Sequence[socket.socket], most: int) -> list[socket.socket]:
+        """Some of the link's connections: the one that was heard last, and others in turn."""
+        if len(connections) <= most:
+            return list(connections)
+        heard_on = self.heard_on
+        chosen = [heard_on] if heard_on is not None and heard_on in connections else []
+        chosen += [connections[(self._sampled + i) % len(connections)] for i in range(most)]
+        self._sampled += most
+        return chosen
 
     def close(self) -> None:
         """Ask no more, and forget what was found out."""

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from msocks.client.dial_gates import DialGates
 from msocks.client.ended_sessions import EndedSession
 from msocks.errors import MsocksError
 from msocks.protocol.control import ParkedLeg
@@ -58,6 +59,10 @@ class Network(Protocol):
     @property
     def authority(self) -> Authority | None:
         """The keys; None while there are none."""
+
+    @property
+    def gates(self) -> DialGates:
+        """Where those wait who want to dial."""
 
     async def dial(self, link: str) -> socket.socket:
         """Connect to the proxy over a link. Raises OSError, MsocksError."""

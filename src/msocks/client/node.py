@@ -13,6 +13,7 @@ from msocks.client.confirmations import Confirmations
 from msocks.client.connection import Connection
 from msocks.client.control_channel import ControlChannels
 from msocks.client.control_connection import ProxyWord
+from msocks.client.dial_gates import DialGates
 from msocks.client.ended_sessions import EndedSession
 from msocks.client.inbound import Inbound
 from msocks.client.link_path import LinkPath
@@ -68,6 +69,7 @@ class MobileNode:
         self.sweep = Sweep(self.reactor)
         self.connections: dict[SessionId, Connection] = {}
         self.udp: dict[SessionId, UdpConnection] = {}
+        self.gates = DialGates()
         self._association = Association()
         self._dialer = Dialer(self.reactor, access.addresses)
         self._monitor = LinkMonitor(loop, links)

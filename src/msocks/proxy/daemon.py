@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import Callable
 
 import structlog
@@ -21,6 +22,9 @@ _log = structlog.get_logger("msocks.proxy")
 # Objects that were made and not freed. A session makes some dozens; of a spliced one none is in a cycle, of a relayed
 # one a few. With Python's threshold, 700, the collector would look after every twentieth session, and mostly in vain.
 _COLLECT_AFTER = 5_000
+# The writer of session records holds the interpreter for no longer where the event loop wants it. Each system call and
+# each HMAC lets go of it, and with Python's 5 ms a thousand sessions that come at once would wait for it each time.
+_SWITCH_S = 0.0002
 
 
 async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
@@ -40,6 +44,7 @@ async def run_proxy(config: ProxyConfig, on_ready: Callable[[], None]) -> None:
     proxy = Proxy(config)
     await proxy.start()
     drop_privileges(config.state, splices=proxy.splices)
+    sys.setswitchinterval(_SWITCH_S)
     spare_collections()
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
     asked = asyncio.Event()

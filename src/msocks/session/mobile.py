@@ -29,13 +29,10 @@ from msocks.session.mobile_effects import (
     Parked,
     SessionState,
 )
+from msocks.session.patience import patience_s
 from msocks.session.verdicts import ENDINGS, REFUSALS
 from msocks.values.ids import FIRST_GENERATION
 
-# The TCP handshake and one round trip of the request, on a path whose round-trip time is not known yet.
-ATTEMPT_S = 3.0
-# How much longer than four round trips an answer may take where it is known.
-ATTEMPT_MARGIN_S = 0.4
 # A CONNECT waits for the server as well: as long as the proxy does, and a little more.
 CONNECT_REPLY_S = 35.0
 RETRY_FIRST_S = 0.1
@@ -55,7 +52,7 @@ class _Pending:
     generation: int
     link: str
     cause: MoveCause
-    deadline: float
+    deadline: float | None  # None: it waits for its turn
     handover: bool = False
     said: bool = False  # the request is on the way: whether the proxy has acted on it, only its reply tells
 
@@ -131,9 +128,8 @@ class MobileSession:
     @property
     def deadline(self) -> float | None:
         """When on_time() is due."""
-        moments = [moment for moment in (self._retry_at, self._hold_down_ends()) if moment is not None]
-        if self._pending is not None:
-            moments.append(self._pending.deadline)
+        answer_by = None if self._pending is None else self._pending.deadline
+        moments = [moment for moment in (answer_by, self._retry_at, self._hold_down_ends()) if moment is not None]
         return min(moments) if moments and not self._ended else None
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -201,6 +197,12 @@ class MobileSession:
             self._pending.said = True
             is_open = self._was_live or self._inbound
             self._pending.deadline = now + (self._patience(self._pending.link) if is_open else CONNECT_REPLY_S)
+
+    def takes_turn(self, now: float, generation: int, *, waits: bool) -> list[Effect]:
+        """The attempt waits for others to be answered, however long that takes; or no longer, and its time begins."""
+        if self._pending is not None and self._pending.generation == generation:
+            self._pending.deadline = None if waits else now + self._patience(self._pending.link)
+        return []
 
     def disowned(self, generation: int) -> None:
         """Whoever was asked by the attempt of `generation` did not know how: it has changed nothing."""
@@ -270,9 +272,10 @@ class MobileSession:
         """Time has passed."""
         if self._ended:
             return []
-        if self._pending is not None and now >= self._pending.deadline:
-            error = LinkUnavailable(self._pending.link, "the proxy did not answer over it in time")
-            return self.attempt_failed(now, self._pending.generation, error)
+        pending = self._pending
+        if pending is not None and pending.deadline is not None and now >= pending.deadline:
+            error = LinkUnavailable(pending.link, "the proxy did not answer over it in time")
+            return self.attempt_failed(now, pending.generation, error)
         return self._advance(now)
 
     # -- decisions --------------------------------------------------------------------------------------------------
@@ -318,13 +321,7 @@ class MobileSession:
         return None if self._better_since is None else self._better_since + self._hold_down_s
 
     def _patience(self, link: str) -> float:
-        rtt = self._rtt_s.get(link)
-        if rtt is None:
-            return ATTEMPT_S
-        # A proxy that a thousand sessions ask at once answers the last of them late: who asks again as soon each time
-        # makes it later still, and no answer ever comes in time.
-        rounds = self._failures // max(1, len(self.links))
-        return min(ATTEMPT_S, (4 * rtt + ATTEMPT_MARGIN_S) * (1 << min(rounds, 10)))
+        return patience_s(self._rtt_s.get(link), self._failures, len(self.links))
 
     def _attempt(self, now: float, link: str, cause: MoveCause) -> list[Effect]:
         self._generation += 1

@@ -225,23 +225,24 @@ class PathHealth:
         if self.state is not PathState.SILENT and len(moments) >= self._needed():
             self._fall_silent(now)
         elif self.state is PathState.SILENT and any(probe.sent_at >= self._first_answer_at for probe in overdue):
-            self._answers = 0
-            self._first_answer_at = math.inf
+            self._answers, self._first_answer_at = 0, math.inf
         if now < self._probe_due_at(now):
             return Means.NOTHING
         return self._means(now, suspicious=bool(overdue))
 
     def next_event(self, now: float) -> float:
         """When `advance` may have something to say, if nothing happens before; infinity where never."""
-        due = self._probe_due_at(now)
-        for probe in self._probes.values():
-            if not probe.was_overdue:
-                due = min(due, probe.sent_at + self._patience_s(probe))
-        return due
+        judged = (probe.sent_at + self._patience_s(probe) for probe in self._probes.values() if not probe.was_overdue)
+        return min([self._probe_due_at(now), *judged])
 
     def is_suspicious(self, now: float) -> bool:
         """Whether an answer is overdue and nothing was received since the question."""
         return bool(self._overdue(now))
+
+    def may_fall_silent(self) -> bool:
+        """Whether only what else is heard keeps `advance` from calling the path silent, now or before long."""
+        unanswered = {probe.sent_at for probe in self._probes.values() if probe.sent_at >= self.heard_at}
+        return len(unanswered) >= NEEDED_LEAST and self.state is not PathState.SILENT
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -297,8 +298,8 @@ class PathHealth:
     def _interval_s(self, now: float, suspicious: bool) -> float:
         """The pause after the last probe. It follows from how things were when that was sent, lest it runs away."""
         if self.state is PathState.UNPROVEN:
-            lasts = self._sent_at - self._began_at
-            return min(max(lasts / IDLE_SHARE, UNPROVEN_INTERVAL_S), UNPROVEN_INTERVAL_MOST_S)
+            share_s = (self._sent_at - self._began_at) / IDLE_SHARE
+            return min(max(share_s, UNPROVEN_INTERVAL_S), UNPROVEN_INTERVAL_MOST_S)
         if self.state is PathState.SILENT:
             return self._silent_interval_s()
         smoothed = self.rtt.smoothed_s
@@ -362,8 +363,7 @@ class PathHealth:
         self.state = PathState.SILENT
         self._silent_since = now
         self._flaps = self._flaps + 1 if now - self._silent_ended_at < FLAP_MEMORY_S else 1
-        self._answers = 0
-        self._first_answer_at = math.inf
+        self._answers, self._first_answer_at = 0, math.inf
         for probe in self._probes.values():
             probe.tells_loss = False
 
