@@ -94,6 +94,22 @@ async def test_one_that_the_proxy_closes_is_replaced_after_a_while(monkeypatch: 
         second.close()
 
 
+async def test_one_that_a_dying_proxy_has_closed_is_replaced_when_the_next_is_there() -> None:
+    async with world() as made:
+        made.spares.keep(["lte"], ["lte"])
+        (await made.accept()).close()
+        await asyncio.sleep(0.1)
+        assert made.dialled == ["lte"]
+        made.spares.retry()
+        made.spares.retry()  # it says so over each link
+        with await made.accept() as second:
+            taken = made.spares.take(link("lte"))
+            assert taken is not None
+            assert taken.getsockname() == second.getpeername()
+            taken.close()
+        assert made.dialled == ["lte", "lte"]
+
+
 async def test_one_over_a_link_in_use_stays_and_is_not_replaced() -> None:
     async with world() as made:
         made.spares.keep(["lte"], ["lte"])

@@ -291,6 +291,7 @@ class MobileNode:
         self._offer_links()
         for connection in self._all():
             connection.keys_changed(self._authority.key_up)
+        self._spares.retry()
         self.inbound.on_channel(link)
 
     def on_control_lost(self, link: str, error: MsocksError | OSError | None) -> None:

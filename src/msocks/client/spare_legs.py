@@ -71,6 +71,12 @@ class SpareLegs:
         for link in self._wanted - self._spares.keys():
             self._begin(link)
 
+    def retry(self) -> None:
+        """The proxy was heard anew: one that it has closed before, as it had no place or died, is not waited for."""
+        for link in list(self._openings):
+            self._openings.pop(link).cancel()
+            self._begin(link)
+
     def take(self, link: Link) -> socket.socket | None:
         """The spare over a link, if one stands; it is the caller's then, and another is opened where one is wanted."""
         spare = self._let_go(link.name)
