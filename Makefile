@@ -65,6 +65,7 @@ soak-crashes: install  ## 10,000 session-moves and 200 kills of the proxy; write
 
 bench-handoff: bench-install  ## stalls at a move, beside MPTCP and wireguard-go; writes docs/benchmarks/
 	@$(SCRIPT) benchmarks/handoff.py
+	@$(SCRIPT) benchmarks/new_connection.py
 	@$(SCRIPT) benchmarks/many_sessions.py
 
 bench-false-moves: install  ## six bad links for ten minutes: does anything move? goes into the page of bench-handoff

@@ -67,7 +67,7 @@ def _transfer(connection: socket.socket, options: argparse.Namespace, meter: Arr
     if connection.recv(1):
         raise TransferError("The server sent more than was asked for")
     seconds = time.monotonic() - began
-    return {"seconds": seconds, "download": asdict(down), "upload": asdict(up), **spent.so_far()}
+    return {"began": began, "seconds": seconds, "download": asdict(down), "upload": asdict(up), **spent.so_far()}
 
 
 def _read_to_end(connection: socket.socket) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import false_moves_page, handoff_page, many_sessions_page, publish, relay_page, soak_page
+from benchmarks import (
+    false_moves_page,
+    handoff_page,
+    many_sessions_page,
+    new_connection_page,
+    publish,
+    relay_page,
+    soak_page,
+)
 from msocks_lab import STANDARD_LAB
 
 ORIGIN = {
@@ -131,6 +139,21 @@ class TestHandoff:
             ["Wi-Fi goes down", "0.50 / 0.50", "lost / lost", "1", "0.50 / 0.50", "1.50 / 1.50", "1%", "20%"]
         ]
         assert "**Failed**: Wi-Fi goes silent: it did not start." in text
+
+    def test_a_new_connection(self):
+        amounts: dict[str, list[float | None]] = {"tcp": [240.4, 251.0, 247.6], "msocks": [250.0, None, 256.0]}
+        rounds = [
+            {"round": number + 1, "contender": contender, "amount_ms": amount}
+            for contender, found in amounts.items()
+            for number, amount in enumerate(found)
+        ]
+        text = new_connection_page.section({**ORIGIN, "rounds": rounds})
+        assert "took 248 / 251 ms" in text
+        assert "down 256 / lost\nms" in text
+        assert "of 3 rounds" in text
+        assert text in handoff_page.page(
+            self.raw(self.entry(1, "msocks", 90.0)), new_connection={**ORIGIN, "rounds": rounds}
+        )
 
     def test_false_moves(self):
         lab = {
