@@ -12,7 +12,8 @@ import pytest
 
 from msocks.client.leg_signs import LegSigns
 from msocks.client.link_path import LinkPath
-from msocks.session.path_health import NEEDED_LEAST, Means, PathHealth, PathState
+from msocks.session.path_health import NEEDED_LEAST, PathHealth
+from msocks.session.path_state import Means, PathState
 from msocks.transport.reactor import Reactor
 from msocks.values.link import Link, LinkState
 

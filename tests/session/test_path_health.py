@@ -15,14 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msocks.session.path_health import (
-    IDLE_METERED_S,
-    MARGIN_S,
-    Means,
-    PathHealth,
-    PathState,
-    Tariff,
-)
+from msocks.session.path_health import IDLE_METERED_S, MARGIN_S, PathHealth
+from msocks.session.path_state import Means, PathState, Tariff
 
 
 def always(_now: float) -> bool:
@@ -473,7 +467,25 @@ def test_what_was_heard_before_the_probes_excuses_nothing():
         health.on_probe_sent(1 + number / 20, number, Means.UDP)
     health.on_heard(0.9)
     health.advance(2.0)
+    health.advance(2.1)
     assert health.state is PathState.SILENT
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_who_looks_late_asks_by_other_means_before_a_path_is_called_silent(answers: bool):
+    """The proxy's program is stopped and its kernel is not; this program had no processor for a while."""
+    health = PathHealth(0.0)
+    health.on_probe_sent(0.0, 1, Means.UDP)
+    health.on_answer(0.01, 1)
+    for number in range(2, 8):
+        health.on_probe_sent(1 + number / 20, number, Means.UDP)
+    assert Means.CONTROL in health.advance(2.0)
+    health.on_probe_sent(2.0, 8, Means.CONTROL)
+    assert health.state is PathState.ALIVE
+    if answers:
+        health.on_heard(2.001)  # the ACK of the ping
+    health.advance(2.1)
+    assert health.state is (PathState.ALIVE if answers else PathState.SILENT)
 
 
 def test_patience_has_bounds():
@@ -483,10 +495,10 @@ def test_patience_has_bounds():
     for number in range(2, 8):
         health.on_probe_sent(0.5 + number / 1e6, number, Means.UDP)
     states = []
-    for margins in (0.9, 2):
+    for margins in (0.9, 2, 3):
         health.advance(0.5 + margins * MARGIN_S)
         states.append(health.state)
-    assert states == [PathState.ALIVE, PathState.SILENT]
+    assert states == [PathState.ALIVE, PathState.ALIVE, PathState.SILENT]
 
 
 EVENTS = st.lists(

@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 
 from msocks.client.leg_check import LegChecks
 from msocks.client.link_path import LinkPath
-from msocks.session.path_health import PathHealth, PathState
+from msocks.session.path_health import PathHealth
+from msocks.session.path_state import PathState
 from msocks.transport.kernel import TcpInfo, tcp_info
 from msocks.transport.reactor import Reactor
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from msocks.client.path_probe import ProbeSocket
 from msocks.errors import LinkCaptive
-from msocks.session.path_health import PathHealth, PathState
+from msocks.session.path_health import PathHealth
+from msocks.session.path_state import PathState
 from msocks.session.split_path import SplitPath
 from msocks.values.endpoint import Endpoint
 from msocks.values.link import Link, LinkState

@@ -27,7 +27,8 @@ from msocks.link_monitor.link_kind import link_kind
 from msocks.link_monitor.monitor import LinkMonitor, Subscriber
 from msocks.link_monitor.table import LinkChange, changes
 from msocks.protocol.probe import Position, ProbeAnswer
-from msocks.session.path_health import REFUSED_S, Means, PathHealth, PathState, Tariff
+from msocks.session.path_health import REFUSED_S, PathHealth
+from msocks.session.path_state import Means, PathState, Tariff
 from msocks.transport.dial import Dialer
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
@@ -337,10 +338,8 @@ class PathWatch:
 
     def _probe_socket(self, path: LinkPath, endpoint: Endpoint) -> ProbeSocket:
         if endpoint not in path.probes:
-            on_answer, on_refused = (
-                partial(self._on_probe_answer, path, endpoint),
-                partial(self.refused, path.link.name),
-            )
+            on_answer = partial(self._on_probe_answer, path, endpoint)
+            on_refused = partial(self.refused, path.link.name)
             link, keys = path.link, self._keys
             path.probes[endpoint] = ProbeSocket(
                 self._reactor, self._association, keys, link, endpoint, on_answer, self._on_position, on_refused

@@ -18,10 +18,10 @@ Times are seconds of one monotonic clock, which the caller reads.
 from __future__ import annotations
 
 import math
-from enum import Enum, Flag, StrEnum
 
 from msocks.session.path_loss import PathLoss
 from msocks.session.path_samples import Arrivals, RoundTripTime, SentProbe
+from msocks.session.path_state import Means, PathState, Tariff
 
 NEEDED_LEAST = 4
 NEEDED_MOST = 8
@@ -44,6 +44,9 @@ BUSY_LEAST_S = 0.05
 BUSY_MOST_S = 0.25
 BURST_LEAST_S = 0.02
 BURST_MOST_S = 0.1
+DOUBT = 1.5
+"""For so many intervals of a burst after something was asked because of a miss, no path is called silent: who looks
+late sees several misses at once, and has not asked by other means yet."""
 HUSH = 3
 """For so many intervals after its last traffic, a busy path that is quiet is asked in a burst."""
 DENSE_S = 0.05
@@ -74,34 +77,6 @@ UDP_RETRY_S = 30.0
 _FORGET_PROBE_S = 10.0
 
 
-class PathState(StrEnum):
-    """What is known of a path."""
-
-    UNPROVEN = "unproven"
-    """Nothing has arrived yet."""
-    ALIVE = "alive"
-    """Something has arrived, and nothing speaks against it."""
-    SILENT = "silent"
-    """Probes stay unanswered and nothing else arrives."""
-
-
-class Means(Flag):
-    """What to ask with."""
-
-    NOTHING = 0
-    UDP = 1
-    """A UDP probe."""
-    CONTROL = 2
-    """A ping on the control channel."""
-
-
-class Tariff(Enum):
-    """What asking costs."""
-
-    FREE = "free"
-    METERED = "metered"
-
-
 class PathHealth:
     """See the module. Call `advance` whenever `next_event` is due, or earlier.
 
@@ -129,6 +104,7 @@ class PathHealth:
         self._sent_at = -math.inf
         self.heard_at = -math.inf
         self._heard_tcp_at = -math.inf  # anything but an answer to a UDP probe
+        self._doubted_at = -math.inf  # when something was asked first because of misses that nothing excused
         self._traffic_at = now - 1.0  # a new path is worth a few samples
         self._legs = False
         self._excused_until = -math.inf
@@ -222,12 +198,16 @@ class PathHealth:
                 if probe.over_udp:
                     self._on_udp_lost(probe)
         moments = {probe.sent_at for probe in overdue}  # what is sent at once is lost at once
-        if self.state is not PathState.SILENT and len(moments) >= self._needed():
+        in_doubt_s = now - self._doubted_at if self._doubted_at > self.heard_at else 0.0
+        condemned = len(moments) >= self._needed() and in_doubt_s >= DOUBT * self._burst_s()
+        if self.state is not PathState.SILENT and condemned:
             self._fall_silent(now)
         elif self.state is PathState.SILENT and any(probe.sent_at >= self._first_answer_at for probe in overdue):
             self._answers, self._first_answer_at = 0, math.inf
         if now < self._probe_due_at(now):
             return Means.NOTHING
+        if overdue and self._doubted_at <= self.heard_at:
+            self._doubted_at = now
         return self._means(now, suspicious=bool(overdue))
 
     def next_event(self, now: float) -> float:
