@@ -25,6 +25,7 @@ from msocks.session.mobile_effects import (
     Parked,
     SessionState,
 )
+from msocks.session.patience import TURN_S
 
 OK = LegReply(status=LegStatus.OK)
 RTT = {"wifi": 0.005, "lte": 0.05}
@@ -331,14 +332,21 @@ def test_a_leg_is_kept_where_nobody_has_understood_the_request_for_another(live:
     assert (live.state, live.link) == (SessionState.LIVE, "wifi")
 
 
-def test_no_time_runs_while_an_attempt_waits_for_its_turn(live: MobileSession) -> None:
+def test_the_time_of_an_attempt_that_waits_for_its_turn_begins_with_that(live: MobileSession) -> None:
     live.links_changed(1, ("lte",), RTT)
     live.takes_turn(1, 2, waits=True)
-    assert live.deadline is None
-    assert live.on_time(1000) == []
-    live.takes_turn(1000, 1, waits=False)  # of an attempt that is over
-    assert live.deadline is None
-    live.takes_turn(1000, 2, waits=False)
-    assert live.deadline == pytest.approx(1000.6)
-    assert live.on_time(1000.5) == []
-    assert live.on_time(1000.7) == [Abandon(2)]
+    assert live.on_time(5) == []
+    live.takes_turn(5, 1, waits=False)  # of an attempt that is over
+    assert live.deadline == 1 + TURN_S
+    live.takes_turn(5, 2, waits=False)
+    assert live.deadline == pytest.approx(5.6)
+    assert live.on_time(5.5) == []
+    assert live.on_time(5.7) == [Abandon(2)]
+
+
+def test_an_attempt_whose_turn_does_not_come_tries_another_link(live: MobileSession) -> None:
+    live.links_changed(1, ("lte", "usb"), RTT)
+    live.takes_turn(1, 2, waits=True)
+    assert live.on_time(1 + TURN_S) == [Abandon(2)]
+    assert live.deadline is not None
+    assert live.on_time(live.deadline) == [Attempt(3, "usb", reconnect=True)]

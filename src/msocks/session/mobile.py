@@ -29,7 +29,7 @@ from msocks.session.mobile_effects import (
     Parked,
     SessionState,
 )
-from msocks.session.patience import patience_s
+from msocks.session.patience import TURN_S, patience_s
 from msocks.session.verdicts import ENDINGS, REFUSALS
 from msocks.values.ids import FIRST_GENERATION
 
@@ -52,7 +52,7 @@ class _Pending:
     generation: int
     link: str
     cause: MoveCause
-    deadline: float | None  # None: it waits for its turn
+    deadline: float
     handover: bool = False
     said: bool = False  # the request is on the way: whether the proxy has acted on it, only its reply tells
 
@@ -128,8 +128,9 @@ class MobileSession:
     @property
     def deadline(self) -> float | None:
         """When on_time() is due."""
-        answer_by = None if self._pending is None else self._pending.deadline
-        moments = [moment for moment in (answer_by, self._retry_at, self._hold_down_ends()) if moment is not None]
+        moments = [moment for moment in (self._retry_at, self._hold_down_ends()) if moment is not None]
+        if self._pending is not None:
+            moments.append(self._pending.deadline)
         return min(moments) if moments and not self._ended else None
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -199,9 +200,9 @@ class MobileSession:
             self._pending.deadline = now + (self._patience(self._pending.link) if is_open else CONNECT_REPLY_S)
 
     def takes_turn(self, now: float, generation: int, *, waits: bool) -> list[Effect]:
-        """The attempt waits for others to be answered, however long that takes; or no longer, and its time begins."""
+        """The attempt waits for others to be answered; or no longer, and its own time begins."""
         if self._pending is not None and self._pending.generation == generation:
-            self._pending.deadline = None if waits else now + self._patience(self._pending.link)
+            self._pending.deadline = now + (TURN_S if waits else self._patience(self._pending.link))
         return []
 
     def disowned(self, generation: int) -> None:
@@ -272,10 +273,9 @@ class MobileSession:
         """Time has passed."""
         if self._ended:
             return []
-        pending = self._pending
-        if pending is not None and pending.deadline is not None and now >= pending.deadline:
-            error = LinkUnavailable(pending.link, "the proxy did not answer over it in time")
-            return self.attempt_failed(now, pending.generation, error)
+        if self._pending is not None and now >= self._pending.deadline:
+            error = LinkUnavailable(self._pending.link, "the proxy did not answer over it in time")
+            return self.attempt_failed(now, self._pending.generation, error)
         return self._advance(now)
 
     # -- decisions --------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ ATTEMPT_S = 3.0
 """The TCP handshake and one round trip of the request, on a path whose round-trip time is not known yet."""
 ATTEMPT_MARGIN_S = 0.4
 """How much longer than four round trips an answer may take where it is known."""
+TURN_S = 10.0
+"""How long it waits for others to be answered before it asks. Where none of them is, another link is worth a try."""
 
 
 def patience_s(rtt_s: float | None, failures: int, links: int) -> float:
