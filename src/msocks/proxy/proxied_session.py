@@ -241,6 +241,9 @@ class ProxiedSession:
             self._failed()
             leg.discard()
             return
+        # Before all else that takes time: whoever kills the proxy before this is noted ends the session with its link.
+        if record.resumable and self._association is not None and conduit.identity is not None:
+            self._host.on_carried(record, self._association, grant, conduit.identity)
         if self._association is not None:
             self._association.announce(LegAccepted(record.session, leg.generation, leg.leg_number))
             _log.info(
@@ -253,8 +256,6 @@ class ProxiedSession:
                 datapath=grant.kind.name.lower(),
                 **({"why": grant.reason.name.lower()} if grant.reason else {}),
             )
-        if record.resumable and self._association is not None and conduit.identity is not None:
-            self._host.on_carried(record, self._association, grant, conduit.identity)
 
     def _failed(self) -> None:
         """The exception that is being handled is a fault of the proxy's."""
