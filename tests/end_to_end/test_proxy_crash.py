@@ -19,7 +19,17 @@ from typing import Any
 
 import pytest
 from tests.end_to_end.conftest import MSOCKS, PORT, Field, Transfer
-from tests.end_to_end.ends import Ends, entered, eventually, join, listen, read, sockets_toward
+from tests.end_to_end.ends import (
+    PATIENCE_S,
+    Ends,
+    connect,
+    entered,
+    eventually,
+    join,
+    listen,
+    read,
+    sockets_toward,
+)
 from tests.end_to_end.splice_fixtures import spliced
 
 from msocks_lab import CutMode
@@ -366,6 +376,24 @@ def test_before_what_a_plain_client_had_sent_early_had_arrived(spliced: Field) -
             for end in (client, server):
                 with pytest.raises(ConnectionResetError):
                     end.recv(1)
+
+
+def test_the_moment_after_the_reply(spliced: Field, soak: bool) -> None:
+    """What the next proxy has to know of a session is on record before anybody can know that it stands."""
+    field = spliced
+    for _ in range(20 if soak else 3):
+        with listen(field) as listener:
+            client = connect(field, listener.getsockname()[1])
+            field.kill_proxy()
+            server, _ = listener.accept()
+        server.settimeout(PATIENCE_S)
+        with Ends(client, server, 0) as ends:
+            advance(ends)
+            field.start_proxy("--open")
+            (listed,) = sessions(field)
+            assert listed["user"] == "alice"
+            advance(ends)
+        eventually(lambda: not sessions(field))
 
 
 @pytest.mark.long

@@ -90,8 +90,9 @@ store = SqliteSessions(__import__("pathlib").Path(sys.argv[1]), lambda _: None)
 store.load()
 other = sqlite3.connect(sys.argv[1], isolation_level=None)
 other.execute("BEGIN IMMEDIATE")
-for number, generation in ((1, 1), (2, 1), (1, 2)):
-    store.put(record(number, generation=generation))
+for generation in (1, 2):
+    store.put(record(1, generation=generation))
+store.note(record(2))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -117,6 +118,17 @@ def test_what_was_noted_is_forgotten_once_the_database_has_it(store: SqliteSessi
         store.put(record(number))
     eventually(lambda: noted_path(path).stat().st_size == 0)
     assert len(found_later(path)) == 49
+
+
+def test_what_is_only_noted_is_kept_until_it_is_put(store: SqliteSessions, path: Path):
+    store.put(record(2))
+    store.note(record(1))
+    eventually(lambda: store.is_durable(record(2).key))
+    time.sleep(0.1)
+    assert noted_path(path).stat().st_size > 0
+    store.put(record(1))
+    eventually(lambda: noted_path(path).stat().st_size == 0)
+    assert found_later(path) == [record(1), record(2)]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +297,7 @@ def test_a_full_disk_is_told_and_recovered_from(tmp_path: Path):
 
 def test_records_in_memory_do_not_outlive_the_process(tmp_path: Path):
     store = MemorySessions()
+    store.note(record())
     store.put(record())
     store.forget(record().key)
     assert not store.is_durable(record().key)

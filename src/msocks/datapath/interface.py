@@ -222,7 +222,8 @@ class Conduit(Protocol):
     @property
     def identity(self) -> bytes | None:
         """What names the session in a datapath that carries it on when this process dies: with all probability no
-        session before or after has the same. None where it would end with the process; before the first leg, too.
+        session before or after has the same. None where it would end with the process. Before the first leg, it holds
+        if that is carried by the splice.
         """
 
     def carriage_for(self, leg: socket.socket, *, split: bool = False) -> Carriage:

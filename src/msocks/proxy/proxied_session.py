@@ -86,7 +86,8 @@ class ProxiedSession:
     @property
     def outlives_process(self) -> bool:
         """Whether the datapath carries it on when this process is gone."""
-        return self._conduit is not None and self._conduit.identity is not None
+        conduit = self._conduit
+        return conduit is not None and conduit.kind is DatapathKind.SPLICE and conduit.identity is not None
 
     def view(self, durable: bool) -> SessionView:
         """The state for the operator."""
@@ -235,15 +236,15 @@ class ProxiedSession:
         self._association, self._sockaddr = leg.association, leg.sockaddr
         if was_parked:
             self._host.on_resumed(self)
+        # A proxy that is killed between this and the reply leaves a record too many, and not one too few.
+        noted = self._host.on_granted(record, self._association, grant, conduit.identity)
         try:
             conduit.attach(attachment)  # before all that can wait: the mobile does
         except Exception:
             self._failed()
             leg.discard()
             return
-        # Before all else that takes time: whoever kills the proxy before this is noted ends the session with its link.
-        if record.resumable and self._association is not None and conduit.identity is not None:
-            self._host.on_carried(record, self._association, grant, conduit.identity)
+        self._host.on_carried(noted)
         if self._association is not None:
             self._association.announce(LegAccepted(record.session, leg.generation, leg.leg_number))
             _log.info(

@@ -11,6 +11,7 @@ from msocks.proxy.associations import Association
 from msocks.proxy.waiting_leg import Grant
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.record import SessionRecord
+from msocks.store.sessions import StoredSession
 from msocks.values.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -39,8 +40,13 @@ class SessionHost(Protocol):
     def on_resumed(self, session: ProxiedSession) -> None:
         """A leg carries the session."""
 
-    def on_carried(self, record: SessionRecord, association: Association, grant: Grant, identity: bytes) -> None:
-        """The datapath carries the session on even if this process dies; `grant` is the newest leg's."""
+    def on_granted(
+        self, record: SessionRecord, association: Association | None, grant: Grant, identity: bytes | None
+    ) -> StoredSession | None:
+        """A leg is about to carry the session; what outlives this process, from now on, where that is to be."""
+
+    def on_carried(self, noted: StoredSession | None) -> None:
+        """It does, by the datapath; `on_granted` gave what was noted."""
 
     def on_ended(self, session: ProxiedSession) -> None:
         """The session is over; forget it."""

@@ -14,7 +14,7 @@ import structlog
 from msocks.datapath.interface import Datapath, Survivor
 from msocks.errors import EndReason
 from msocks.protocol.control import ParkedLeg, ReceivedStream, SessionEnded
-from msocks.protocol.leg import Close, CloseMode, Connect, LegReply, LegStatus, Query, Reconnect
+from msocks.protocol.leg import Close, CloseMode, Connect, DatapathKind, LegReply, LegStatus, Query, Reconnect
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.associations import Association
 from msocks.proxy.config import ProxyConfig
@@ -316,21 +316,30 @@ class SessionRegistry:
             self._tombstones.bury(record, self.now())
             self._store.forget((record.user, record.session))
 
-    def on_carried(self, record: SessionRecord, association: Association, grant: Grant, identity: bytes) -> None:
-        self._store.put(
-            StoredSession(
-                session=record.session,
-                user=record.user,
-                user_fingerprint=self._fingerprint(record.user),
-                association=association.id,
-                destination=record.destination,
-                opened_at=time.time() - (self.now() - record.opened_at),
-                generation=grant.generation,
-                up_from=grant.up_from,
-                down_from=grant.down_from,
-                identity=identity,
-            )
+    def on_granted(
+        self, record: SessionRecord, association: Association | None, grant: Grant, identity: bytes | None
+    ) -> StoredSession | None:
+        is_kept = record.resumable and grant.kind is DatapathKind.SPLICE
+        if not is_kept or association is None or identity is None:
+            return None
+        stored = StoredSession(
+            session=record.session,
+            user=record.user,
+            user_fingerprint=self._fingerprint(record.user),
+            association=association.id,
+            destination=record.destination,
+            opened_at=time.time() - (self.now() - record.opened_at),
+            generation=grant.generation,
+            up_from=grant.up_from,
+            down_from=grant.down_from,
+            identity=identity,
         )
+        self._store.note(stored)
+        return stored
+
+    def on_carried(self, noted: StoredSession | None) -> None:
+        if noted is not None:
+            self._store.put(noted)
 
     def on_hanging_up(self, session: ProxiedSession) -> None:
         self._hanging_up.add(session)

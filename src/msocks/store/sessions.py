@@ -101,6 +101,9 @@ class SessionStore(Protocol):
     def load(self) -> list[StoredSession]:
         """All records, in no order. Raises StoreError where they cannot be read."""
 
+    def note(self, record: StoredSession) -> None:
+        """The record outlives this process from now on, if `put` follows in the same turn or the process dies."""
+
     def put(self, record: StoredSession) -> None:
         """Store a record, in place of an earlier one of the session."""
 
@@ -119,6 +122,9 @@ class MemorySessions:
 
     def load(self) -> list[StoredSession]:
         return []
+
+    def note(self, record: StoredSession) -> None:
+        """Nobody could read it."""
 
     def put(self, record: StoredSession) -> None:
         """Nobody could read it."""
@@ -153,6 +159,7 @@ class SqliteSessions:
         self._pending: dict[Key, StoredSession | None] = {}  # None: to be removed
         self._writing: dict[Key, StoredSession | None] = {}
         self._stored: set[Key] = set()
+        self._ahead: StoredSession | None = None  # noted, and not put yet
         self._closing = False
         with self._explained():
             if not path.exists():
@@ -198,10 +205,17 @@ class SqliteSessions:
                     late[record.key] = record
         return late
 
+    def note(self, record: StoredSession) -> None:
+        with self._wake:
+            self._ahead = record
+            self._noted.note(_row(record))
+
     def put(self, record: StoredSession) -> None:
         with self._wake:
             self._pending[record.key] = record
-            self._noted.note(_row(record))
+            if self._ahead is not record:
+                self._noted.note(_row(record))
+            self._ahead = None
             self._wake_writer()
 
     def forget(self, key: Key) -> None:
@@ -211,6 +225,7 @@ class SqliteSessions:
                 self._wake_writer()
             else:
                 self._pending.pop(key, None)
+            self._ahead = None
 
     def _wake_writer(self) -> None:
         """With the lock. A proxy that has plain SOCKS clients alone never needs the thread, and is quicker without."""
@@ -262,7 +277,7 @@ class SqliteSessions:
             with self._wake:
                 self._writing = {}
                 self._stored.difference_update(key for key, record in batch.items() if record is None)
-                if not self._pending:
+                if not self._pending and self._ahead is None:
                     with contextlib.suppress(OSError):
                         self._noted.clear()
             if failed:

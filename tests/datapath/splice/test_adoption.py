@@ -85,17 +85,18 @@ def test_a_session_is_told_from_its_entry():
     ]
 
 
-def test_its_identity_is_that_of_the_server_leg_whatever_leg_carries_it():
+def identity(session: Session, slot: int) -> bytes:
+    survivor = survivor_of(session, slot)
+    assert survivor is not None
+    return survivor.identity
+
+
+def test_its_identity_is_the_same_whatever_leg_carries_it_and_no_other_sessions():
     one, other = spliced(), spliced()
     other.legs[MOBILE].generation, other.up.acked = 4, 10_000
-    first, second = survivor_of(one, 1), survivor_of(other, 2)
-    assert first is not None
-    assert second is not None
-    assert first.identity == second.identity
-    other.legs[SERVER].out_base += 1
-    third = survivor_of(other, 2)
-    assert third is not None
-    assert third.identity != first.identity
+    assert identity(one, 7) == identity(other, 7) != identity(other, 8)
+    other.incarnation += 1  # the next session of the slot
+    assert identity(other, 7) != identity(one, 7)
 
 
 @pytest.mark.parametrize("state", [SessionState.FREE, SessionState.OPENING])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address
 
 from msocks.datapath.interface import Survivor
-from msocks.datapath.splice.entries import key_of, stream_state
+from msocks.datapath.splice.entries import stream_state
 from msocks.datapath.splice.events import Event, EventType
 from msocks.datapath.splice.host import SpliceHost
 from msocks.datapath.splice.layout import NO_FIN, SERVER, LegFlag, LegState, Session, SessionFlag, SessionState
@@ -34,10 +34,9 @@ _ENDS = {
 }
 
 
-def identity_of(session: Session) -> bytes:
-    """The server leg's addresses, and where its two initial sequence numbers stood: 44 bytes."""
-    leg = session.legs[SERVER]
-    return key_of(leg) + leg.in_base.to_bytes(4, "big") + leg.out_base.to_bytes(4, "big")
+def identity_of(session: Session, slot: int) -> bytes:
+    """Its slot, and which of all that ever had that: 8 bytes."""
+    return slot.to_bytes(4, "big") + session.incarnation.to_bytes(4, "big")
 
 
 def survivor_of(session: Session, slot: int) -> Survivor | None:
@@ -49,7 +48,7 @@ def survivor_of(session: Session, slot: int) -> Survivor | None:
     state = stream_state(session, owed=0)
     return Survivor(
         place=slot,
-        identity=identity_of(session),
+        identity=identity_of(session, slot),
         server=_endpoint(remote),
         bound=_endpoint(bound),
         client=_endpoint(ends(mobile)[1]),

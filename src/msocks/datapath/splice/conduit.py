@@ -94,7 +94,9 @@ class SpliceConduit:
 
     @property
     def identity(self) -> bytes | None:
-        return identity_of(self._session) if self._relay is None and self._generation else None
+        if self._relay is not None or self._preparation is None:
+            return None
+        return identity_of(self._session, self._preparation.slot)
 
     @property
     def _spliced(self) -> bool:

@@ -51,6 +51,9 @@ static void msocks_open_entry(uintptr_t entry)
 	uint32_t incarnation = session->incarnation + 1;
 	struct timespec now;
 
+	/* A record of a session in tables that were thrown away shall find none in those that came after them. */
+	if (incarnation == 1)
+		(void)!getrandom(&incarnation, sizeof(incarnation), 0);
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	memset(session, 0, sizeof(*session));
 	session->incarnation = incarnation;
