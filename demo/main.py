@@ -126,15 +126,18 @@ class Show:
         """The lab's interface counters say which link the download's bytes and its ACKs cross, now."""
         if "curl" not in programs or self.download.done:
             return ""
-        self.watch(0.3)  # the link before delivers what was on its way there
         links = {link.name: link for link in self.world.lab.links}
+        earlier = links[to].counters()
+        self.watch(0.3)  # the link before delivers what was on its way there
         before = {name: link.counters() for name, link in links.items()}
         arrived = self.download.meter.total
         self.watch(1.0)
         moved = {name: links[name].counters().since(before[name]) for name in links}
         arrived = self.download.meter.total - arrived
-        if moved[to].bytes_down < arrived:
-            return f"{arrived} bytes arrived, but only {moved[to].bytes_down} came over {to}"
+        # Of what arrives, a part came before, and waited for a segment that had been lost.
+        came = links[to].counters().since(earlier).bytes_down
+        if came < arrived:
+            return f"{arrived} bytes arrived, but only {came} came over {to}"
         strays = [name for name, crossed in moved.items() if name != to and _busy(crossed)]
         return f"bytes still cross {', '.join(strays)}" if strays else ""
 
