@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tests.client.authority import OwnAuthority
+from tests.leg_pair import tcp_pair
 
 from msocks.client.connection import Connection
 from msocks.client.dial_gates import DialGates
@@ -19,7 +20,6 @@ from msocks.protocol.leg_reply_codec import encode_reply
 from msocks.protocol.leg_request_codec import LegRequestDecoder
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.mobile_effects import Carried
-from msocks.transport.kernel import prepare_leg
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
 from msocks.transport.sweep import Sweep
@@ -71,12 +71,7 @@ class Node(OwnAuthority):
         self.connection = Connection(self, Endpoint.of("192.0.2.1", 80), self.stream, self)
 
     async def dial(self, link: str) -> socket.socket:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            near = socket.create_connection(listener.getsockname())
-            far, _ = listener.accept()
-        for sock in (near, far):
-            sock.setblocking(False)
-            prepare_leg(sock)
+        near, far = tcp_pair()
         self.far.append(Far(far))
         self.legs.put_nowait(self.far[-1])
         return near

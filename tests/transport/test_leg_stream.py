@@ -10,24 +10,14 @@ import subprocess
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.leg_pair import tcp_pair
 
 from msocks.session.first_flight import FirstFlight
 from msocks.session.leg_chain import StreamGapError
 from msocks.session.resume import ClientPosition, StreamState, resume
-from msocks.transport.kernel import prepare_leg
 from msocks.transport.leg_stream import LegStream
 from msocks.transport.reactor import Reactor
 from msocks.transport.sweep import Sweep
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    for sock in (near, far):
-        sock.setblocking(False)
-        prepare_leg(sock)
-    return near, far
 
 
 def kill(sock: socket.socket) -> None:

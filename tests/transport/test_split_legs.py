@@ -7,7 +7,8 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.transport.test_leg_stream import Program, tcp_pair
+from tests.leg_pair import tcp_pair
+from tests.transport.test_leg_stream import Program
 
 from msocks.transport.reactor import Reactor
 from msocks.transport.sweep import Sweep
