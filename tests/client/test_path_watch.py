@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 from tests.client.mobile_lab import LinksOfANode, links_of_a_node, make_user, on_host, start_proxy
@@ -22,6 +25,7 @@ from msocks.values.link import LinkState
 from msocks_lab import CutMode, Direction, Lab, LabConfig, LinkConfig
 
 SINK_PORT = 7272
+BUSY_PORT = 7373
 
 
 @pytest.fixture(scope="module")
@@ -434,3 +438,32 @@ async def test_only_the_proxys_own_answers_count(lab: Lab, access: AccessLink):
         probe.send(number, 1)  # the ICMP error of the one before comes out here at the latest, and does no harm
         assert refused
         probe.close()
+
+
+async def test_how_long_a_stopped_proxy_had_a_probe_is_no_part_of_the_round_trip(lab: Lab, tmp_path: Path):
+    """Else a busy proxy would look as if something before it answered TCP."""
+    access = make_user(lab, tmp_path, port=BUSY_PORT)
+    process = start_proxy(lab, tmp_path, BUSY_PORT)
+    answers: list[tuple[float, float]] = []
+    async with links_of_a_node(lab, access, ["wifi"]) as node:
+        await node.until(lambda: node.told.opened)
+        probe = ProbeSocket(
+            node.reactor,
+            node.association,
+            ProbeKeys(node.association),
+            node.link("wifi"),
+            Endpoint.of(lab.proxy.ipv4, BUSY_PORT),
+            lambda answer, received_at: answers.append((answer.time / 1e6, received_at)),
+            lambda _position: None,
+            lambda: None,
+        )
+        os.kill(process.pid, signal.SIGSTOP)
+        sent_at = time.monotonic()
+        assert probe.send(node.association.next_probe_number(), int(sent_at * 1e6))
+        await asyncio.sleep(0.2)
+        os.kill(process.pid, signal.SIGCONT)
+        await node.until(lambda: answers)
+        probe.close()
+    ((counted_from, received_at),) = answers
+    assert received_at - sent_at > 0.2
+    assert 0.005 < received_at - counted_from < 0.1

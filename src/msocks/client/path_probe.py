@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msocks.client.association import Association, AssociationKeys
 from msocks.errors import ProtocolError
@@ -20,26 +19,12 @@ from msocks.protocol.probe import (
     encode_probe,
     probe_key,
 )
+from msocks.transport.arrival_stamp import STAMP_BYTES, age_s, stamp_arrivals
 from msocks.transport.dial import bound_socket
 from msocks.transport.reactor import READABLE, Reactor
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.ids import SessionId
 from msocks.values.link import Family, Link
-
-_SO_TIMESTAMPNS = 35
-_TIMESTAMP = struct.Struct("@ll")  # struct timespec, CLOCK_REALTIME
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESTAMP.size)
-_OLDEST_S = 10.0
-
-
-def _age_s(ancillary: Sequence[tuple[int, int, bytes]]) -> float:
-    """For how long the datagram with this ancillary data has been in this host; 0 where the clock was set meanwhile."""
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-            seconds, nanoseconds = _TIMESTAMP.unpack(data)
-            age_s = time.time() - (seconds + nanoseconds / 1e9)
-            return age_s if 0 <= age_s < _OLDEST_S else 0.0
-    return 0.0
 
 
 class ProbeKeys:
@@ -99,7 +84,7 @@ class ProbeSocket:
         self._on_refused = on_refused
         self._sock = bound_socket(link, Family.of(endpoint.address), socket.SOCK_DGRAM)
         try:
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            stamp_arrivals(self._sock)
             self._sock.connect((str(endpoint.host), endpoint.port))
             self.source: Address | None = Endpoint.from_sockaddr(self._sock.getsockname()).address
         except OSError:
@@ -137,7 +122,7 @@ class ProbeSocket:
         """Take what has arrived and was not reported yet. A loop that was held up may run its timers before that."""
         while self._sock.fileno() >= 0:  # an answer may make the owner close this socket
             try:
-                datagram, ancillary, _flags, _source = self._sock.recvmsg(PROBE_BYTES + 1, _ANCILLARY_BYTES)
+                datagram, ancillary, _flags, _source = self._sock.recvmsg(PROBE_BYTES + 1, STAMP_BYTES)
             except BlockingIOError:
                 return
             except ConnectionRefusedError:
@@ -147,7 +132,7 @@ class ProbeSocket:
                 continue  # an ICMP error, now fetched
             answer = self._verified(datagram)
             if isinstance(answer, ProbeAnswer):
-                self._on_answer(answer, time.monotonic() - _age_s(ancillary))
+                self._on_answer(answer, time.monotonic() - age_s(ancillary))
             elif answer is not None:
                 self._on_position(answer)
 

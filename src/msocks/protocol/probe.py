@@ -47,7 +47,7 @@ class Probe:
     Attributes:
         association: Whose keys authenticate it.
         sequence: Never used twice in the association, 0 to 2^64-1.
-        time: The client's own notion of time, 0 to 2^64-1, returned as it is.
+        time: When it was sent, in microseconds of a clock of the client's own, 0 to 2^64-1.
     """
 
     association: AssociationId
@@ -66,7 +66,8 @@ class ProbeAnswer:
     Attributes:
         association: As in the probe.
         sequence: As in the probe.
-        time: As in the probe.
+        time: As in the probe, and as many microseconds later as the proxy's host had the probe before the answer: what
+            has passed on the client's clock since then is the path's round trip, however busy the proxy is.
         observed: The source address and port of the probe as the proxy saw them. A change means that a NAT on the way
             forgot its mapping.
     """

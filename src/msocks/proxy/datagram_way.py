@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from msocks.proxy.listener import IP_PKTINFO
+from msocks.transport.arrival_stamp import STAMP_BYTES
 from msocks.values.endpoint import Endpoint
 
-ANCILLARY_BYTES = socket.CMSG_SPACE(20)
-"""Room for struct in6_pktinfo, the larger one."""
+ANCILLARY_BYTES = socket.CMSG_SPACE(20) + STAMP_BYTES
+"""Room for struct in6_pktinfo, the larger one, and for when it came."""
 
 # struct in_pktinfo: interface, address to answer from, address in the header
 _IN_PKTINFO = struct.Struct("=i4s4s")

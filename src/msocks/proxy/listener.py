@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from msocks.errors import AddressError, ConfigurationError, MsocksError
+from msocks.transport.arrival_stamp import stamp_arrivals
 from msocks.transport.datagram_socket import allow_fragments
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
@@ -187,6 +188,7 @@ def _bind(endpoint: Endpoint, kind: socket.SocketKind, both_families: bool) -> s
                 sock.setsockopt(level, option, value)
         else:
             allow_fragments(sock)
+            stamp_arrivals(sock)
             if ipv6:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             else:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from msocks.errors import ProtocolError
+from msocks.protocol.fields import MAX_U64
 from msocks.protocol.probe import (
     Position,
     PositionQuery,
@@ -22,9 +22,9 @@ from msocks.protocol.probe import (
 from msocks.protocol.udp_flow import is_udp_flow
 from msocks.proxy.associations import Association
 from msocks.proxy.datagram_way import ANCILLARY_BYTES, DatagramWay
+from msocks.transport.arrival_stamp import age_s
 from msocks.transport.datagram_socket import MOST_BYTES
 from msocks.transport.reactor import READABLE, Reactor
-from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId, SessionId
 
 _BATCH = 64
@@ -77,12 +77,12 @@ class ProbeResponder:
             if is_udp_flow(datagram):
                 self._on_flow(datagram, way)
                 continue
-            answer = self._answer(datagram, sockaddr)
+            answer = self._answer(datagram, way)
             if answer is not None:
                 way.send(answer)  # or not: a probe may be lost anywhere
         self._reactor.call_soon(lambda: self._on_events(READABLE))
 
-    def _answer(self, datagram: bytes, sockaddr: tuple[Any, ...]) -> bytes | None:
+    def _answer(self, datagram: bytes, way: DatagramWay) -> bytes | None:
         try:
             signed = decode_probe(datagram)
         except ProtocolError:
@@ -94,7 +94,8 @@ class ProbeResponder:
         answer: ProbeMessage
         match question:
             case Probe(_, sequence, time):
-                answer = ProbeAnswer(question.association, sequence, time, Endpoint.from_sockaddr(sockaddr))
+                later = min(time + int(age_s(way.ancillary) * 1e6), MAX_U64)
+                answer = ProbeAnswer(question.association, sequence, later, way.source)
             case PositionQuery(_, sequence, session):
                 received = self._received(association.user, session)
                 if received is None:
