@@ -18,6 +18,7 @@ from tests.client.mobile_lab import LinksOfANode, links_of_a_node, make_user, on
 from msocks.client.association import boot_time_s
 from msocks.client.path_probe import ProbeKeys, ProbeSocket
 from msocks.protocol.probe import Probe, ProbeAnswer, decode_probe, encode_probe, probe_key
+from msocks.session.split_path import NEEDED, SplitPath
 from msocks.values.access_link import AccessLink
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import AssociationId
@@ -438,6 +439,23 @@ async def test_only_the_proxys_own_answers_count(lab: Lab, access: AccessLink):
         probe.send(number, 1)  # the ICMP error of the one before comes out here at the latest, and does no harm
         assert refused
         probe.close()
+
+
+async def test_slow_pings_show_no_middlebox_where_probes_are_answered(lab: Lab, access: AccessLink):
+    async with node_of(lab, access) as node:
+        path = node.watch.path("wifi")
+        assert path is not None
+        assert path.health is not None
+        path.split = SplitPath()
+        path.split.on_tcp(0.005)
+        number = node.association.next_probe_number()
+        for _ in range(NEEDED):
+            node.watch.answered("wifi", number, 0.3)
+        assert not path.split.is_split
+        path.health.udp_blocked = True
+        for _ in range(NEEDED):
+            node.watch.answered("wifi", number, 0.3)
+        assert path.split.is_split
 
 
 async def test_how_long_a_stopped_proxy_had_a_probe_is_no_part_of_the_round_trip(lab: Lab, tmp_path: Path):

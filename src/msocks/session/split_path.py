@@ -19,7 +19,7 @@ import math
 
 FACTOR = 2.0
 MARGIN_S = 0.025
-"""A proxy's program may be so much slower than its kernel, which sends the ACKs."""
+"""Programs may be so much slower than the kernels, which send the ACKs, and say nothing of it."""
 NEEDED = 10
 """Enough for a busy machine to answer one of them at once."""
 
