@@ -26,7 +26,7 @@ async def serving(
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
     sockets: list[socket.socket] = []
-    transports: list[asyncio.Transport] = []
+    transports: list[tuple[asyncio.Transport, socket.socket]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -44,7 +44,7 @@ async def serving(
 
         with contextlib.suppress(OSError):  # the client has gone, or speaks no TLS
             transport, _ = await loop.connect_accepted_socket(protocol, sock, ssl=tls)
-            transports.append(transport)
+            transports.append((transport, sock))
 
     def accept() -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
@@ -70,8 +70,9 @@ async def serving(
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        for transport in transports:
-            transport.abort()  # who does not read any more would not let it close
+        for transport, sock in transports:
+            if sock.fileno() >= 0:  # asyncio cannot abort one that has written its last byte and closed
+                transport.abort()  # who does not read any more would not let it close
         await asyncio.sleep(0)
         for sock in sockets:
             sock.close()  # those that got no transport

@@ -85,6 +85,14 @@ class LegSigns:
                     busy_s = max(busy_s, _takes_now_s(tcp_info(leg)))
         path.split.on_whole(rtt_s, busy_s)
 
+    def note_ping(self, path: LinkPath, health: PathHealth, rtt_s: float, legs: Iterable[socket.socket]) -> None:
+        """It has answered one on the control channel, which is all there is where UDP is blocked.
+
+        A ping waits for both programs and for what TCP sends again, nobody says how long: else a slow one says nothing.
+        """
+        if health.udp_blocked or not path.split.is_slow(rtt_s):
+            self.note_whole(path, rtt_s, legs)
+
     def _note_loss(self, health: PathHealth, leg: socket.socket, info: TcpInfo) -> None:
         sent, again = info.sent_bytes, info.sent_again_bytes
         sent_before, again_before = self._sent.get(leg, (sent, again))

@@ -183,9 +183,7 @@ class PathWatch:
         path = self._paths.get(name)
         if path is not None and path.health is not None:
             path.health.on_answer(time.monotonic(), number)
-            # A ping waits for both programs, and for TCP to send again what is lost; nobody says how long.
-            if path.health.udp_blocked or not path.split.is_slow(rtt_s):
-                self._signs.note_whole(path, rtt_s, self._legs(name))
+            self._signs.note_ping(path, path.health, rtt_s, self._legs(name))
             self._after_news(path)
 
     def control_heard(self, name: str) -> None:
