@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -369,6 +369,20 @@ async def test_an_idle_metered_link_carries_next_to_nothing(lab: Lab, access: Ac
         assert node.watch.state("lte") is LinkState.UP
 
 
+def probe_socket(
+    lab: Lab,
+    node: LinksOfANode,
+    port: int,
+    on_answer: Callable[[ProbeAnswer, float], None],
+    on_refused: Callable[[], None] = lambda: None,
+) -> ProbeSocket:
+    """One of the test's own, over the node's wifi to a port of the proxy's host."""
+    keys, endpoint = ProbeKeys(node.association), Endpoint.of(lab.proxy.ipv4, port)
+    return ProbeSocket(
+        node.reactor, node.association, keys, node.link("wifi"), endpoint, on_answer, lambda _position: None, on_refused
+    )
+
+
 class FalseProxy(asyncio.DatagramProtocol):
     """Answers probes in its own way."""
 
@@ -412,15 +426,8 @@ async def test_only_the_proxys_own_answers_count(lab: Lab, access: AccessLink):
         transport, false_proxy = await loop.create_datagram_endpoint(lambda: FalseProxy(keys.down), sock=sock)
         answers: list[ProbeAnswer] = []
         refused: list[bool] = []
-        probe = ProbeSocket(
-            node.reactor,
-            node.association,
-            ProbeKeys(node.association),
-            node.link("wifi"),
-            Endpoint.of(lab.proxy.ipv4, SINK_PORT),
-            lambda answer, _received_at: answers.append(answer),
-            lambda _position: None,
-            lambda: refused.append(True),
+        probe = probe_socket(
+            lab, node, SINK_PORT, lambda answer, _received_at: answers.append(answer), lambda: refused.append(True)
         )
         for mode in ("garbage", "echo", "forged", "stranger"):
             false_proxy.mode = mode
@@ -465,15 +472,8 @@ async def test_how_long_a_stopped_proxy_had_a_probe_is_no_part_of_the_round_trip
     answers: list[tuple[float, float]] = []
     async with links_of_a_node(lab, access, ["wifi"]) as node:
         await node.until(lambda: node.told.opened)
-        probe = ProbeSocket(
-            node.reactor,
-            node.association,
-            ProbeKeys(node.association),
-            node.link("wifi"),
-            Endpoint.of(lab.proxy.ipv4, BUSY_PORT),
-            lambda answer, received_at: answers.append((answer.time / 1e6, received_at)),
-            lambda _position: None,
-            lambda: None,
+        probe = probe_socket(
+            lab, node, BUSY_PORT, lambda answer, received_at: answers.append((answer.time / 1e6, received_at))
         )
         os.kill(process.pid, signal.SIGSTOP)
         sent_at = time.monotonic()

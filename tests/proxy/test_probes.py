@@ -48,6 +48,7 @@ async def test_a_probe_is_answered_with_what_the_proxy_sees(proxy: RunningProxy)
     assert signed.verify(probe_key(node.keys.key_down))
     assert isinstance(signed.message, ProbeAnswer)
     assert signed.message.sequence == 5
+    assert 1234 <= signed.message.time < 51_234  # how long the proxy had it is added, in microseconds
     assert signed.message.observed == Endpoint.of("127.0.0.1", local[1])
 
 
