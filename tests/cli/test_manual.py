@@ -24,7 +24,7 @@ VERBS = [
 USER_VERBS = ["add", "list", "remove", "password"]
 
 # Beyond click, what a command line loads is paid at every start.
-HEAVY = {"aiohttp", "asyncio", "cryptography", "pydantic", "pyroute2", "segno", "sqlite3", "structlog", "uvloop"}
+HEAVY = {"asyncio", "cryptography", "h11", "pydantic", "pyroute2", "segno", "sqlite3", "structlog", "uvloop"}
 
 
 def test_the_program_lists_every_verb(msocks: CommandLine):

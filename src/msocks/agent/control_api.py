@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import structlog
-from aiohttp import web
 
 from msocks.agent.any_flow import AnyFlow
 from msocks.agent.control_json import SCHEMA, MoveOutcome, error_as_json, event_as_json, flow_as_json, moves_as_json
@@ -23,15 +22,12 @@ from msocks.agent.policy_errors import MoveForbidden, PolicyRefused
 from msocks.client.node import MobileNode
 from msocks.errors import ConfigurationError, LinkUnavailable, MsocksError, SessionEnded
 from msocks.session.mobile_effects import SessionState
+from msocks.transport.local_http import Answer, LocalHttpServer, Request, RequestRefused, Route, Stream
 
 # A CONNECT under way may take 35 s, and a move of such a flow waits for it.
 MOVE_TIMEOUT_S = 40.0
-_MOST_BODY_BYTES = 16 * 1024
-_STOPPING_S = 1.0
 
 _log = structlog.get_logger("msocks.agent.control_api")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class MoveTimedOut(MsocksError, TimeoutError):
@@ -51,6 +47,8 @@ class BadRequest(ConfigurationError):
 def status_of(error: MsocksError) -> HTTPStatus:
     """The HTTP status of an answer that tells `error`."""
     match error:
+        case RequestRefused():
+            return error.status
         case NoSuchFlow():
             return HTTPStatus.NOT_FOUND
         case BadRequest():
@@ -91,23 +89,19 @@ class ControlApi:
         self._status = status
         self._policy = policy
         self._path: Path | None = None
-        application = web.Application(middlewares=[_errors_as_json], client_max_size=_MOST_BODY_BYTES)
-        application.add_routes(
+        self._server = LocalHttpServer(
             [
-                web.get("/v1/status", self._get_status),
-                web.get("/v1/flows", self._get_flows),
-                web.get("/v1/links", self._get_links),
-                web.post("/v1/flows/{id}/move", self._move),
-                web.get("/v1/events", self._get_events),
-                web.get("/v1/flows/{id}/why", self._why),
-                web.post("/v1/flows/{id}/pin", self._pin),
-                web.post("/v1/flows/{id}/unpin", self._unpin),
-                web.post("/v1/reload", self._reload),
-            ]
-        )
-        # Who listens to the events and goes away shall not be waited for until the next event.
-        self._runner = web.AppRunner(
-            application, access_log=None, handler_cancellation=True, shutdown_timeout=_STOPPING_S
+                Route("GET", "/v1/status", self._get_status),
+                Route("GET", "/v1/flows", self._get_flows),
+                Route("GET", "/v1/links", self._get_links),
+                Route("POST", "/v1/flows/{id}/move", self._move),
+                Route("GET", "/v1/events", self._get_events),
+                Route("GET", "/v1/flows/{id}/why", self._why),
+                Route("POST", "/v1/flows/{id}/pin", self._pin),
+                Route("POST", "/v1/flows/{id}/unpin", self._unpin),
+                Route("POST", "/v1/reload", self._reload),
+            ],
+            _told,
         )
 
     async def start(self, path: Path) -> None:
@@ -118,24 +112,23 @@ class ControlApi:
         """
         listener = bind_control_socket(path)
         self._path = path
-        await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        await self._server.start(listener)
 
     async def close(self) -> None:
         """End what is being served, and remove the socket."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
-        await self._runner.cleanup()
+        await self._server.close()
 
-    async def _get_status(self, _request: web.Request) -> web.Response:
+    async def _get_status(self, _request: Request) -> Answer:
         return _answer(self._status())
 
-    async def _get_flows(self, _request: web.Request) -> web.Response:
+    async def _get_flows(self, _request: Request) -> Answer:
         printed = self._flows.printed()
         return _answer({"flows": [flow_as_json(view, printed[view.session]) for view in self._flows.views()]})
 
-    async def _get_links(self, _request: web.Request) -> web.Response:
+    async def _get_links(self, _request: Request) -> Answer:
         per_link = self._flows.per_link()
         by_policy = self._policy.links()
         links = [
@@ -154,9 +147,9 @@ class ControlApi:
         ]
         return _answer({"links": links})
 
-    async def _move(self, request: web.Request) -> web.Response:
-        link = await _wanted_link(request)
-        wanted = request.match_info["id"]
+    async def _move(self, request: Request) -> Answer:
+        link = _wanted_link(request)
+        wanted = request.names["id"]
         flows = self._wanted_flows(request)
         if link not in self._node.links:
             raise LinkUnavailable.unknown(link)
@@ -176,38 +169,37 @@ class ControlApi:
             return MoveOutcome(flow, before, MoveTimedOut(link))
         return MoveOutcome(flow, before, None)
 
-    def _wanted_flows(self, request: web.Request) -> list[AnyFlow]:
-        wanted = request.match_info["id"]
+    def _wanted_flows(self, request: Request) -> list[AnyFlow]:
+        wanted = request.names["id"]
         if wanted == "all":
             return [flow for flow in self._flows if flow.state is not SessionState.ENDED]
         return [self._flows.find(wanted)]
 
-    async def _why(self, request: web.Request) -> web.Response:
-        return _answer(self._policy.why(self._flows.find(request.match_info["id"])))
+    async def _why(self, request: Request) -> Answer:
+        return _answer(self._policy.why(self._flows.find(request.names["id"])))
 
-    async def _pin(self, request: web.Request) -> web.Response:
-        link = await _wanted_link(request)
+    async def _pin(self, request: Request) -> Answer:
+        link = _wanted_link(request)
         return _answer(self._policy.pin(self._wanted_flows(request), link))
 
-    async def _unpin(self, request: web.Request) -> web.Response:
+    async def _unpin(self, request: Request) -> Answer:
         return _answer(self._policy.unpin(self._wanted_flows(request)))
 
-    async def _reload(self, _request: web.Request) -> web.Response:
+    async def _reload(self, _request: Request) -> Answer:
         return _answer(await self._policy.reload())
 
-    async def _get_events(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    async def _get_events(self, _request: Request) -> Stream:
+        return Stream(self._events_as_json())
+
+    async def _events_as_json(self) -> AsyncGenerator[dict[str, Any], None]:
         async with aclosing(self._feed.listen()) as events:
-            await response.prepare(request)
-            with suppress(ConnectionError):
-                async for event in events:
-                    await response.write(json.dumps(event_as_json(event)).encode() + b"\n")
-        return response
+            async for event in events:
+                yield event_as_json(event)
 
 
-async def _wanted_link(request: web.Request) -> str:
+def _wanted_link(request: Request) -> str:
     try:
-        body = json.loads(await request.text())
+        body = json.loads(request.body)
     except (ValueError, RecursionError):
         body = None
     link = body.get("to") if isinstance(body, dict) else None
@@ -216,27 +208,20 @@ async def _wanted_link(request: web.Request) -> str:
     return link
 
 
-def _answer(values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> web.Response:
-    return web.json_response({"schema": SCHEMA} | values, status=status)
+def _answer(values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> Answer:
+    return Answer({"schema": SCHEMA} | values, status)
 
 
-def _refusal(error: MsocksError, status: HTTPStatus) -> web.Response:
+def _told(asked: str, error: Exception) -> Answer:
+    match error:
+        case RequestRefused():
+            what, remedy = f"{asked}: {error.what}", "docs/reference/control-api.md lists what there is"
+            told = MsocksError(what, remedy=remedy)
+        case MsocksError():
+            told = error
+        case _:
+            _log.error("control_request_failed", asked=asked, exc_info=error)
+            told = MsocksError("the agent met a fault of its own", remedy="its log says more")
+            return _answer({"error": error_as_json(told)}, HTTPStatus.INTERNAL_SERVER_ERROR)
     problems = problems_as_json(error.problems) if isinstance(error, PolicyRefused) else {}
-    return _answer({"error": error_as_json(error)} | problems, status)
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except MsocksError as error:
-        return _refusal(error, status_of(error))
-    except web.HTTPException as error:
-        what = f"{request.method} {request.path}: {error.reason.lower()}"
-        return _refusal(
-            MsocksError(what, remedy="docs/reference/control-api.md lists what there is"), HTTPStatus(error.status)
-        )
-    except Exception:
-        _log.exception("control_request_failed", method=request.method, path=request.path)
-        fault = MsocksError("the agent met a fault of its own", remedy="its log says more")
-        return _refusal(fault, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _answer({"error": error_as_json(told)} | problems, status_of(error))

@@ -35,7 +35,7 @@ def configure_log(*, verbose: bool) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # What asyncio and aiohttp have to say is rare and matters.
+    # What asyncio has to say is rare and matters.
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s event=%(message)s")
 
 

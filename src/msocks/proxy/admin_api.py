@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+import structlog
 
 from msocks.datapath.interface import Datapath
 from msocks.proxy.session_host import SessionView
 from msocks.proxy.udp_host import UdpView
 from msocks.store.running_proxy import short_socket_path
+from msocks.transport.local_http import Answer, LocalHttpServer, Request, RequestRefused, Route
 
 SCHEMA = 1
+
+_log = structlog.get_logger("msocks.proxy.admin_api")
 
 
 class AdminApi:
@@ -41,16 +45,18 @@ class AdminApi:
         self._datapath = datapath
         self._now = now
         self._users_changed = users_changed
-        application = web.Application()
-        application.router.add_get("/sessions", self._get_sessions)
-        application.router.add_get("/udp", self._get_udp)
-        application.router.add_get("/troubles", self._get_troubles)
-        application.router.add_post("/users-changed", self._post_users_changed)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
+        self._server = LocalHttpServer(
+            [
+                Route("GET", "/sessions", self._get_sessions),
+                Route("GET", "/udp", self._get_udp),
+                Route("GET", "/troubles", self._get_troubles),
+                Route("POST", "/users-changed", self._post_users_changed),
+            ],
+            _told,
+        )
 
     async def start(self) -> None:
         """Listen. A socket that a dead proxy left behind is replaced; the caller makes sure that none lives."""
-        await self._runner.setup()
         self._path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -58,31 +64,38 @@ class AdminApi:
                 sock.bind(path)
             # The directory's mode 0700 keeps others out in the moment before.
             self._path.chmod(0o600)
-            await web.SockSite(self._runner, sock).start()
+            await self._server.start(sock)
         except BaseException:
             sock.close()
             raise
 
     async def stop(self) -> None:
         """Close the socket and remove it."""
-        await self._runner.cleanup()
+        await self._server.close()
         self._path.unlink(missing_ok=True)
 
-    async def _get_sessions(self, _request: web.Request) -> web.Response:
+    async def _get_sessions(self, _request: Request) -> Answer:
         now = self._now()
-        return web.json_response({"schema": SCHEMA, "sessions": [_as_json(view, now) for view in self._sessions()]})
+        return Answer({"schema": SCHEMA, "sessions": [_as_json(view, now) for view in self._sessions()]})
 
-    async def _get_udp(self, _request: web.Request) -> web.Response:
+    async def _get_udp(self, _request: Request) -> Answer:
         now = self._now()
-        return web.json_response({"schema": SCHEMA, "udp": [_udp_as_json(view, now) for view in self._udp()]})
+        return Answer({"schema": SCHEMA, "udp": [_udp_as_json(view, now) for view in self._udp()]})
 
-    async def _get_troubles(self, _request: web.Request) -> web.Response:
+    async def _get_troubles(self, _request: Request) -> Answer:
         kind = self._datapath.kind.name.lower()
-        return web.json_response({"schema": SCHEMA, "datapath": kind, "troubles": await self._datapath.troubles()})
+        return Answer({"schema": SCHEMA, "datapath": kind, "troubles": await self._datapath.troubles()})
 
-    async def _post_users_changed(self, _request: web.Request) -> web.Response:
+    async def _post_users_changed(self, _request: Request) -> Answer:
         self._users_changed()
-        return web.json_response({"schema": SCHEMA})
+        return Answer({"schema": SCHEMA})
+
+
+def _told(asked: str, error: Exception) -> Answer:
+    if isinstance(error, RequestRefused):
+        return Answer({"schema": SCHEMA, "error": f"{asked}: {error.what}"}, error.status)
+    _log.error("admin_request_failed", asked=asked, exc_info=error)
+    return Answer({"schema": SCHEMA, "error": "see the proxy's log"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _as_json(view: SessionView, now: float) -> dict[str, Any]:
