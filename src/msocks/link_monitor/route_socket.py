@@ -1,7 +1,7 @@
 """One NETLINK_ROUTE conversation with the kernel: subscribe to changes, ask for all there is.
 
-pyroute2 encodes and decodes, but for interfaces; the socket is an ordinary non-blocking one, so any loop can watch it.
-What comes out are the few facts that make a link (rtnetlink(7)).
+The socket is an ordinary non-blocking one, so any loop can watch it. What comes out are the few facts that make a link
+(rtnetlink(7)), and no more than those is decoded: sessions wait for the news, and the agent for its first look.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, TypeAlias
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TypeAlias
 
 from msocks.values.endpoint import Address
-
-if TYPE_CHECKING:
-    from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 ARPHRD_ETHER = 1
 
@@ -31,8 +28,14 @@ _DUMP_ATTEMPTS = 5
 
 _NLMSG_HEADER = struct.Struct("=IHHII")
 _INTERFACE = struct.Struct("=BxHiI4x")  # struct ifinfomsg
+_ADDRESS = struct.Struct("=BxBBI")  # struct ifaddrmsg
+_ROUTE = struct.Struct("=BB2xBxxB4x")  # struct rtmsg
+_NEXT_HOP = struct.Struct("=HxxI")  # struct rtnexthop
 _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr
+_NLA_TYPE_MASK = 0x3FFF
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_MULTIPATH = 1, 4, 6, 9
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_MULTI, _NLM_F_DUMP = 0x1, 0x2, 0x300
 _NLM_F_DUMP_INTR = 0x10
@@ -43,7 +46,8 @@ _IFA_F_TEMPORARY, _IFA_F_OPTIMISTIC, _IFA_F_DADFAILED = 0x01, 0x04, 0x08
 _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x20, 0x40
 _SCOPE_UNIVERSE, _SCOPE_SITE = 0, 200
 _TABLE_LOCAL = 255
-_ROUTE_TABLE_AT, _ROUTE_TYPE_AT = 4, 7  # in struct rtmsg
+_FAMILIES: dict[int, bytes] = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+"""The families that are read, and what stands for a destination that is left out: any."""
 _TYPE_UNICAST = 1
 
 
@@ -143,10 +147,6 @@ class RouteSocket:
     """
 
     def __init__(self) -> None:
-        # A tenth of a second of imports, for the agent alone: not for everybody who imports this module.
-        from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
-        self._marshal: MarshalRtnl = MarshalRtnl()
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         try:
@@ -187,22 +187,16 @@ class RouteSocket:
     def routes(self) -> list[Route]:
         """All unicast routes, of whatever table, that lead out of an interface."""
         return [
-            route
-            for kind, message in self._dump(_RTM_GETROUTE)
-            if kind == _RTM_NEWROUTE and _is_way_out(message)
-            for route in _routes(self._decode(message))
+            route for kind, message in self._dump(_RTM_GETROUTE) if kind == _RTM_NEWROUTE for route in _routes(message)
         ]
 
     def interface(self, name: str) -> Interface | None:
         """One interface as it is at this moment; None where there is none of that name."""
-        from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-
-        request = ifinfmsg()
-        request["attrs"] = [("IFLA_IFNAME", name)]
-        request["header"]["type"] = _RTM_GETLINK
-        request["header"]["flags"] = _NLM_F_REQUEST
-        request.encode()
-        for kind, message in self._ask(bytes(request.data)):
+        attribute = os.fsencode(name) + b"\0"
+        attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(attribute), _IFLA_IFNAME) + attribute
+        body = bytes(_INTERFACE.size) + attribute
+        header = _NLMSG_HEADER.pack(_NLMSG_HEADER.size + len(body), _RTM_GETLINK, _NLM_F_REQUEST, 1, 0)
+        for kind, message in self._ask(header + body):
             if kind == _RTM_NEWLINK:
                 return _interface(message)
         return None
@@ -264,9 +258,6 @@ class RouteSocket:
                     if not flags & _NLM_F_MULTI:
                         return answer
 
-    def _decode(self, message: bytes) -> Any:
-        return next(self._marshal.parse(message))
-
     def _facts(self, kind: int, message: bytes) -> Iterator[Fact]:
         match kind:
             case 16 | 17:  # RTM_NEWLINK, RTM_DELLINK
@@ -274,7 +265,7 @@ class RouteSocket:
                 if family == socket.AF_UNSPEC:  # else a bridge speaks of one of its ports
                     yield _interface(message) if kind == _RTM_NEWLINK else InterfaceGone(index)
             case 20 | 21:  # RTM_NEWADDR, RTM_DELADDR
-                found = _address(self._decode(message))
+                found = _address(message)
                 if found is not None:
                     yield found if kind == _RTM_NEWADDR else AddressGone(found.index, found.address)
             case 24 | 25:  # RTM_NEWROUTE, RTM_DELROUTE
@@ -293,7 +284,6 @@ def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _interface(message: bytes) -> Interface:
-    """Read here: of what the kernel says of an interface pyroute2 decodes all, and a session waits for the news."""
     _, hardware, index, flags = _INTERFACE.unpack_from(message, _NLMSG_HEADER.size)
     attributes = _attributes(message, _NLMSG_HEADER.size + _INTERFACE.size)
     mtu = attributes.get(_IFLA_MTU)
@@ -304,7 +294,7 @@ def _interface(message: bytes) -> Interface:
         is_up=bool(flags & _IFF_UP),
         is_running=flags & running == running,
         is_loopback=bool(flags & _IFF_LOOPBACK),
-        mtu=None if mtu is None else int.from_bytes(mtu, sys.byteorder),
+        mtu=None if mtu is None else _number(mtu),
         hardware=hardware,
     )
 
@@ -316,25 +306,28 @@ def _attributes(message: bytes, at: int) -> dict[int, bytes]:
         length, kind = _ATTRIBUTE.unpack_from(message, at)
         if length < _ATTRIBUTE.size:
             break
-        found[kind] = message[at + _ATTRIBUTE.size : at + length]
+        found[kind & _NLA_TYPE_MASK] = message[at + _ATTRIBUTE.size : at + length]
         at += (length + 3) & ~3
     return found
 
 
-def _address(message: Any) -> InterfaceAddress | None:
+def _address(message: bytes) -> InterfaceAddress | None:
     """None for what cannot be the source of a connection beyond the local network."""
-    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    if text is None or message["scope"] not in (_SCOPE_UNIVERSE, _SCOPE_SITE):
+    family, flags, scope, index = _ADDRESS.unpack_from(message, _NLMSG_HEADER.size)
+    attributes = _attributes(message, _NLMSG_HEADER.size + _ADDRESS.size)
+    # Of a point-to-point interface IFA_ADDRESS is the other end's.
+    packed = attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS))
+    if packed is None or family not in _FAMILIES or scope not in (_SCOPE_UNIVERSE, _SCOPE_SITE):
         return None
-    address = ip_address(text)
+    address = ip_address(packed)
     if address.is_link_local or address.is_loopback or address.is_multicast:
         return None
-    flags = message.get_attr("IFA_FLAGS")
-    flags = message["flags"] if flags is None else flags
+    if _IFA_FLAGS in attributes:
+        flags = _number(attributes[_IFA_FLAGS])
     # An optimistic address may be used while its uniqueness is still being checked (RFC 4429).
     in_doubt = flags & _IFA_F_TENTATIVE and not flags & _IFA_F_OPTIMISTIC
     return InterfaceAddress(
-        index=message["index"],
+        index=index,
         address=address,
         is_usable=not in_doubt and not flags & _IFA_F_DADFAILED,
         is_deprecated=bool(flags & _IFA_F_DEPRECATED),
@@ -343,27 +336,32 @@ def _address(message: Any) -> InterfaceAddress | None:
     )
 
 
-def _is_way_out(message: bytes) -> bool:
-    """A cheap look before the costly decoding: most routes of a host are its own addresses and broadcasts."""
-    body = _NLMSG_HEADER.size
-    return message[body + _ROUTE_TABLE_AT] != _TABLE_LOCAL and message[body + _ROUTE_TYPE_AT] == _TYPE_UNICAST
-
-
-def _routes(message: Any) -> Iterator[Route]:
-    """One for each interface of a multipath route."""
-    version: type[IPv4Address | IPv6Address]
-    match message["family"]:
-        case socket.AF_INET:
-            version = IPv4Address
-        case socket.AF_INET6:
-            version = IPv6Address
-        case _:
-            return
-    destination = ip_network((message.get_attr("RTA_DST") or version(0), message["dst_len"]))
+def _routes(message: bytes) -> Iterator[Route]:
+    """One for each interface of a multipath route; none for the host's own addresses and broadcasts."""
+    family, prefix_length, table, kind = _ROUTE.unpack_from(message, _NLMSG_HEADER.size)
+    if table == _TABLE_LOCAL or kind != _TYPE_UNICAST or family not in _FAMILIES:
+        return
+    attributes = _attributes(message, _NLMSG_HEADER.size + _ROUTE.size)
+    destination = ip_network((attributes.get(_RTA_DST, _FAMILIES[family]), prefix_length))
     if destination.is_link_local or destination.is_multicast:
         return
-    metric = message.get_attr("RTA_PRIORITY") or 0
-    hops = message.get_attr("RTA_MULTIPATH")
-    for index in [hop["oif"] for hop in hops] if hops else [message.get_attr("RTA_OIF")]:
+    metric = _number(attributes.get(_RTA_PRIORITY, b""))
+    one = [_number(attributes[_RTA_OIF])] if _RTA_OIF in attributes else []
+    for index in one or _next_hops(attributes.get(_RTA_MULTIPATH, b"")):
         if index:
             yield Route(index, destination, metric)
+
+
+def _next_hops(hops: bytes) -> Iterator[int]:
+    """The interfaces of a multipath route."""
+    at = 0
+    while at + _NEXT_HOP.size <= len(hops):
+        length, index = _NEXT_HOP.unpack_from(hops, at)
+        if length < _NEXT_HOP.size:
+            break
+        yield index
+        at += (length + 3) & ~3
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)

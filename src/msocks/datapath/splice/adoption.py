@@ -81,7 +81,7 @@ def what_is_missing(session: Session) -> str:
 def clear_handshakes(tables: Tables) -> None:
     """What was under way when the earlier process died has ended with its sockets."""
     tables.delete_openings()
-    for slot in range(tables.slots):
+    for slot in tables.taken_slots():
         if tables.session(slot).state == SessionState.OPENING:
             tables.forget_flows(slot)
             tables.free_slot(slot)

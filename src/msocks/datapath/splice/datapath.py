@@ -96,7 +96,7 @@ class SpliceDatapath:
     def _claim_survivors(self) -> None:
         """Sessions of an earlier process go on; their ports are not free."""
         tables = self.tables
-        for slot in range(tables.slots):
+        for slot in tables.taken_slots():
             session = tables.session(slot)
             if session.state not in (SessionState.FREE, SessionState.OPENING):
                 local, remote = ends(session.legs[0])
@@ -154,7 +154,7 @@ class SpliceDatapath:
 
     def survivors(self) -> list[Survivor]:
         tables = self.tables
-        found = (survivor_of(tables.session(slot), slot) for slot in range(tables.slots) if slot not in self._conduits)
+        found = (survivor_of(tables.session(slot), slot) for slot in tables.taken_slots() if slot not in self._conduits)
         return [survivor for survivor in found if survivor is not None]
 
     def adopt(self, survivor: Survivor, owner: ConduitOwner, *, resumable: bool) -> SpliceConduit:
