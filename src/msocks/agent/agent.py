@@ -18,7 +18,6 @@ from msocks.agent.binds import Binds
 from msocks.agent.control_api import ControlApi
 from msocks.agent.control_json import error_as_json
 from msocks.agent.control_path import RUN_SUFFIX, SESSIONS_SUFFIX, default_control_paths
-from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.event_feed import EventFeed, FlowEvent, FlowEventKind
 from msocks.agent.farewell import Farewells
 from msocks.agent.flow import Flow
@@ -44,6 +43,7 @@ from msocks.protocol.socks5_wire import Command
 from msocks.session.byte_budget import ByteBudget
 from msocks.session.mobile_effects import Carried, SessionState
 from msocks.transport import service_manager
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.descriptor_limit import raise_descriptor_limit
 from msocks.transport.garbage import spare_collections
 from msocks.values.endpoint import Endpoint
@@ -81,11 +81,8 @@ class Agent:
             reaches=lambda: self.node.authorised and bool(self.node.usable_links),
             on_router_ended=self._reset_routed,
         )
-        self._connecting = DeadlineQueue[AnyFlow](
-            loop,
-            patience_s=settings.limits.connect_timeout_s,
-            limit=settings.limits.flows,
-            expire=self._on_connect_timeout,
+        self._connecting = Deadlines[AnyFlow](
+            loop, settings.limits.connect_timeout_s, self._on_connect_timeout, limit=settings.limits.flows
         )
         state = default_state_directory() if settings.state is None else Path(settings.state)
         self.steering = Steering(self.node, settings.policy, LinkMeter(state))
@@ -166,7 +163,7 @@ class Agent:
         await self.node.close()
         self.events.close()
         await self._api.close()
-        self._connecting.clear()
+        self._connecting.take_all()
         self._farewells.close()
         self.flows.close()
         self._keeper.close()

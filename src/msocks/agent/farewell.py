@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from msocks.agent.deadline_queue import DeadlineQueue
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import Reactor
 
@@ -26,9 +26,7 @@ class Farewells:
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-        self._leaving = DeadlineQueue[socket.socket](
-            reactor.loop, patience_s=_PATIENCE_S, limit=_MOST, expire=self._close
-        )
+        self._leaving = Deadlines[socket.socket](reactor.loop, _PATIENCE_S, self._close, limit=_MOST)
 
     def say(self, sock: socket.socket, answer: bytes | None) -> None:
         """Send `answer` and close, reset where it is None; the socket (non-blocking) is owned from now on."""
@@ -64,7 +62,7 @@ class Farewells:
 
     def close(self) -> None:
         """Close all of them now."""
-        for sock in self._leaving.clear():
+        for sock in self._leaving.take_all():
             self._close(sock)
 
     def _close(self, sock: socket.socket) -> None:

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from msocks.agent.any_flow import AnyFlow
-from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.flow import FlowView
 from msocks.agent.settings import AgentLimits
 from msocks.errors import MsocksError
 from msocks.session.mobile_effects import SessionState
+from msocks.transport.deadlines import Deadlines
 from msocks.values.ids import SessionId, matching, printed_forms
 
 
@@ -44,9 +44,7 @@ class FlowTable:
         self._limit = limits.flows
         self._flows: dict[SessionId, AnyFlow] = {}
         self._ended: dict[SessionId, FlowView] = {}
-        self._remembered = DeadlineQueue[SessionId](
-            loop, patience_s=limits.ended_kept_s, limit=limits.ended_flows, expire=self._forget
-        )
+        self._remembered = Deadlines[SessionId](loop, limits.ended_kept_s, self._forget, limit=limits.ended_flows)
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -72,7 +70,7 @@ class FlowTable:
 
     def close(self) -> None:
         """Forget what has ended, and stop the timer."""
-        self._remembered.clear()
+        self._remembered.take_all()
         self._ended.clear()
 
     def find(self, prefix: str) -> AnyFlow:

@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 
-from msocks.agent.deadline_queue import DeadlineQueue
 from msocks.agent.dialogue import Answer, Dialogue, dialogue_for
 from msocks.agent.farewell import Farewells
 from msocks.agent.settings import AgentLimits
@@ -20,6 +19,7 @@ from msocks.errors import ConfigurationError, ProtocolError
 from msocks.protocol.inbound import Incoming
 from msocks.protocol.socks5_wire import Command
 from msocks.transport.acceptor import Acceptor
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.origin import Origin, Wish
@@ -81,8 +81,8 @@ class LocalPort:
         self._farewells = farewells
         self._on_request = on_request
         self._acceptor = Acceptor(reactor, self._accepted, cannot_accept)
-        self._handshakes = DeadlineQueue[_Handshake](
-            reactor.loop, patience_s=limits.handshake_timeout_s, limit=limits.handshakes, expire=self._drop
+        self._handshakes = Deadlines[_Handshake](
+            reactor.loop, limits.handshake_timeout_s, self._drop, limit=limits.handshakes
         )
 
     @property
@@ -115,7 +115,7 @@ class LocalPort:
     def close(self) -> None:
         """Stop listening, and close what has not said where to."""
         self._acceptor.close()
-        for handshake in self._handshakes.clear():
+        for handshake in self._handshakes.take_all():
             self._drop(handshake)
 
     def _accepted(self, sock: socket.socket, _peer: tuple[Any, ...]) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Protocol, TypeAlias
 
-from msocks.proxy.deadlines import Deadlines
+from msocks.transport.deadlines import Deadlines
 from msocks.values.endpoint import Address
 
 Source: TypeAlias = bytes
@@ -89,7 +89,6 @@ class Admission:
         for connection in self._waiting.take_all():
             self._forget(connection)
             connection.abandon()
-        self._waiting.close()
 
     def _evict(self, connection: HalfOpen) -> None:
         self.leave(connection)

@@ -10,7 +10,7 @@ from msocks.protocol.control import KEY_BYTES, ControlMessage
 from msocks.protocol.probe import probe_key
 from msocks.protocol.replay import ReplayWindow
 from msocks.protocol.udp_flow import udp_flow_key
-from msocks.proxy.deadlines import Deadlines
+from msocks.transport.deadlines import Deadlines
 from msocks.values.ids import AssociationId
 
 
@@ -189,7 +189,7 @@ class AssociationRegistry:
 
     def close(self) -> None:
         """Forget everything; channels are closed by their owner."""
-        self._idle.close()
+        self._idle.take_all()
         self._associations.clear()
         self._of_user.clear()
 

@@ -32,10 +32,10 @@ from msocks.protocol.control_channel import ControlChannel, Side
 from msocks.protocol.inbound import Listen, Unlisten
 from msocks.proxy.admission import Source
 from msocks.proxy.associations import Association, AssociationLimit, AssociationRegistry, AssociationTaken
-from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.incoming import Incoming
 from msocks.proxy.mobile_listener import MobileHost, listen
 from msocks.store.state_directory import StoreError
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.reactor import FAILED, READABLE, WRITABLE, Reactor
 from msocks.transport.tls import TlsMachine
 from msocks.values.endpoint import Endpoint
@@ -343,5 +343,5 @@ class KeepAlive:
 
     def close(self) -> None:
         """Ask nobody any more."""
-        self._quiet.close()
-        self._silent.close()
+        self._quiet.take_all()
+        self._silent.take_all()

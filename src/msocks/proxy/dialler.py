@@ -11,10 +11,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TypeAlias
 
 from msocks.protocol.socks5_wire import ReplyCode
-from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.destination_rules import DestinationRules, Verdict
 from msocks.proxy.happy_eyeballs import ConnectRace, Preparation, interleave
 from msocks.proxy.resolver import ResolutionError, Resolver
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
@@ -200,7 +200,6 @@ class Dialler:
         """Give up all that is under way."""
         for dial in self._waiting.take_all():
             dial.cancel()
-        self._waiting.close()
 
 
 def _is_wildcard(endpoint: Endpoint) -> bool:

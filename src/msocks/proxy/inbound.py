@@ -18,12 +18,12 @@ import structlog
 from msocks.errors import EndReason
 from msocks.protocol.inbound import ListenStatus
 from msocks.proxy.config import ProxyConfig
-from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.dialler import Dialler
 from msocks.proxy.inbound_port import InboundPort, address_toward, is_anybody
 from msocks.proxy.inbound_rules import InboundRules
 from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.resolver import ResolutionError
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
@@ -166,8 +166,8 @@ class InboundRegistry:
                 self.end(listener, ListenStatus.FAILED, "the proxy is going down")
             else:
                 self.close_listener(listener)  # its client asks for it again
-        self._waiting.close()
-        self._untaken.close()
+        self._waiting.take_all()
+        self._untaken.take_all()
 
     # -- opening ----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from msocks.protocol.greeting import Announcement, classify
 from msocks.proxy.admission import Admission, Source, source_of
-from msocks.proxy.deadlines import Deadlines
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.kernel import reset_on_close
 from msocks.transport.reactor import FAILED, Reactor
 from msocks.values.endpoint import Endpoint

@@ -243,7 +243,6 @@ class _Core:
         self.sessions.end_all(EndReason.PROXY_FAILED)
         for connection in self._lingering.take_all():
             connection.close()
-        self._lingering.close()
         self.inbound.close()
         self.udp.close()
         self.keep_alive.close()

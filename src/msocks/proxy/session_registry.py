@@ -18,7 +18,6 @@ from msocks.protocol.leg import Close, CloseMode, Connect, DatapathKind, LegRepl
 from msocks.protocol.socks5_wire import ReplyCode
 from msocks.proxy.associations import Association
 from msocks.proxy.config import ProxyConfig
-from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.dialler import Dialler
 from msocks.proxy.proxied_session import ProxiedSession
 from msocks.proxy.session_host import SessionView
@@ -27,6 +26,7 @@ from msocks.session.byte_budget import ByteBudget
 from msocks.session.record import SessionRecord, SessionState, Tombstones
 from msocks.session.resume import ClientPosition
 from msocks.store.sessions import SessionStore, StoredSession
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Endpoint
 from msocks.values.ids import ID_BYTES, SessionId
@@ -258,10 +258,9 @@ class SessionRegistry:
         """The proxy goes: nothing carries the sessions any more."""
         for session in tuple(self._sessions.values()):
             session.end(reason)
-        self._parked.close()
+        self._parked.take_all()
         for session in self._hanging_up.take_all():
             session.cut()
-        self._hanging_up.close()
 
     def leave(self) -> None:
         """Let go of the sessions that the datapath carries on without this process, for the next one to adopt."""

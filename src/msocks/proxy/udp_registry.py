@@ -14,13 +14,13 @@ from msocks.protocol.udp_flow import Attach, Detach, FlowStatus, Up, decode_udp_
 from msocks.proxy.associations import Association
 from msocks.proxy.config import ProxyConfig
 from msocks.proxy.datagram_way import DatagramWay
-from msocks.proxy.deadlines import Deadlines
 from msocks.proxy.dialler import Dialler
 from msocks.proxy.incoming import Incoming
 from msocks.proxy.resolver import ResolutionError
 from msocks.proxy.udp_flow import UdpFlow, answer
 from msocks.proxy.udp_host import UdpAssociation, UdpView
 from msocks.proxy.udp_plain import PlainUdp
+from msocks.transport.deadlines import Deadlines
 from msocks.transport.reactor import Reactor
 from msocks.values.endpoint import Address, Endpoint
 from msocks.values.ids import AssociationId
@@ -182,7 +182,7 @@ class UdpRegistry:
         """End all."""
         for association in tuple(self._all):
             association.close()
-        self._idle.close()
+        self._idle.take_all()
         self.destinations.close()
 
     def _expire(self, association: UdpAssociation) -> None:

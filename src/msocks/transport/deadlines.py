@@ -7,7 +7,7 @@ cost a dictionary entry, and the loop has one timer however many members there a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,8 +22,17 @@ class Deadlines(Generic[T]):
     Members are compared as dictionary keys. A member that is due is no member any more when `on_due` gets it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, after_s: float, on_due: Callable[[T], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        after_s: float,
+        on_due: Callable[[T], None],
+        *,
+        limit: int | None = None,
+    ) -> None:
+        """`limit`: how many members there are at most; where one more comes, the oldest is due at once."""
         self._loop = loop
+        self._limit = limit
         self._after_s = after_s
         self._on_due = on_due
         self._due_at: dict[T, float] = {}
@@ -31,6 +40,10 @@ class Deadlines(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._due_at)
+
+    def __iter__(self) -> Iterator[T]:
+        """Oldest first."""
+        return iter(self._due_at)
 
     def __contains__(self, member: T) -> bool:
         return member in self._due_at
@@ -41,6 +54,10 @@ class Deadlines(Generic[T]):
         self._due_at[member] = self._loop.time() + self._after_s
         if self._timer is None:
             self._timer = self._loop.call_later(self._after_s, self._run)
+        if self._limit is not None and len(self._due_at) > self._limit:
+            oldest = next(iter(self._due_at))
+            del self._due_at[oldest]
+            self._on_due(oldest)
 
     def discard(self, member: T) -> bool:
         """End the wait of `member`; whether it was waiting."""
@@ -54,14 +71,10 @@ class Deadlines(Generic[T]):
         """End all waits; returns the members, oldest first."""
         members = list(self._due_at)
         self._due_at.clear()
-        return members
-
-    def close(self) -> None:
-        """End all waits and let go of the timer."""
-        self._due_at.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        return members
 
     def _run(self) -> None:
         now = self._loop.time()
