@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests.stepped_loop import SteppedLoop
 
 # How long an example takes says something of the machine, nothing of the code.
 _ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,14 +42,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether the tests may take their time (`make soak`)."""
     return bool(request.config.getoption("--soak"))
-
-
-@pytest.fixture
-def stepped_loop() -> Iterator[SteppedLoop]:
-    """A loop of the test's own whose time stands still."""
-    loop = SteppedLoop()
-    yield loop
-    loop.close()
 
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)

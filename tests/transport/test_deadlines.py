@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from tests.stepped_loop import SteppedLoop
 
 from msocks.transport.deadlines import Deadlines
+
+
+@pytest.fixture
+def stepped_loop() -> Iterator[SteppedLoop]:
+    loop = SteppedLoop()
+    yield loop
+    loop.close()
 
 
 def test_members_are_due_in_the_order_in_which_they_came(stepped_loop: SteppedLoop):
