@@ -45,8 +45,9 @@ def test_a_discarded_member_is_never_due_and_one_added_again_waits_anew(stepped_
     deadlines: Deadlines[str] = Deadlines(stepped_loop, 0.06, due.append)
     deadlines.add("discarded")
     deadlines.add("renewed")
-    deadlines.discard("discarded")
-    deadlines.discard("never there")
+    assert deadlines.discard("discarded")
+    assert not deadlines.discard("discarded")
+    assert not deadlines.discard("never there")
     stepped_loop.advance(0.04)
     deadlines.add("renewed")
     stepped_loop.advance(0.04)
@@ -108,3 +109,21 @@ def test_one_more_than_the_limit_and_the_oldest_is_due(stepped_loop: SteppedLoop
     for name in "abac":  # a, added again, is younger than b
         deadlines.add(name)
     assert (due, list(deadlines)) == (["b"], ["a", "c"])
+    assert deadlines.take_all() == ["a", "c"]
+    assert due == ["b"]
+
+
+def test_nobody_behind_another_is_due_before_its_time(stepped_loop: SteppedLoop):
+    due: list[str] = []
+    deadlines: Deadlines[str] = Deadlines(stepped_loop, 0.1, due.append)
+    deadlines.add("a")
+    stepped_loop.advance(0.05)
+    deadlines.add("b")
+    stepped_loop.advance(0.048)
+    assert due == []
+    stepped_loop.advance(0.004)
+    assert (due, list(deadlines)) == (["a"], ["b"])
+    stepped_loop.advance(0.046)
+    assert due == ["a"]
+    stepped_loop.advance(0.009)  # and 5 % later at most
+    assert (due, len(deadlines)) == (["a", "b"], 0)

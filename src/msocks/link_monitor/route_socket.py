@@ -272,15 +272,21 @@ class RouteSocket:
                 yield RoutesChanged()
 
 
+def _records(data: bytes, at: int, header: struct.Struct) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Header and bytes of each record from a place on: it begins with its length, and the next at a multiple of 4."""
+    while at + header.size <= len(data):
+        fields: tuple[int, ...] = header.unpack_from(data, at)
+        length = fields[0]
+        if length < header.size:
+            return
+        yield fields, data[at : at + length]
+        at += (length + 3) & ~3
+
+
 def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Type, flags and bytes of each message in a datagram."""
-    at = 0
-    while at + _NLMSG_HEADER.size <= len(data):
-        length, kind, flags, _sequence, _port = _NLMSG_HEADER.unpack_from(data, at)
-        if length < _NLMSG_HEADER.size:
-            return
-        yield kind, flags, data[at : at + length]
-        at += (length + 3) & ~3
+    for (_length, kind, flags, _sequence, _port), message in _records(data, 0, _NLMSG_HEADER):
+        yield kind, flags, message
 
 
 def _interface(message: bytes) -> Interface:
@@ -301,14 +307,8 @@ def _interface(message: bytes) -> Interface:
 
 def _attributes(message: bytes, at: int) -> dict[int, bytes]:
     """The attributes from a place on, by type."""
-    found = {}
-    while at + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, at)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & _NLA_TYPE_MASK] = message[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
-    return found
+    records = _records(message, at, _ATTRIBUTE)
+    return {kind & _NLA_TYPE_MASK: attribute[_ATTRIBUTE.size :] for (_length, kind), attribute in records}
 
 
 def _address(message: bytes) -> InterfaceAddress | None:
@@ -347,20 +347,10 @@ def _routes(message: bytes) -> Iterator[Route]:
         return
     metric = _number(attributes.get(_RTA_PRIORITY, b""))
     one = [_number(attributes[_RTA_OIF])] if _RTA_OIF in attributes else []
-    for index in one or _next_hops(attributes.get(_RTA_MULTIPATH, b"")):
+    hops = _records(attributes.get(_RTA_MULTIPATH, b""), 0, _NEXT_HOP)
+    for index in one or [index for (_length, index), _hop in hops]:
         if index:
             yield Route(index, destination, metric)
-
-
-def _next_hops(hops: bytes) -> Iterator[int]:
-    """The interfaces of a multipath route."""
-    at = 0
-    while at + _NEXT_HOP.size <= len(hops):
-        length, index = _NEXT_HOP.unpack_from(hops, at)
-        if length < _NEXT_HOP.size:
-            break
-        yield index
-        at += (length + 3) & ~3
 
 
 def _number(value: bytes) -> int:
